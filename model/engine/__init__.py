@@ -1,0 +1,1 @@
+"""Requests in, text deltas out. Knows nothing of HTTP."""

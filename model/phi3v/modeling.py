@@ -1,0 +1,124 @@
+"""``Phi3VForCausalLM``: Phi-3-vision as an ordinary transformers class.
+
+Composed of transformers' Phi-3 decoder and CLIP tower under the official tensor names, so that
+``from_pretrained``, ``save_pretrained``, ``device_map`` and ``generate`` work. The engine reads the
+weights of this class but runs the decoder itself (``model.phi3v.language``); ``generate`` here, one
+prompt at a time, is the oracle that the engine is tested against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Phi3ForCausalLM, Phi3Model
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.vision import Phi3VImageEmbedding
+
+# The official checkpoint holds nothing that the model does not use. Exports of CLIP by older
+# transformers also saved this buffer, which holds nothing but 0, 1, 2, ...
+IGNORED_ON_LOAD = [r"img_processor\.vision_model\.embeddings\.position_ids$"]
+
+
+class Phi3VModel(Phi3Model):
+    """The decoder with the image embedding beside its token embedding."""
+
+    config: Phi3VConfig
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__(config)
+        self.vision_embed_tokens = Phi3VImageEmbedding(config)
+        self.post_init()
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: list[Tensor] | None = None,
+        image_grids: list[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """Token embeddings with images at the negative ids, ``(..., hidden)``.
+
+        Negative ids are how the original processor marks image positions; no vocabulary entry can
+        then be mistaken for one.
+        """
+        embeddings = self.embed_tokens(input_ids.clamp(min=0))
+        if pixel_values:
+            image = torch.cat(self.vision_embed_tokens(pixel_values, image_grids or []))
+            places = input_ids < 0
+            if int(places.sum()) != image.shape[0]:
+                raise ValueError(
+                    f"the prompt has {int(places.sum())} image positions, "
+                    f"the images fill {image.shape[0]}"
+                )
+            embeddings[places] = image.to(embeddings.device, embeddings.dtype)
+        return embeddings
+
+
+class Phi3VForCausalLM(Phi3ForCausalLM):
+    """Phi-3-vision with its language model head.
+
+    Exact for one prompt at a time: transformers chooses LongRoPE's factors for a batch as a whole.
+    """
+
+    config: Phi3VConfig
+    config_class = Phi3VConfig
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
+    _keys_to_ignore_on_load_unexpected = IGNORED_ON_LOAD
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        # Past Phi3ForCausalLM's own constructor, which would build a second decoder.
+        super(Phi3ForCausalLM, self).__init__(config)
+        self.model = Phi3VModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: list[Tensor] | None = None,
+        image_grids: list[tuple[int, int]] | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of a prompt.
+
+        Args:
+            input_ids: ``(1, T)``; negative ids mark image positions.
+            pixel_values: per image ``(C, 3, 336, 336)``, as ``ImageProcessor`` makes them.
+            image_grids: per image, rows and columns of its crops.
+            inputs_embeds: instead of ``input_ids``.
+            attention_mask, position_ids, logits_to_keep, kwargs: as for ``Phi3ForCausalLM``;
+                named because ``generate`` reads the names from this signature.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.model.embed(input_ids, pixel_values, image_grids)
+        return super().forward(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Give the images only to steps that see the prompt: the first, and the crossing."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, **kwargs
+        )
+        ids = inputs.get("input_ids")
+        if ids is None or not bool((ids < 0).any()):
+            inputs["pixel_values"] = inputs["image_grids"] = None
+        return inputs
+
+
+AutoConfig.register("phi3_v", Phi3VConfig)
+AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)

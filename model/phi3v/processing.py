@@ -1,0 +1,86 @@
+"""From messages to prompt inputs: token ids with image positions, and the image's crops.
+
+The one place where text, template and image sizes meet. Pure computation on the CPU; the engine
+runs it in worker threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import ContextLengthError
+from model.phi3v.chat import Message, Prompt, Text, render
+from model.phi3v.image_processing import ImageInputs, ImageProcessor
+from model.phi3v.tokenizer import Phi3VTokenizer
+
+IMAGE_TOKEN_ID = -1  # marks an image position; no vocabulary entry can be mistaken for it
+
+
+@dataclass(frozen=True, eq=False)
+class PromptInputs:
+    """What the engine computes on.
+
+    Attributes:
+        token_ids: the prompt; ``IMAGE_TOKEN_ID`` at the positions of the image.
+        image: the image at those positions, if any.
+    """
+
+    token_ids: list[int]
+    image: ImageInputs | None = None
+
+
+class Processor:
+    """Chat template, tokenizer and image processor of one checkpoint."""
+
+    def __init__(self, tokenizer: Phi3VTokenizer, image_processor: ImageProcessor) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+
+    @classmethod
+    def from_checkpoint(cls, directory: Path) -> Processor:
+        """Read the tokenizer and processor files of a checkpoint; raises CheckpointError."""
+        return cls(Phi3VTokenizer(directory), ImageProcessor.from_checkpoint(directory))
+
+    def __call__(self, messages: Sequence[Message], max_tokens: int) -> PromptInputs:
+        """Tokenize a conversation and cut its last image into crops.
+
+        Args:
+            messages: the conversation.
+            max_tokens: longest prompt that can be served, in tokens.
+
+        Raises:
+            RequestError: the messages break a rule of the chat template or hold a bad image.
+            ContextLengthError: the prompt is longer than ``max_tokens``.
+        """
+        prompt = render(messages)
+        self._refuse_hopeless_length(prompt, max_tokens)
+        token_ids = self.tokenizer.encode(prompt.pieces[0])
+        if prompt.image is None:
+            check_length(len(token_ids), max_tokens)
+            return PromptInputs(token_ids)
+        rest = self.tokenizer.encode(prompt.pieces[1])
+        plan = self.image_processor.plan(*prompt.image.size)
+        check_length(len(token_ids) + plan.num_tokens + len(rest), max_tokens)
+        image = self.image_processor(prompt.image)
+        return PromptInputs(token_ids + [IMAGE_TOKEN_ID] * image.num_tokens + rest, image)
+
+    def _refuse_hopeless_length(self, prompt: Prompt, max_tokens: int) -> None:
+        """Refuse megabytes of text before spending seconds on tokenizing them."""
+        characters = sum(
+            len(part.text) for piece in prompt.pieces for part in piece if isinstance(part, Text)
+        )
+        check_length(characters // self.tokenizer.longest_piece, max_tokens, at_least="at least ")
+
+
+def check_length(length: int, max_tokens: int, at_least: str = "") -> None:
+    """Raise ContextLengthError when a prompt of ``length`` tokens is longer than ``max_tokens``."""
+    if length > max_tokens:
+        raise ContextLengthError(
+            f"the prompt has {at_least}{length} tokens, the limit is {max_tokens} "
+            f"(a context window of {max_tokens + 1} tokens less one to answer with); "
+            "shorten the messages or send a smaller image",
+            ("messages",),
+            length,
+        )

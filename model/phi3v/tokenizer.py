@@ -1,0 +1,140 @@
+"""Token ids of prompts, bytes of token ids, and stop ids, all from the checkpoint's own files.
+
+Control tokens are placed by name; text is encoded by a second tokenizer that has no added tokens,
+so that ``<|end|>`` or ``</s>`` typed by a user is plain text. How control tokens strip the white
+space beside them follows the flags in the checkpoint. Knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from model.errors import CheckpointError
+from model.phi3v.chat import ASSISTANT, END, USER, Control, Piece
+
+# Unicode's White_Space, which is what the tokenizers library strips; Python's str.strip() also
+# takes the separators U+001C to U+001F.
+WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+WORD_BOUNDARY = "\u2581"  # SentencePiece's mark for a space
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Phi3VTokenizer:
+    """The tokenizer of a Phi-3-vision checkpoint.
+
+    Args:
+        directory: checkpoint with ``tokenizer.json`` and, usually, ``tokenizer_config.json``.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or lacks Phi-3's control tokens.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        spec = _read_json(directory / "tokenizer.json")
+        config = _read_json(directory / "tokenizer_config.json", {})
+        try:
+            full = Tokenizer.from_str(json.dumps(spec))
+            plain = {**spec, "added_tokens": [], "post_processor": None}
+            self._text = Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            raise CheckpointError(f"{directory}/tokenizer.json cannot be used: {error}") from error
+        self._added = _added_tokens(spec, config)
+        missing = [name for name in (USER, ASSISTANT, END) if name not in self._added]
+        if missing:
+            raise CheckpointError(f"{directory}/tokenizer.json lacks {', '.join(missing)}")
+        self._ids = {name: int(token["id"]) for name, token in self._added.items()}
+        self._special_ids = {
+            self._ids[name] for name, token in self._added.items() if token["special"]
+        }
+        # What the post-processor puts before each piece: `<s>` in the official files.
+        self._prefix_ids: list[int] = full.encode("", add_special_tokens=True).ids
+        self._pieces = {i: piece for piece, i in full.get_vocab(with_added_tokens=True).items()}
+        self.longest_piece = max(map(len, self._pieces.values()))
+        eos = config.get("eos_token") or ""
+        eos_name = eos["content"] if isinstance(eos, dict) else eos
+        self.stop_ids = frozenset(
+            self._ids[name] for name in (END, ASSISTANT, eos_name) if name in self._ids
+        )
+
+    def encode(self, piece: Piece) -> list[int]:
+        """Token ids of one piece, with the prefix (``<s>``) that every piece gets."""
+        ids = list(self._prefix_ids)
+        for i, part in enumerate(piece):
+            if isinstance(part, Control):
+                ids.append(self._ids[part.name])
+                continue
+            text = part.text
+            if i > 0 and self._flag(piece[i - 1], "rstrip"):
+                text = text.lstrip(WHITE_SPACE)
+            if i + 1 < len(piece) and self._flag(piece[i + 1], "lstrip"):
+                text = text.rstrip(WHITE_SPACE)
+            if text:
+                ids += self._text.encode(text).ids
+        return ids
+
+    def _flag(self, part: object, flag: str) -> bool:
+        return isinstance(part, Control) and bool(self._added[part.name][flag])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text, in UTF-8; byte tokens may hold part of a character.
+
+        Special tokens and ids past the vocabulary add nothing.
+        """
+        return self._token_bytes(token_id)
+
+    @lru_cache(maxsize=100_000)  # noqa: B019 - one tokenizer lives as long as the process
+    def _token_bytes(self, token_id: int) -> bytes:
+        piece = self._pieces.get(token_id)
+        if piece is None or token_id in self._special_ids:
+            return b""
+        if match := BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(match[1])
+        return piece.replace(WORD_BOUNDARY, " ").encode()
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token stands for a single raw byte."""
+        return BYTE_PIECE.fullmatch(self._pieces.get(token_id, "")) is not None
+
+    def token_text(self, token_id: int) -> str:
+        """The token as a reader may see it, special ones by name (for logprobs)."""
+        if token_id in self._special_ids:
+            return self._pieces[token_id]
+        return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+
+def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Added tokens by name. A strip flag set in either file counts: people edit one of the two."""
+    overrides = {
+        token["content"]: token for token in config.get("added_tokens_decoder", {}).values()
+    }
+    return {
+        token["content"]: {
+            **token,
+            **{
+                flag: token.get(flag, False) or overrides.get(token["content"], {}).get(flag, False)
+                for flag in ("lstrip", "rstrip")
+            },
+        }
+        for token in spec.get("added_tokens", [])
+    }
+
+
+def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    if default is not None and not path.exists():
+        return default
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,102 @@
+"""From the crops of an image to its embeddings in the language model's space.
+
+CLIP tower (its last layer and final norm are never used: the features are ``hidden_states[-2]``),
+2x2 patch merge, crops laid out on their grid, learnable separators, projection to the hidden size.
+Parameter names are the official ones on disk.
+
+Shape suffixes: C crops (global view first), N patches of a crop (24 x 24), W tower width,
+M merged width (4 W), P image tokens, E hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from model.phi3v.configuration import Phi3VConfig
+
+MERGE = 2  # patches merged along each side
+CROPS_PER_PASS_CPU = 4  # more crops at once only spill the caches
+CROPS_PER_PASS_GPU = 68  # four images of 17 crops
+
+
+class Phi3VImageEmbedding(nn.Module):
+    """The vision half of Phi-3-vision."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        vision_config = config.vision_config
+        merged = vision_config.hidden_size * MERGE * MERGE
+        self.img_processor = CLIPVisionModel(vision_config)
+        self.glb_GN = nn.Parameter(torch.zeros(1, 1, merged))
+        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, merged))
+        self.img_projection = nn.Sequential(
+            nn.Linear(merged, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+
+    def forward(self, pixel_values: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:
+        """Embed images, their crops batched together.
+
+        Args:
+            pixel_values: per image, ``(C, 3, 336, 336)`` normalised crops, global view first, no
+                padding crops.
+            grids: per image, rows and columns of its crops after the global view.
+
+        Returns:
+            Per image ``(P, E)``, in the order of its image tokens.
+        """
+        crops = [pixels.shape[0] for pixels in pixel_values]
+        patches_CNW = self.patch_features(torch.cat(pixel_values))
+        return [
+            self.img_projection(self._lay_out(image_CNW, grid))
+            for image_CNW, grid in zip(patches_CNW.split(crops), grids, strict=True)
+        ]
+
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """CLIP ``hidden_states[-2]`` without the class token, ``(C, N, W)``."""
+        tower = self.img_processor
+        weight = tower.embeddings.patch_embedding.weight
+        pixels = pixels.to(weight.device, weight.dtype)
+        per_pass = CROPS_PER_PASS_CPU if weight.device.type == "cpu" else CROPS_PER_PASS_GPU
+        parts = []
+        for chunk in pixels.split(per_pass):
+            hidden = tower.pre_layrnorm(tower.embeddings(chunk))
+            for layer in tower.encoder.layers[:-1]:
+                hidden = layer(hidden, attention_mask=None)
+            parts.append(hidden[:, 1:])
+        return torch.cat(parts)
+
+    def _lay_out(self, patches_CNW: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tiles in reading order with a separator after each row, ``glb_GN``, global view."""
+        rows, columns = grid
+        merged = _merge_patches(patches_CNW)  # (C, side, side, M)
+        side = merged.shape[1]
+        global_view, tiles = merged[:1], merged[1:]
+        tiles = (
+            tiles.reshape(rows, columns, side, side, -1)
+            .permute(0, 2, 1, 3, 4)
+            .reshape(1, rows * side, columns * side, -1)
+        )
+        return torch.cat(
+            [self._end_rows(tiles), self.glb_GN[0], self._end_rows(global_view)]
+        )
+
+    def _end_rows(self, view: Tensor) -> Tensor:
+        """Append ``sub_GN`` to each row of ``(1, H, W, M)`` and flatten to ``(H * (W + 1), M)``."""
+        separator = self.sub_GN.expand(1, view.shape[1], 1, -1)
+        return torch.cat([view, separator], dim=2).flatten(0, 2)
+
+
+def _merge_patches(patches_CNW: Tensor) -> Tensor:
+    """Concatenate each 2x2 square of patches: ``(C, N, W)`` to ``(C, side/2, side/2, 4 W)``."""
+    crops, count, width = patches_CNW.shape
+    side = int(count**0.5)
+    half = side // MERGE
+    return (
+        patches_CNW.reshape(crops, half, MERGE, half, MERGE, width)
+        .permute(0, 1, 3, 2, 4, 5)
+        .reshape(crops, half, half, MERGE * MERGE * width)
+    )
