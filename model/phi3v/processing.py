@@ -61,10 +61,10 @@ class Processor:
             check_length(len(token_ids), max_tokens)
             return PromptInputs(token_ids)
         rest = self.tokenizer.encode(prompt.pieces[1])
-        plan = self.image_processor.plan(*prompt.image.size)
-        check_length(len(token_ids) + plan.num_tokens + len(rest), max_tokens)
         image = self.image_processor(prompt.image)
-        return PromptInputs(token_ids + [IMAGE_TOKEN_ID] * image.num_tokens + rest, image)
+        token_ids += [IMAGE_TOKEN_ID] * image.num_tokens + rest
+        check_length(len(token_ids), max_tokens)
+        return PromptInputs(token_ids, image)
 
     def _refuse_hopeless_length(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse megabytes of text before spending seconds on tokenizing them."""

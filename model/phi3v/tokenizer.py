@@ -100,6 +100,11 @@ class Phi3VTokenizer:
             return bytes.fromhex(match[1])
         return piece.replace(WORD_BOUNDARY, " ").encode()
 
+    def special_id(self, text: str) -> int | None:
+        """Id of the control token of that name, if ``text`` is one."""
+        token_id = self._ids.get(text)
+        return token_id if token_id in self._special_ids else None
+
     def is_byte(self, token_id: int) -> bool:
         """Whether the token stands for a single raw byte."""
         return BYTE_PIECE.fullmatch(self._pieces.get(token_id, "")) is not None

@@ -1,0 +1,113 @@
+"""Phi-3-vision, from a checkpoint's name to streams of text: the one door the server uses.
+
+Importing this package does not import torch; ``load_engine`` does.
+
+    engine, info = await load_engine(LoadOptions(model="demo"))
+    generation = await engine.generate([Message("user", "Hello")], SamplingParams())
+    async for delta in generation:
+        print(delta.text, end="")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from model.engine.config import LoadOptions, ModelInfo
+from model.engine.request import (
+    Alternative,
+    FinishReason,
+    SamplingParams,
+    TextDelta,
+    TokenLogprob,
+)
+from model.errors import (
+    CheckpointError,
+    ContextLengthError,
+    EngineDeadError,
+    ImageError,
+    ModelError,
+    OverloadedError,
+    RequestError,
+    TooManyImagesError,
+)
+from model.phi3v.chat import Message, Role
+
+if TYPE_CHECKING:
+    from model.engine.async_engine import AsyncEngine, Generation
+    from model.engine.engine import Engine
+
+__all__ = [
+    "Alternative",
+    "AsyncEngine",
+    "CheckpointError",
+    "ContextLengthError",
+    "EngineDeadError",
+    "FinishReason",
+    "Generation",
+    "ImageError",
+    "LoadOptions",
+    "Message",
+    "ModelError",
+    "ModelInfo",
+    "OverloadedError",
+    "RequestError",
+    "Role",
+    "SamplingParams",
+    "TextDelta",
+    "TokenLogprob",
+    "TooManyImagesError",
+    "load_engine",
+]
+
+DEMO = "demo"  # the name of the embedded checkpoint, wherever a model is named
+
+
+async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:
+    """Find, download or make the checkpoint, load it, and start its engine on this event loop.
+
+    The work is done in a daemon thread, so that a program told to stop need not wait for it.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be loaded.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[tuple[Engine, ModelInfo]] = loop.create_future()
+
+    def settle(result: tuple[Engine, ModelInfo] | None, error: BaseException | None) -> None:
+        if loaded.done():
+            return
+        if result is not None:
+            loaded.set_result(result)
+        elif error is not None:
+            loaded.set_exception(error)
+
+    def run() -> None:
+        try:
+            result, error = _load(options), None
+        except Exception as failure:  # handed to whoever awaits
+            result, error = None, failure
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            return  # the program stopped meanwhile; nobody waits for the engine
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    engine, info = await loaded
+    from model.engine.async_engine import AsyncEngine
+
+    return AsyncEngine(engine), info
+
+
+def _load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
+    from model.engine import loading
+
+    if options.model == DEMO:
+        from model.demo import demo_checkpoint
+
+        directory = demo_checkpoint()
+    else:
+        directory = loading.find_checkpoint(options.model)
+    info = loading.describe(directory, options.model)
+    return loading.load_engine(directory, options), info

@@ -1,0 +1,69 @@
+"""What to load and how large the engine may be. Plain values; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What to load and how much room it may take; None means "choose for this machine".
+
+    Attributes:
+        model: a checkpoint's directory or hub id.
+        kv_cache_gib: memory for KV blocks, in GiB.
+
+    The others are as in ``EngineConfig``.
+    """
+
+    model: str
+    dtype: DType = "auto"
+    device: Device = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 16
+    max_waiting: int = 256
+    prefill_chunk: int = 512
+    default_max_tokens: int = 4096
+    kv_cache_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Who the model is, for ``/info``."""
+
+    name: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes that bound the engine, all resolved.
+
+    Attributes:
+        max_model_len: longest sequence, prompt and answer, in tokens.
+        max_num_seqs: sequences computed together in one batch.
+        max_waiting: requests that may wait beyond those running before new ones are refused.
+        prefill_chunk: token budget for prefill in one step, beside the decoding sequences.
+        default_max_tokens: answer length when the request names none.
+        block_size: slots in a KV block.
+        num_blocks: KV blocks in all; they hold at least one sequence of ``max_model_len``.
+    """
+
+    max_model_len: int
+    max_num_seqs: int = 16
+    max_waiting: int = 256
+    prefill_chunk: int = 512
+    default_max_tokens: int = 4096
+    block_size: int = 16
+    num_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_blocks * self.block_size < self.max_model_len:
+            raise ValueError(
+                f"{self.num_blocks} blocks of {self.block_size} slots cannot hold one sequence of "
+                f"max_model_len {self.max_model_len}"
+            )

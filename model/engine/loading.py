@@ -1,0 +1,199 @@
+"""From a checkpoint's name to a ready engine: files, weights, sizes. All that can go wrong with a
+checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+
+from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
+from model.engine.engine import Engine
+from model.errors import CheckpointError
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.processing import Processor
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+BLOCK_SIZE = 16
+CPU_SHARE = 0.25  # of the available memory, for KV blocks
+CUDA_SHARE = 0.9  # of what the weights leave free
+OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
+
+
+def find_checkpoint(model: str) -> Path:
+    """The checkpoint's directory, downloaded from the hub when ``model`` is no local path.
+
+    Raises:
+        CheckpointError: no such directory, or the hub does not have it or cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        if not path.is_dir():
+            raise CheckpointError(f"{model} is a file; --model takes a checkpoint's directory")
+        return path
+    if model.count("/") != 1 or model.startswith((".", "~")):
+        raise CheckpointError(f"{model} does not exist; --model takes a directory or a hub id")
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{model} is no local directory and could not be downloaded from the hub: {reason}"
+        ) from error
+
+
+def describe(directory: Path, model: str) -> ModelInfo:
+    """Name and provider of a checkpoint, from its ``config.json`` or its own name."""
+    config = _read_config(directory)
+    name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
+    if name.lower() == OFFICIAL_NAME.lower():
+        name = OFFICIAL_NAME
+    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")))
+
+
+def load_engine(directory: Path, options: LoadOptions) -> Engine:
+    """Load a checkpoint and size its KV cache.
+
+    Raises:
+        CheckpointError: the files are incomplete or of another model, or the sizes do not fit.
+    """
+    raw = _read_config(directory)
+    if raw.get("model_type") != "phi3_v":
+        raise CheckpointError(
+            f"{directory} holds a {raw.get('model_type')!r} model; "
+            "this server runs Phi-3-vision only (model_type 'phi3_v')"
+        )
+    device = _device(options.device)
+    processor = Processor.from_checkpoint(directory)
+    model = _load_model(directory, _dtype(options.dtype, device, raw), device)
+    config = _engine_config(model, options)
+    stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
+    return Engine(model, processor, stop_ids, config)
+
+
+def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
+    try:
+        model, report = Phi3VForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            device_map=device,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"the checkpoint in {directory} cannot be loaded: {reason}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[what])):
+            raise CheckpointError(
+                f"the checkpoint in {directory} has {len(names)} {what.replace('_keys', '')} "
+                f"tensors, e.g. {names[0]}"
+            )
+    return model.eval().requires_grad_(False)
+
+
+def _engine_config(model: Phi3VForCausalLM, options: LoadOptions) -> EngineConfig:
+    """Fit window and KV blocks into the memory budget, and say what was chosen."""
+    config = model.config
+    device = model.lm_head.weight.device
+    slot_bytes = _slot_bytes(config, device, model.lm_head.weight.dtype)
+    budget = _kv_budget(options, device)
+    slots_that_fit = budget // (slot_bytes * BLOCK_SIZE) * BLOCK_SIZE
+    max_model_len = options.max_model_len or min(config.context_window, slots_that_fit)
+    if max_model_len > config.context_window:
+        raise CheckpointError(
+            f"--max-model-len {max_model_len} is beyond the checkpoint's context window of "
+            f"{config.context_window} tokens"
+        )
+    if max_model_len > slots_that_fit or slots_that_fit < 2:
+        raise CheckpointError(
+            f"a sequence of {max_model_len} tokens takes {max_model_len * slot_bytes / GIB:.2f} GiB "
+            f"of KV cache and the budget is {budget / GIB:.2f} GiB; "
+            "lower --max-model-len or raise --kv-cache-memory"
+        )
+    useful = max_model_len * options.max_num_seqs
+    num_blocks = -(-min(slots_that_fit, useful) // BLOCK_SIZE)
+    logger.info(
+        "KV cache: %d tokens (%.2f GiB); longest sequence %d tokens of the model's %d",
+        num_blocks * BLOCK_SIZE,
+        num_blocks * BLOCK_SIZE * slot_bytes / GIB,
+        max_model_len,
+        config.context_window,
+    )
+    return EngineConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_waiting=options.max_waiting,
+        prefill_chunk=options.prefill_chunk,
+        default_max_tokens=options.default_max_tokens,
+        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks,
+    )
+
+
+def _slot_bytes(config: Phi3VConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of keys and values of one position in all layers."""
+    heads = config.num_key_value_heads or config.num_attention_heads
+    head_dim = config.hidden_size // config.num_attention_heads
+    element = 4 if device.type == "cpu" else dtype.itemsize
+    return 2 * config.num_hidden_layers * heads * head_dim * element
+
+
+def _kv_budget(options: LoadOptions, device: torch.device) -> int:
+    if options.kv_cache_gib is not None:
+        return int(options.kv_cache_gib * GIB)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * CUDA_SHARE)
+    return int(psutil.virtual_memory().available * CPU_SHARE)
+
+
+def _device(wanted: Device) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("--device cuda was asked for and torch finds no CUDA device")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> torch.dtype:
+    """The asked dtype, or the checkpoint's own; float32 on a CPU without native bfloat16."""
+    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    dtype: torch.dtype = getattr(torch, name if wanted == "auto" else wanted)
+    if wanted == "auto" and device == "cpu" and dtype is not torch.float32:
+        native = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return dtype if native else torch.float32
+    return dtype
+
+
+def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:
+    """End-of-sequence ids of ``config.json`` and, where there is one, ``generation_config.json``."""
+    path = directory / "generation_config.json"
+    generation = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    ids: set[int] = set()
+    for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(ids)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return config

@@ -1,0 +1,74 @@
+"""Pure functions that change logits before sampling: bias, penalties, tokens not yet allowed.
+
+Each takes the step's logits and its sequences and touches only the rows that ask for it; a row's
+result never depends on its neighbours.
+
+Shape suffixes: S sequences sampled in the step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from model.engine.sequence import Sequence
+
+
+def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Logits after all processors, in OpenAI's and vLLM's order; the input is left as it is."""
+    params = [sequence.params for sequence in sequences]
+    if not any(
+        p.logit_bias
+        or p.presence_penalty
+        or p.frequency_penalty
+        or p.repetition_penalty != 1
+        or p.min_tokens
+        for p in params
+    ):
+        return logits_SV
+    logits_SV = logits_SV.clone()
+    for row, sequence in enumerate(sequences):
+        _repetition(logits_SV[row], sequence)
+        _presence_and_frequency(logits_SV[row], sequence)
+        _bias(logits_SV[row], sequence)
+        _not_yet(logits_SV[row], sequence)
+    return logits_SV
+
+
+def _repetition(logits_V: Tensor, sequence: Sequence) -> None:
+    penalty = sequence.params.repetition_penalty
+    if penalty == 1:
+        return
+    seen = set(chain(sequence.token_ids[: sequence.prompt_len], sequence.output_counts))
+    ids = _ids([i for i in seen if i >= 0], logits_V)
+    values = logits_V[ids]
+    logits_V[ids] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _presence_and_frequency(logits_V: Tensor, sequence: Sequence) -> None:
+    params, counts = sequence.params, sequence.output_counts
+    if not counts or not (params.presence_penalty or params.frequency_penalty):
+        return
+    times = torch.tensor(list(counts.values()), dtype=logits_V.dtype, device=logits_V.device)
+    penalty = params.presence_penalty + params.frequency_penalty * times
+    logits_V[_ids(list(counts), logits_V)] -= penalty
+
+
+def _bias(logits_V: Tensor, sequence: Sequence) -> None:
+    bias = sequence.params.logit_bias
+    if bias:
+        values = torch.tensor(list(bias.values()), dtype=logits_V.dtype, device=logits_V.device)
+        logits_V[_ids(list(bias), logits_V)] += values
+
+
+def _not_yet(logits_V: Tensor, sequence: Sequence) -> None:
+    """Forbid the stop tokens until ``min_tokens`` are out."""
+    if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
+        logits_V[_ids(list(sequence.stop_ids), logits_V)] = -torch.inf
+
+
+def _ids(token_ids: list[int], logits_V: Tensor) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=logits_V.device)

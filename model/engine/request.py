@@ -1,0 +1,87 @@
+"""What travels into the engine and out of it: immutable, torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when an answer ends. Values are validated at the server's door.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: keep the most probable tokens up to this mass.
+        top_k: keep this many most probable tokens; 0 keeps all.
+        min_p: keep tokens at least this probable relative to the most probable one.
+        presence_penalty: subtracted from the logit of every token generated so far.
+        frequency_penalty: the same, times how often it was generated.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen so far,
+            prompt included; 1 changes nothing.
+        logit_bias: added to the logits of these token ids.
+        seed: same seed, same prompt, same answer; None draws one.
+        max_tokens: None is the engine's default; never beyond the context window.
+        min_tokens: no stop token before this many tokens.
+        stop: strings that end the answer and are not part of it.
+        stop_token_ids: further ids that end the answer.
+        ignore_eos: generate past the checkpoint's own stop tokens.
+        logprobs: how many alternatives to report per token; None reports nothing.
+        n: answers to the same prompt; answer i is sampled with ``seed + i``.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token the model might have chosen: its text, its bytes and its log probability."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The chosen token and the most probable ones, from the raw logits in float32."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """What one step added to one answer.
+
+    Attributes:
+        index: which of the ``n`` answers.
+        text: new text; may be empty while a character or a possible stop string is incomplete.
+        token_ids: tokens generated, also those that add no text.
+        finish_reason: set on the last delta of an answer.
+        logprobs: of ``token_ids``, when asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()

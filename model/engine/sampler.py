@@ -1,0 +1,166 @@
+"""From logits to one token per sequence, all rows at once.
+
+A sampled row draws a single number from its own seed and position and looks it up in its cumulative
+distribution, so that the result never depends on the other rows of the batch nor on the device's
+random state. Log probabilities are those of the raw logits, before penalties and temperature.
+
+Shape suffixes: S sequences sampled in the step, R rows of them that are not greedy, V vocabulary,
+K candidate tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.engine.logits_processors import process
+from model.engine.request import SamplingParams
+from model.engine.sequence import Sequence
+
+GREEDY_BELOW = 1e-5  # a temperature below this would overflow the scaled logits
+CANDIDATES = 256  # most probable tokens tried before a row's whole vocabulary is sorted
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chosen token, with log probabilities when they were asked for.
+
+    Attributes:
+        top: most probable tokens and their log probabilities, best first.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
+    """Choose the next token of each sequence.
+
+    Args:
+        logits_SV: raw float32 logits of the step.
+        sequences: whose rows they are, in order.
+    """
+    processed_SV = process(logits_SV, sequences)
+    token_S = processed_SV.argmax(dim=-1)
+    rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
+    if rows:
+        token_S[rows] = _draw(processed_SV[rows], [sequences[i] for i in rows])
+    tokens: list[int] = token_S.tolist()
+    samples = [Sample(token) for token in tokens]
+    reported = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+    if reported:
+        logprobs_RV = torch.log_softmax(logits_SV[reported], dim=-1)
+        for row, i in zip(logprobs_RV, reported, strict=True):
+            samples[i] = _with_logprobs(tokens[i], row, sequences[i].params.logprobs or 0)
+    return samples
+
+
+def _with_logprobs(token_id: int, logprobs_V: Tensor, top: int) -> Sample:
+    best = logprobs_V.topk(top)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Sample(token_id, float(logprobs_V[token_id]), tuple(pairs))
+
+
+def _draw(logits_RV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Sample rows by temperature, top_k, top_p and min_p; returns int64 ``(R,)``."""
+    params = [s.params for s in sequences]
+    device = logits_RV.device
+    temperature_R = torch.tensor([p.temperature for p in params], device=device)
+    scaled_RV = logits_RV / temperature_R[:, None]
+    uniform_R = torch.tensor(
+        [uniform(s.seed, s.num_output) for s in sequences], dtype=torch.float64, device=device
+    )
+    token_R = torch.empty(len(params), dtype=torch.int64, device=device)
+    whole = [i for i, p in enumerate(params) if p.top_p >= 1 and not p.top_k and not p.min_p]
+    if whole:
+        token_R[whole] = _invert(scaled_RV[whole].softmax(-1), uniform_R[whole])
+    cut = [i for i in range(len(params)) if i not in whole]
+    if cut:
+        token_R[cut] = _draw_cut(scaled_RV[cut], uniform_R[cut], [params[i] for i in cut])
+    return token_R
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Where the tails of some rows are cut off; a ``top_k_R`` of ``vocabulary`` cuts nothing."""
+
+    vocabulary: int
+    top_k_R: Tensor
+    top_p_R: Tensor
+    min_p_R: Tensor
+
+    @classmethod
+    def of(cls, params: Rows[SamplingParams], vocabulary: int, device: torch.device) -> _Cuts:
+        return cls(
+            vocabulary,
+            torch.tensor([min(p.top_k or vocabulary, vocabulary) for p in params], device=device),
+            torch.tensor([p.top_p for p in params], device=device),
+            torch.tensor([p.min_p for p in params], device=device),
+        )
+
+    def rows(self, which: Tensor) -> _Cuts:
+        return _Cuts(
+            self.vocabulary, self.top_k_R[which], self.top_p_R[which], self.min_p_R[which]
+        )
+
+    def weights(self, prob_RK: Tensor) -> Tensor:
+        """Probabilities of candidates, best first, with those that are cut set to 0."""
+        rank_K = torch.arange(prob_RK.shape[1], device=prob_RK.device)
+        weight_RK = prob_RK * (rank_K < self.top_k_R[:, None])
+        # top_p is a share of the mass that top_k leaves.
+        before_RK = weight_RK.cumsum(-1) - weight_RK
+        mass_R = torch.where(self.top_k_R == self.vocabulary, 1.0, weight_RK.sum(-1))
+        in_top_p_RK = before_RK < (self.top_p_R * mass_R)[:, None]
+        in_min_p_RK = prob_RK >= self.min_p_R[:, None] * prob_RK[:, :1]
+        in_top_p_RK[:, 0] = True  # top_p of 0 keeps the best token
+        return weight_RK * (in_top_p_RK & in_min_p_RK)
+
+
+def _draw_cut(scaled_RV: Tensor, uniform_R: Tensor, params: Rows[SamplingParams]) -> Tensor:
+    """Sample rows with a cut, from their most probable tokens where those are enough."""
+    vocabulary = scaled_RV.shape[-1]
+    cuts = _Cuts.of(params, vocabulary, scaled_RV.device)
+    prob_RV = scaled_RV.softmax(-1)
+    best = prob_RV.topk(min(CANDIDATES, vocabulary))
+    # Enough: top_k ends within the candidates, or nothing is cut by it and they pass top_p.
+    enough_R = (cuts.top_k_R <= best.values.shape[1]) | (
+        (cuts.top_k_R == vocabulary) & (best.values.sum(-1) > cuts.top_p_R)
+    )
+    token_R = torch.empty_like(cuts.top_k_R)
+    for rows_R in (enough_R, ~enough_R):
+        if not bool(rows_R.any()):
+            continue
+        if rows_R is enough_R:
+            prob_RK, index_RK = best.values[rows_R], best.indices[rows_R]
+        else:
+            prob_RK, index_RK = prob_RV[rows_R].sort(dim=-1, descending=True)
+        weight_RK = cuts.rows(rows_R).weights(prob_RK)
+        chosen_R = _invert(weight_RK, uniform_R[rows_R])
+        token_R[rows_R] = index_RK.gather(1, chosen_R[:, None])[:, 0]
+    return token_R
+
+
+def _invert(weight_RK: Tensor, uniform_R: Tensor) -> Tensor:
+    """Index at which each row's cumulative weight passes its uniform number's share."""
+    cumulative_RK = weight_RK.double().cumsum(-1)
+    total_R = cumulative_RK[:, -1]
+    target_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
+    return torch.searchsorted(cumulative_RK, target_R[:, None], right=True)[:, 0]
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on the seed and the position alone (SplitMix64)."""
+    mask = (1 << 64) - 1
+    z = (_mix(seed & mask) + 0x9E3779B97F4A7C15 * (position + 1)) & mask
+    return (_mix(z) >> 11) / (1 << 53)
+
+
+def _mix(z: int) -> int:
+    mask = (1 << 64) - 1
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
