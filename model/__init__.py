@@ -27,12 +27,13 @@ from model.errors import (
     ContextLengthError,
     EngineDeadError,
     ImageError,
+    ModalityError,
     ModelError,
     OverloadedError,
     RequestError,
     TooManyImagesError,
 )
-from model.phi3v.chat import Message, Role
+from model.phi3v.chat import Message, MessageImage, Role
 
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine, Generation
@@ -49,6 +50,8 @@ __all__ = [
     "ImageError",
     "LoadOptions",
     "Message",
+    "MessageImage",
+    "ModalityError",
     "ModelError",
     "ModelInfo",
     "OverloadedError",

@@ -4,6 +4,7 @@
     ├── CheckpointError         the checkpoint cannot be loaded (start-up; never a user's fault)
     ├── RequestError            this request cannot be served as asked; carries the field at fault
     │   ├── ImageError          the image cannot be read or shaped into crops
+    │   ├── ModalityError       something other than text and user images, or a remote image
     │   ├── TooManyImagesError  two images in one turn
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
@@ -41,6 +42,10 @@ class RequestError(ModelError):
 
 class ImageError(RequestError):
     """The image cannot be read, is too large, or has a hopeless shape."""
+
+
+class ModalityError(RequestError):
+    """A kind of input that the model, or this place in the conversation, does not take."""
 
 
 class TooManyImagesError(RequestError):

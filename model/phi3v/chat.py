@@ -7,17 +7,30 @@ and so can never become a control token. Knows nothing of token ids; imports no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
 
-from model.errors import RequestError, TooManyImagesError
+from model.errors import ModalityError, RequestError, TooManyImagesError
 
 Role = Literal["system", "developer", "user", "assistant"]
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+
+
+@dataclass(frozen=True)
+class MessageImage:
+    """An image in a message, not decoded yet: of a conversation's images only one is looked at.
+
+    Attributes:
+        open: decodes the picture; raises ImageError. Called on a worker thread.
+        low_detail: show the model the whole in one crop, for fewer tokens.
+    """
+
+    open: Callable[[], Image.Image]
+    low_detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Message:
 
     role: Role
     text: str
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[MessageImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Turn:
 
     role: Literal["user", "assistant"]
     text: str
-    image: Image.Image | None = None
+    image: MessageImage | None = None
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,15 @@ class Prompt:
     """
 
     pieces: list[Piece]
-    image: Image.Image | None = None
+    image: MessageImage | None = None
 
 
 def render(messages: Sequence[Message]) -> Prompt:
     """Fold messages and lay out the prompt, ending where the assistant begins to speak.
 
     Raises:
-        RequestError: no messages, or an image outside a user message.
+        RequestError: no messages.
+        ModalityError: an image outside a user message.
         TooManyImagesError: two images in one message.
     """
     pieces: list[Piece] = [[]]
@@ -129,7 +143,7 @@ def _check_images(message: Message, position: int) -> None:
             loc,
         )
     if message.images and message.role != "user":
-        raise RequestError(
+        raise ModalityError(
             f"message {position} has the role {message.role!r} and holds an image; "
             "put the image into a user message",
             loc,

@@ -74,7 +74,7 @@ class ImageProcessor:
         self.num_crops = num_crops
         self._mean = torch.tensor(image_mean).view(3, 1, 1)
         self._std = torch.tensor(image_std).view(3, 1, 1)
-        self._signature = repr((num_crops, image_mean, image_std)).encode()
+        self._signature = repr((image_mean, image_std)).encode()
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> ImageProcessor:
@@ -88,16 +88,17 @@ class ImageProcessor:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used: {error!r}") from error
 
-    def plan(self, width: int, height: int) -> CropPlan:
-        """Choose the crops for a picture of this size.
+    def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
+        """Choose the crops for a picture of this size; with low detail, one tile.
 
         Raises:
             ImageError: the picture is so elongated that its short side would scale to nothing.
         """
         long_side, short_side = max(width, height), min(width, height)
         ratio = long_side / short_side
+        most_tiles = 1 if low_detail else self.num_crops
         scale = 1
-        while scale * math.ceil(scale / ratio) <= self.num_crops:
+        while scale * math.ceil(scale / ratio) <= most_tiles:
             scale += 1
         scale -= 1
         new_long = scale * TILE
@@ -112,14 +113,14 @@ class ImageProcessor:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))
         return CropPlan((new_long, new_short), (tiles_short, tiles_long))
 
-    def __call__(self, image: Image.Image) -> ImageInputs:
+    def __call__(self, image: Image.Image, low_detail: bool = False) -> ImageInputs:
         """Cut a picture of any PIL mode into normalised crops.
 
         Raises:
             ImageError: no crop plan for its size.
         """
         image = to_rgb(image)
-        plan = self.plan(*image.size)
+        plan = self.plan(*image.size, low_detail)
         padded = _pad_to_tiles(_resize(image, plan), plan)
         array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
         normalised = (array.float() / 255 - self._mean) / self._std
@@ -134,7 +135,7 @@ class ImageProcessor:
             .reshape(-1, 3, TILE, TILE)
         )
         digest = hashlib.sha256(self._signature)
-        digest.update(repr(image.size).encode())
+        digest.update(repr((image.size, plan)).encode())
         digest.update(image.tobytes())
         return ImageInputs(
             torch.cat([global_view, tiles]), plan.grid, plan.num_tokens, digest.digest()

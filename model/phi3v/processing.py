@@ -61,7 +61,7 @@ class Processor:
             check_length(len(token_ids), max_tokens)
             return PromptInputs(token_ids)
         rest = self.tokenizer.encode(prompt.pieces[1])
-        image = self.image_processor(prompt.image)
+        image = self.image_processor(prompt.image.open(), prompt.image.low_detail)
         token_ids += [IMAGE_TOKEN_ID] * image.num_tokens + rest
         check_length(len(token_ids), max_tokens)
         return PromptInputs(token_ids, image)

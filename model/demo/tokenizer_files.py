@@ -1,0 +1,160 @@
+"""A tokenizer of our own in the official files' form: byte-fallback BPE with Phi-3's tokens.
+
+Ids are laid out as in the official tokenizer (``<s>`` 1, bytes from 3, control tokens from 32000),
+so that every id has a text of its own. Its words are made, not learned: all pairs and triples of
+small letters, with and without a space before them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from string import ascii_lowercase, printable
+from typing import Any
+
+from model.phi3v.tokenizer import WORD_BOUNDARY
+
+TEXT_VOCAB_SIZE = 32000
+VOCAB_SIZE = 32064  # rows of the embedding; the last ones have no token
+
+CONTROL_TOKENS = [
+    "<|endoftext|>",
+    "<|assistant|>",
+    *(f"<|placeholder{i}|>" for i in range(1, 5)),
+    "<|system|>",
+    "<|end|>",
+    *(f"<|placeholder{i}|>" for i in range(5, 7)),
+    "<|user|>",
+    *(f"<|placeholder{i}|>" for i in range(7, 40)),
+    "<|image|>",
+]
+# Flags as in the official files: these four do not strip the white space after them.
+KEEPS_SPACE_AFTER = {"<|endoftext|>", "<|system|>", "<|end|>", "<|user|>"}
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``."""
+    added = list(_added_tokens())
+    special = {
+        name: {"content": content, **_flags(rstrip=False)}
+        for name, content in {
+            "bos_token": "<s>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<unk>",
+        }.items()
+    }
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in added
+        },
+        **{name: token["content"] for name, token in special.items()},
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "model_max_length": 131072,
+        "padding_side": "right",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write(directory / "tokenizer.json", _tokenizer(added))
+    _write(directory / "tokenizer_config.json", config)
+    _write(directory / "special_tokens_map.json", special)
+
+
+def _tokenizer(added: list[dict[str, Any]]) -> dict[str, Any]:
+    vocab, merges = _words()
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    pair = [{"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": WORD_BOUNDARY},
+                {"type": "Replace", "pattern": {"String": " "}, "content": WORD_BOUNDARY},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, *pair],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": WORD_BOUNDARY}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _words() -> tuple[dict[str, int], list[list[str]]]:
+    """Vocabulary and merges, exactly ``TEXT_VOCAB_SIZE`` entries."""
+    characters = [c for c in printable if not c.isspace()]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += [WORD_BOUNDARY, *characters]
+    merges = []
+    for left, right in _merges():
+        if len(pieces) == TEXT_VOCAB_SIZE:
+            break
+        merges.append([left, right])
+        pieces.append(left + right)
+    return {piece: i for i, piece in enumerate(pieces)}, merges
+
+
+def _merges() -> Iterator[tuple[str, str]]:
+    yield from ((WORD_BOUNDARY, letter) for letter in ascii_lowercase)
+    yield from product(ascii_lowercase, repeat=2)
+    yield from ((WORD_BOUNDARY + a, b) for a, b in product(ascii_lowercase, repeat=2))
+    yield from ((a + b, c) for a, b, c in product(ascii_lowercase, repeat=3))
+    yield from (
+        (WORD_BOUNDARY + a + b, c) for a, b, c in product(ascii_lowercase, repeat=3)
+    )
+
+
+def _added_tokens() -> Iterator[dict[str, Any]]:
+    yield {"id": 0, "content": "<unk>", **_flags(rstrip=False)}
+    yield {"id": 1, "content": "<s>", **_flags(rstrip=False)}
+    yield {"id": 2, "content": "</s>", **_flags(rstrip=True, special=False)}
+    for i, content in enumerate(CONTROL_TOKENS):
+        flags = _flags(rstrip=content not in KEEPS_SPACE_AFTER)
+        yield {"id": TEXT_VOCAB_SIZE + i, "content": content, **flags}
+
+
+def _flags(*, rstrip: bool, special: bool = True) -> dict[str, bool]:
+    return {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": rstrip,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

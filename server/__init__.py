@@ -1,0 +1,1 @@
+"""The wire: Azure's and OpenAI's chat APIs over ``model``. Never imports torch or transformers."""

@@ -1,0 +1,35 @@
+"""The command line: read settings, listen, load, say so, serve until told to stop.
+
+Everything slow is imported after the settings are read, so that ``--help`` answers at once. What
+goes wrong at start ends in one sentence and a non-zero status.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from server.settings import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server; returns the exit status."""
+    try:
+        settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))  # type: ignore[call-arg]
+    except ValidationError as error:
+        for problem in error.errors():
+            flag = "--" + str(problem["loc"][0]).replace("_", "-")
+            print(
+                f"phi3v-server: {flag} (or its PHI3V_ variable): {problem['msg']}, "
+                f"got {problem['input']!r}",
+                file=sys.stderr,
+            )
+        return 2
+    from server.run import run
+
+    try:
+        return run(settings)
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,127 @@
+"""From text deltas to answers: the chunks of a stream, and the whole answer as a fold of the same.
+
+Knows the wire's shapes, nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import model
+from server.schemas import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Logprobs,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every chunk of an answer repeats."""
+
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        """A chunk of this answer."""
+        return ChatCompletionChunk(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
+        )
+
+
+async def stream(
+    generation: model.Generation, envelope: Envelope, n: int, include_usage: bool
+) -> AsyncIterator[ChatCompletionChunk]:
+    """The chunks of a stream: a role chunk for each answer, text, and how each one ended.
+
+    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices.
+    """
+    for index in range(n):
+        yield envelope.chunk([ChunkChoice(index=index, delta=Delta(role="assistant"))])
+    completion_tokens, unfinished = 0, n
+    async for delta in generation:
+        completion_tokens += len(delta.token_ids)
+        if delta.text or delta.logprobs:
+            yield envelope.chunk(
+                [
+                    ChunkChoice(
+                        index=delta.index,
+                        delta=Delta(content=delta.text),
+                        logprobs=_logprobs(delta.logprobs),
+                    )
+                ]
+            )
+        if delta.finish_reason is not None:
+            unfinished -= 1
+            last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
+            inline = unfinished == 0 and not include_usage
+            usage = _usage(generation, completion_tokens) if inline else None
+            yield envelope.chunk([last], usage)
+    if include_usage:
+        yield envelope.chunk([], _usage(generation, completion_tokens))
+
+
+async def complete(generation: model.Generation, envelope: Envelope, n: int) -> ChatCompletion:
+    """The whole answer."""
+    texts: list[list[str]] = [[] for _ in range(n)]
+    logprobs: list[list[model.TokenLogprob]] = [[] for _ in range(n)]
+    reasons: list[model.FinishReason] = ["stop"] * n
+    completion_tokens = 0
+    async for delta in generation:
+        completion_tokens += len(delta.token_ids)
+        texts[delta.index].append(delta.text)
+        logprobs[delta.index] += delta.logprobs
+        if delta.finish_reason is not None:
+            reasons[delta.index] = delta.finish_reason
+    return ChatCompletion(
+        id=envelope.id,
+        created=envelope.created,
+        model=envelope.model,
+        choices=[
+            Choice(
+                index=index,
+                message=AnswerMessage(content="".join(texts[index])),
+                finish_reason=reasons[index],
+                logprobs=_logprobs(tuple(logprobs[index])),
+            )
+            for index in range(n)
+        ],
+        usage=_usage(generation, completion_tokens),
+    )
+
+
+def _usage(generation: model.Generation, completion_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=generation.prompt_tokens + completion_tokens,
+    )
+
+
+def _logprobs(tokens: tuple[model.TokenLogprob, ...]) -> Logprobs | None:
+    if not tokens:
+        return None
+    return Logprobs(
+        content=[
+            TokenLogprob(
+                **_alternative(token.chosen),
+                top_logprobs=[TopLogprob(**_alternative(other)) for other in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+def _alternative(token: model.Alternative) -> dict[str, object]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}

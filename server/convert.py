@@ -1,0 +1,177 @@
+"""From a request's body to what the engine takes: messages and sampling parameters.
+
+The only place that knows which parameters are honoured, which change nothing, and which are
+refused. Works on values; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+import model
+from server.errors import ApiError, from_validation_error
+from server.images import DataUrl
+from server.schemas import (
+    KNOWN,
+    AudioPart,
+    ChatCompletionRequest,
+    ChatMessage,
+    ImagePart,
+    TextPart,
+)
+from server.settings import Settings
+
+ExtraPolicy = Literal["error", "drop", "pass-through"]
+
+
+def parse(body: object, extra_policy: ExtraPolicy) -> ChatCompletionRequest:
+    """Validate a decoded JSON body.
+
+    Args:
+        body: the JSON value.
+        extra_policy: what to do with parameters that neither Azure nor OpenAI define.
+
+    Raises:
+        ApiError: 400 for extra parameters under ``error``, otherwise 422.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
+    given = {name: value for name, value in body.items() if value is not None}
+    extras = [name for name in given if name not in KNOWN]
+    if extras and extra_policy == "error":
+        # Azure's own sentence, which LiteLLM recognises and recovers from.
+        raise ApiError(
+            400,
+            "extra_forbidden",
+            f"Extra parameters {extras} are not allowed when extra-parameters is not set or set to "
+            "be 'error'. Set extra-parameters to 'pass-through' to pass to the model.",
+            (extras[0],),
+            given[extras[0]],
+        )
+    if extra_policy == "drop":
+        given = {name: value for name, value in given.items() if name in KNOWN}
+    try:
+        request = ChatCompletionRequest.model_validate(given)
+    except ValidationError as error:
+        raise from_validation_error(error, given) from error
+    _refuse_unsupported(request)
+    return request
+
+
+def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
+    """The request's sampling parameters."""
+    return model.SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=request.logit_bias,
+        seed=request.seed,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        min_tokens=request.min_tokens,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        n=request.n,
+    )
+
+
+def to_messages(request: ChatCompletionRequest, settings: Settings) -> list[model.Message]:
+    """The request's messages; their images are decoded when the engine prepares the prompt.
+
+    Raises:
+        ApiError: a part that the model does not take.
+        model.ModalityError: an image that is not a data URL.
+    """
+    if len(request.messages) > settings.max_messages:
+        raise ApiError(
+            422,
+            "invalid_parameter",
+            f"{len(request.messages)} messages; the limit here is {settings.max_messages}: "
+            "leave out the oldest",
+            ("messages",),
+            len(request.messages),
+        )
+    return [_to_message(message, i, settings) for i, message in enumerate(request.messages)]
+
+
+def _to_message(message: ChatMessage, position: int, settings: Settings) -> model.Message:
+    loc = ("messages", position)
+    for name, value in (message.model_extra or {}).items():
+        if value is not None:
+            raise ApiError(
+                422,
+                "parameter_not_supported",
+                f"messages.{position}.{name} is not supported; leave it out",
+                (*loc, name),
+                value,
+            )
+    if message.role == "tool":
+        raise ApiError(
+            422,
+            "parameter_not_supported",
+            f"messages.{position}.role is 'tool'; Phi-3-vision was not trained to use tools: "
+            "put the result into a user message",
+            (*loc, "role"),
+            message.role,
+        )
+    if isinstance(message.content, str):
+        return model.Message(message.role, message.content)
+    texts: list[str] = []
+    images: list[model.MessageImage] = []
+    for i, part in enumerate(message.content):
+        if isinstance(part, TextPart):
+            texts.append(part.text)
+        elif isinstance(part, AudioPart):
+            raise model.ModalityError(
+                f"messages.{position} holds audio; Phi-3-vision takes text and images only",
+                (*loc, "content", i),
+            )
+        else:
+            images.append(_to_image(part, settings, (*loc, "content", i)))
+    return model.Message(message.role, "\n".join(texts), tuple(images))
+
+
+def _to_image(
+    part: ImagePart, settings: Settings, loc: tuple[str | int, ...]
+) -> model.MessageImage:
+    key = "image" if part.image_url is None else "image_url"
+    image_url = part.image_url or part.image
+    if image_url is None:
+        message = f"{'.'.join(map(str, loc))}.image_url is missing"
+        raise ApiError(422, "invalid_parameter", message, (*loc, key))
+    data_url = DataUrl(image_url.url, settings.max_image_pixels, (*loc, key, "url"))
+    return model.MessageImage(data_url.decode, low_detail=image_url.detail == "low")
+
+
+def _refuse_unsupported(request: ChatCompletionRequest) -> None:
+    """Refuse by name what the model cannot do."""
+
+    def refuse(name: str, value: Any, why: str) -> None:
+        raise ApiError(
+            422, "parameter_not_supported", f"{name} is not supported: {why}", (name,), value
+        )
+
+    no_tools = "Phi-3-vision was not trained to call tools"
+    if request.tools:
+        refuse("tools", request.tools, no_tools)
+    if request.tool_choice not in (None, "none", "auto"):
+        refuse("tool_choice", request.tool_choice, no_tools)
+    if request.modalities not in (None, ["text"]):
+        refuse("modalities", request.modalities, "the model writes text only")
+    if request.response_format and request.response_format.type != "text":
+        refuse(
+            "response_format",
+            request.response_format.type,
+            "Phi-3 does not guarantee JSON; ask for JSON in the prompt instead",
+        )
+    if request.top_logprobs is not None and not request.logprobs:
+        refuse("top_logprobs", request.top_logprobs, "it needs logprobs to be true")
+
+

@@ -1,0 +1,202 @@
+"""Errors on the wire: one class, one body shape, one table from the model's errors.
+
+The body satisfies all clients at once: azure-core and openai read ``error``, Azure's REST samples
+the flat ``status``/``code``/``message`` and ``detail``; see ``error_body``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+import model
+
+logger = logging.getLogger(__name__)
+
+Loc = tuple[str | int, ...]
+RETRY_AFTER_SECONDS = 1
+LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
+
+
+class ApiError(Exception):
+    """An answer other than 200.
+
+    Args:
+        status: HTTP status.
+        code: machine-readable, also in ``x-ms-error-code``.
+        message: a sentence naming the field, the limit and the remedy.
+        loc: path of the field in the body, without ``body`` itself.
+        value: what was there.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        loc: Loc = (),
+        value: object = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.loc = loc
+        self.value = value
+        self.headers = headers or {}
+
+
+# The first class in an error's MRO that is listed here decides.
+MODEL_ERRORS: dict[type[model.ModelError], tuple[int, str]] = {
+    model.ContextLengthError: (400, "context_length_exceeded"),
+    model.TooManyImagesError: (422, "too_many_images"),
+    model.ModalityError: (422, "modality_not_supported"),
+    model.ImageError: (422, "invalid_image"),
+    model.RequestError: (422, "invalid_parameter"),
+    model.OverloadedError: (429, "too_many_requests"),
+    model.EngineDeadError: (503, "engine_dead"),
+    model.ModelError: (500, "internal_error"),
+}
+
+HTTP_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def from_model_error(error: model.ModelError) -> ApiError:
+    """The answer to an error of the model side."""
+    status, code = next(MODEL_ERRORS[cls] for cls in type(error).__mro__ if cls in MODEL_ERRORS)
+    if isinstance(error, model.RequestError):
+        return ApiError(status, code, error.message, error.loc, error.value)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+    return ApiError(status, code, str(error), headers=headers)
+
+
+def from_validation_error(error: ValidationError, body: object) -> ApiError:
+    """The answer to a body that does not fit the schema; names every field at fault."""
+    problems = [
+        (_path_in(body, problem["loc"], problem["type"] == "missing"), problem)
+        for problem in error.errors(include_url=False, include_context=False)
+    ]
+    sentences = [f"{_dotted(loc)}: {problem['msg']}" for loc, problem in problems]
+    loc, first = problems[0]
+    code = "extra_forbidden" if first["type"] == "extra_forbidden" else "invalid_parameter"
+    shown = None if first["type"] == "missing" else first["input"]
+    return ApiError(422, code, "; ".join(dict.fromkeys(sentences)), loc, shown)
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The superset body of api.md, section 6."""
+    param = _dotted(error.loc) or None
+    detail = {
+        "loc": ["body", *error.loc],
+        "input": _shown(error.value),
+        "msg": error.message,
+        "type": error.code,
+    }
+    return {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "type": _openai_type(error.status),
+            "param": param,
+            "target": param,
+            "status": error.status,
+            "details": [],
+        },
+        "status": error.status,
+        "code": error.code,
+        "message": error.message,
+        "detail": [detail] if error.status in (400, 422) else [],
+    }
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The error as a response."""
+    headers = {**error.headers, "x-ms-error-code": error.code}
+    return JSONResponse(error_body(error), error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of the app, also the framework's own, the one shape."""
+
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def on_model_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, model.ModelError)
+        return error_response(from_model_error(error))
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = HTTP_CODES.get(error.status_code, "http_error")
+        message = {
+            404: f"there is nothing at {request.url.path}; see /docs for the routes",
+            405: f"{request.url.path} does not take {request.method}",
+        }.get(error.status_code, str(error.detail))
+        headers = dict(error.headers or {})
+        return error_response(ApiError(error.status_code, code, message, headers=headers))
+
+    async def on_bug(_: Request, error: Exception) -> JSONResponse:
+        message = "the server failed at this request; its log says why"
+        return error_response(ApiError(500, "internal_error", message))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(model.ModelError, on_model_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _openai_type(status: int) -> str:
+    """OpenAI's ``error.type``; LiteLLM takes ``invalid_request_error`` on a 401 for a bad request."""
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _path_in(body: object, loc: Iterable[str | int], missing: bool) -> Loc:
+    """A pydantic location as a path in the body: without the names of union members."""
+    path: list[str | int] = []
+    steps = list(loc)
+    for position, step in enumerate(steps):
+        inside = (
+            step in body
+            if isinstance(body, dict)
+            else isinstance(body, list) and isinstance(step, int) and step < len(body)
+        )
+        if inside:
+            path.append(step)
+            body = body[step]  # type: ignore[index]
+        elif missing and position == len(steps) - 1:
+            path.append(step)
+    return tuple(path)
+
+
+def _dotted(loc: Loc) -> str:
+    return ".".join(map(str, loc))
+
+
+def _shown(value: object) -> object:
+    """The offending value, when it is JSON and small."""
+    if isinstance(value, str) and len(value) > LARGEST_SHOWN_INPUT:
+        return value[:LARGEST_SHOWN_INPUT] + "..."
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else str(value)
+    return _shown(repr(value))

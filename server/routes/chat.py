@@ -1,0 +1,86 @@
+"""Chat completions, in Azure's and in OpenAI's dialect: one handler, two rules for extras."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from server import completions
+from server.convert import ExtraPolicy, parse, sampling_params, to_messages
+from server.dependencies import ServiceOf, extra_policy, json_body, require_api_key
+from server.schemas import ChatCompletion, ChatCompletionRequest
+from server.service import Service
+from server.sse import ChunkStream
+
+# The body is read by hand, after the key is checked and no further than the limit, so the schema
+# is told to the documentation here.
+REQUEST_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
+    }
+}
+CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
+
+router = APIRouter(tags=["chat"], dependencies=[Depends(require_api_key)])
+Body = Annotated[object, Depends(json_body)]
+
+
+@router.post("/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_SCHEMA)
+async def azure_chat_completions(
+    request: Request,
+    service: ServiceOf,
+    policy: Annotated[ExtraPolicy, Depends(extra_policy)],
+    body: Body,
+) -> Response:
+    """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
+    return await _answer(request, service, parse(body, policy))
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_SCHEMA)
+async def openai_chat_completions(request: Request, service: ServiceOf, body: Body) -> Response:
+    """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
+    return await _answer(request, service, parse(body, "pass-through"))
+
+
+async def _answer(request: Request, service: Service, chat: ChatCompletionRequest) -> Response:
+    engine = service.engine
+    messages = to_messages(chat, service.settings)
+    generation = await engine.generate(messages, sampling_params(chat))
+    envelope = completions.Envelope(service.info.name)
+    if chat.stream:
+        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        chunks = completions.stream(generation, envelope, chat.n, include_usage)
+        return ChunkStream(chunks, generation, include_usage)
+    try:
+        answer = await _unless_disconnected(
+            request, completions.complete(generation, envelope, chat.n)
+        )
+    finally:
+        generation.close()
+    if answer is None:
+        return Response(status_code=CLIENT_CLOSED)
+    return JSONResponse(answer.model_dump())
+
+
+async def _unless_disconnected(
+    request: Request, answer: Coroutine[Any, Any, ChatCompletion]
+) -> ChatCompletion | None:
+    """The result, or None as soon as the client has gone away."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(answer)
+    watching = asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        watching.cancel()

@@ -1,0 +1,118 @@
+"""One run of the server: socket, event loop, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+import model
+from server.app import create_app
+from server.service import Service
+from server.settings import Settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal; returns the exit status."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        _complain(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+            "choose another with --host and --port"
+        )
+        return 1
+    with listener:
+        return asyncio.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    """Listen at once and load beside it; a failed load ends the server."""
+    service = Service(settings)
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_timeout,
+        lifespan="off",
+    )
+    server = Server(config, service)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(service.load())
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    status = 0
+    if loading.done():
+        try:
+            loading.result()
+        except model.ModelError as error:
+            _complain(str(error))
+            status = 1
+            server.should_exit = True
+        else:
+            print(f"{service.info.name} is ready on {_url(listener)}", flush=True)
+    await serving
+    loading.cancel()
+    service.close()
+    return status
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with status 0 when a signal asks it to end."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving; uvicorn's own would raise them again at the end."""
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        """First signal: finish what runs. Second: drop it."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._service.drain()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _complain(sentence: str) -> None:
+    print(f"phi3v-server: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""The model as the server sees it: loading, ready, draining or dead.
+
+The server listens before the model is loaded, so that ``/health`` can say what it is doing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import model
+from server.errors import RETRY_AFTER_SECONDS, ApiError
+from server.settings import Settings
+
+State = Literal["loading", "ready", "draining", "dead"]
+
+
+class Service:
+    """The engine and its state. Made before the engine, which ``load`` brings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._engine: model.AsyncEngine | None = None
+        self._info: model.ModelInfo | None = None
+        self._draining = False
+
+    async def load(self) -> None:
+        """Load the model; raises model.CheckpointError."""
+        settings = self.settings
+        self._engine, self._info = await model.load_engine(
+            model.LoadOptions(
+                model=settings.model,
+                dtype=settings.dtype,
+                device=settings.device,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                max_waiting=settings.max_waiting,
+                prefill_chunk=settings.prefill_chunk,
+                default_max_tokens=settings.max_output_tokens,
+                kv_cache_gib=settings.kv_cache_memory,
+            )
+        )
+
+    @property
+    def state(self) -> State:
+        """What the service is doing."""
+        if self._engine is None:
+            return "loading"
+        if not self._engine.is_alive:
+            return "dead"
+        return "draining" if self._draining else "ready"
+
+    @property
+    def engine(self) -> model.AsyncEngine:
+        """The engine, for a new request; raises a 503 ApiError when it takes none."""
+        if self._engine is None or self.state != "ready":
+            raise self._unavailable()
+        return self._engine
+
+    @property
+    def info(self) -> model.ModelInfo:
+        """Name and provider of the model; raises a 503 ApiError before it is loaded."""
+        if self._info is None:
+            raise self._unavailable()
+        name = self.settings.served_model_name or self._info.name
+        return model.ModelInfo(name, self._info.provider)
+
+    def _unavailable(self) -> ApiError:
+        reason = {
+            "loading": "the model is still loading",
+            "draining": "the server is shutting down",
+            "dead": "the engine has failed; the server must be restarted",
+        }[self.state]
+        retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return ApiError(503, "overloaded", reason, headers=retry)
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self._draining = True
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._engine is not None:
+            self._engine.shutdown()

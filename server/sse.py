@@ -1,0 +1,72 @@
+"""Chunks as server-sent events, in the strict form that azure-ai-inference's parser needs.
+
+Every line is ``data: ...`` or empty, ends in a bare line feed, and nothing else is ever sent: no
+comments, no pings, no event names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
+from starlette.types import Receive, Scope, Send
+
+import model
+from server.errors import error_body, from_model_error
+from server.schemas import ChatCompletionChunk
+
+logger = logging.getLogger(__name__)
+
+# At shutdown running streams finish, within uvicorn's own time limit, instead of being cut off.
+AppStatus.disable_automatic_graceful_drain()
+
+
+class StreamBrokenError(Exception):
+    """Makes the server close the connection without a proper end, so that no client is fooled."""
+
+
+class ChunkStream(EventSourceResponse):
+    """A stream of chunks, ended by ``[DONE]``.
+
+    Args:
+        chunks: of one generation.
+        generation: aborted when the client goes away, also before the first chunk.
+        include_usage: whether chunks without usage say so with a null, as OpenAI's do.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[ChatCompletionChunk],
+        generation: model.Generation,
+        include_usage: bool,
+    ) -> None:
+        super().__init__(_events(chunks, include_usage), sep="\n", ping=0)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.close()
+
+
+async def _events(
+    chunks: AsyncIterator[ChatCompletionChunk], include_usage: bool
+) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            hidden = {"usage"} if chunk.usage is None and not include_usage else None
+            yield b"data: " + chunk.model_dump_json(exclude=hidden).encode() + b"\n\n"
+    except model.ModelError as error:
+        # Too late for a status: an error chunk for those who read it, then an abrupt end.
+        yield b"data: " + _error_event(error) + b"\n\n"
+        raise StreamBrokenError(str(error)) from error
+    yield b"data: [DONE]\n\n"
+
+
+def _error_event(error: model.ModelError) -> bytes:
+    return json.dumps(error_body(from_model_error(error))).encode()
