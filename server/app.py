@@ -43,7 +43,9 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope)
-        ids = {name: sent[name] for name in REQUEST_IDS if 0 < len(sent.get(name, "")) <= LONGEST_ID}
+        ids = {
+            name: sent[name] for name in REQUEST_IDS if 0 < len(sent.get(name, "")) <= LONGEST_ID
+        }
         ids.setdefault("x-request-id", uuid.uuid4().hex)
 
         async def send_with_ids(message: Message) -> None:

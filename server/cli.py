@@ -17,7 +17,7 @@ from server.settings import Settings
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; returns the exit status."""
     try:
-        settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))  # type: ignore[call-arg]
+        settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))
     except ValidationError as error:
         for problem in error.errors():
             flag = "--" + str(problem["loc"][0]).replace("_", "-")

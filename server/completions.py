@@ -112,16 +112,17 @@ def _usage(generation: model.Generation, completion_tokens: int) -> Usage:
 def _logprobs(tokens: tuple[model.TokenLogprob, ...]) -> Logprobs | None:
     if not tokens:
         return None
-    return Logprobs(
-        content=[
-            TokenLogprob(
-                **_alternative(token.chosen),
-                top_logprobs=[TopLogprob(**_alternative(other)) for other in token.top],
-            )
-            for token in tokens
-        ]
+    return Logprobs(content=[_token_logprob(token) for token in tokens])
+
+
+def _token_logprob(token: model.TokenLogprob) -> TokenLogprob:
+    chosen = token.chosen
+    return TokenLogprob(
+        token=chosen.text,
+        logprob=chosen.logprob,
+        bytes=list(chosen.bytes),
+        top_logprobs=[
+            TopLogprob(token=other.text, logprob=other.logprob, bytes=list(other.bytes))
+            for other in token.top
+        ],
     )
-
-
-def _alternative(token: model.Alternative) -> dict[str, object]:
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}

@@ -173,5 +173,3 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
         )
     if request.top_logprobs is not None and not request.logprobs:
         refuse("top_logprobs", request.top_logprobs, "it needs logprobs to be true")
-
-

@@ -7,8 +7,8 @@ the flat ``status``/``code``/``message`` and ``detail``; see ``error_body``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -21,7 +21,16 @@ logger = logging.getLogger(__name__)
 
 Loc = tuple[str | int, ...]
 RETRY_AFTER_SECONDS = 1
+MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
+
+
+class Problem(NamedTuple):
+    """One field at fault: its path in the body, what was there, and what is wrong with it."""
+
+    loc: Loc
+    value: object
+    message: str
 
 
 class ApiError(Exception):
@@ -34,6 +43,7 @@ class ApiError(Exception):
         loc: path of the field in the body, without ``body`` itself.
         value: what was there.
         headers: further response headers.
+        problems: every field at fault, when there is more than one.
     """
 
     def __init__(
@@ -44,14 +54,15 @@ class ApiError(Exception):
         loc: Loc = (),
         value: object = None,
         headers: dict[str, str] | None = None,
+        problems: Sequence[Problem] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.loc = loc
-        self.value = value
         self.headers = headers or {}
+        self.problems = problems or [Problem(loc, value, message)]
 
 
 # The first class in an error's MRO that is listed here decides.
@@ -86,26 +97,35 @@ def from_model_error(error: model.ModelError) -> ApiError:
 
 def from_validation_error(error: ValidationError, body: object) -> ApiError:
     """The answer to a body that does not fit the schema; names every field at fault."""
-    problems = [
-        (_path_in(body, problem["loc"], problem["type"] == "missing"), problem)
-        for problem in error.errors(include_url=False, include_context=False)
-    ]
-    sentences = [f"{_dotted(loc)}: {problem['msg']}" for loc, problem in problems]
-    loc, first = problems[0]
-    code = "extra_forbidden" if first["type"] == "extra_forbidden" else "invalid_parameter"
-    shown = None if first["type"] == "missing" else first["input"]
-    return ApiError(422, code, "; ".join(dict.fromkeys(sentences)), loc, shown)
+    problems = []
+    details = error.errors(include_url=False, include_context=False)
+    for detail in details[:MOST_PROBLEMS]:
+        missing = detail["type"] == "missing"
+        loc = _path_in(body, detail["loc"], missing)
+        message = f"{_dotted(loc)}: {detail['msg']}"
+        problems.append(Problem(loc, None if missing else detail["input"], message))
+    extra = details[0]["type"] == "extra_forbidden"
+    return ApiError(
+        422,
+        "extra_forbidden" if extra else "invalid_parameter",
+        "; ".join(dict.fromkeys(problem.message for problem in problems)),
+        problems[0].loc,
+        problems=problems,
+    )
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """The superset body of api.md, section 6."""
     param = _dotted(error.loc) or None
-    detail = {
-        "loc": ["body", *error.loc],
-        "input": _shown(error.value),
-        "msg": error.message,
-        "type": error.code,
-    }
+    detail = [
+        {
+            "loc": ["body", *problem.loc],
+            "input": _shown(problem.value),
+            "msg": problem.message,
+            "type": error.code,
+        }
+        for problem in error.problems
+    ]
     return {
         "error": {
             "code": error.code,
@@ -119,7 +139,7 @@ def error_body(error: ApiError) -> dict[str, Any]:
         "status": error.status,
         "code": error.code,
         "message": error.message,
-        "detail": [detail] if error.status in (400, 422) else [],
+        "detail": detail if error.status in (400, 422) else [],
     }
 
 

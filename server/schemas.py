@@ -64,12 +64,13 @@ ContentPart = Annotated[
 
 
 def _content_kind(content: Any) -> str | None:
-    return {str: "string", list: "parts"}.get(type(content))
+    if isinstance(content, str):
+        return "string"
+    return "parts" if isinstance(content, list) else None
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[list[ContentPart], Field(min_length=1), Tag("parts")],
+    Annotated[str, Tag("string")] | Annotated[list[ContentPart], Field(min_length=1), Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="invalid_content",

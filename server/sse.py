@@ -21,7 +21,7 @@ from server.schemas import ChatCompletionChunk
 logger = logging.getLogger(__name__)
 
 # At shutdown running streams finish, within uvicorn's own time limit, instead of being cut off.
-AppStatus.disable_automatic_graceful_drain()
+AppStatus.enable_automatic_graceful_drain = False
 
 
 class StreamBrokenError(Exception):

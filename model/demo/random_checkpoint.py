@@ -71,7 +71,7 @@ def write_checkpoint(
         max_shard_bytes: larger checkpoints become several files with an index.
         changes: sizes of the preset to change.
     """
-    preset = replace(preset, **changes)  # type: ignore[arg-type]
+    preset = replace(preset, **changes)
     directory.mkdir(parents=True, exist_ok=True)
     config = _config(preset, name)
     _write_json(directory / "config.json", config)

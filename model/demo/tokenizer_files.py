@@ -132,9 +132,7 @@ def _merges() -> Iterator[tuple[str, str]]:
     yield from product(ascii_lowercase, repeat=2)
     yield from ((WORD_BOUNDARY + a, b) for a, b in product(ascii_lowercase, repeat=2))
     yield from ((a + b, c) for a, b, c in product(ascii_lowercase, repeat=3))
-    yield from (
-        (WORD_BOUNDARY + a + b, c) for a, b, c in product(ascii_lowercase, repeat=3)
-    )
+    yield from ((WORD_BOUNDARY + a + b, c) for a, b, c in product(ascii_lowercase, repeat=3))
 
 
 def _added_tokens() -> Iterator[dict[str, Any]]:

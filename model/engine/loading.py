@@ -23,6 +23,7 @@ from model.phi3v.processing import Processor
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 BLOCK_SIZE = 16
 CPU_SHARE = 0.25  # of the available memory, for KV blocks
 CUDA_SHARE = 0.9  # of what the weights leave free
@@ -53,7 +54,7 @@ def find_checkpoint(model: str) -> Path:
 
 def describe(directory: Path, model: str) -> ModelInfo:
     """Name and provider of a checkpoint, from its ``config.json`` or its own name."""
-    config = _read_config(directory)
+    config = _read_json(directory / "config.json")
     name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
@@ -66,7 +67,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     Raises:
         CheckpointError: the files are incomplete or of another model, or the sizes do not fit.
     """
-    raw = _read_config(directory)
+    raw = _read_json(directory / "config.json")
     if raw.get("model_type") != "phi3_v":
         raise CheckpointError(
             f"{directory} holds a {raw.get('model_type')!r} model; "
@@ -82,7 +83,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
 
 def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
     try:
-        model, report = Phi3VForCausalLM.from_pretrained(
+        loaded: Any = Phi3VForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             device_map=device,
@@ -90,17 +91,19 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
             use_safetensors=True,
             local_files_only=True,
         )
-    except CheckpointError:
-        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"the checkpoint in {directory} cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"the checkpoint in {directory} cannot be loaded: {reason}"
+        ) from error
+    model, report = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[what])):
             raise CheckpointError(
                 f"the checkpoint in {directory} has {len(names)} {what.replace('_keys', '')} "
                 f"tensors, e.g. {names[0]}"
             )
+    assert isinstance(model, Phi3VForCausalLM)
     return model.eval().requires_grad_(False)
 
 
@@ -170,26 +173,24 @@ def _device(wanted: Device) -> str:
 
 def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> torch.dtype:
     """The asked dtype, or the checkpoint's own; float32 on a CPU without native bfloat16."""
-    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, name if wanted == "auto" else wanted)
-    if wanted == "auto" and device == "cpu" and dtype is not torch.float32:
-        native = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return dtype if native else torch.float32
-    return dtype
+    if wanted != "auto":
+        return DTYPES[wanted]
+    dtype = DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
+    native = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if device == "cpu" and not native else dtype
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:
     """End-of-sequence ids of ``config.json`` and, where there is one, ``generation_config.json``."""
     path = directory / "generation_config.json"
-    generation = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    generation = _read_json(path) if path.exists() else {}
     ids: set[int] = set()
     for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

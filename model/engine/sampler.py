@@ -103,9 +103,7 @@ class _Cuts:
         )
 
     def rows(self, which: Tensor) -> _Cuts:
-        return _Cuts(
-            self.vocabulary, self.top_k_R[which], self.top_p_R[which], self.min_p_R[which]
-        )
+        return _Cuts(self.vocabulary, self.top_k_R[which], self.top_p_R[which], self.min_p_R[which])
 
     def weights(self, prob_RK: Tensor) -> Tensor:
         """Probabilities of candidates, best first, with those that are cut set to 0."""

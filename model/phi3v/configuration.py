@@ -87,4 +87,6 @@ class Phi3VConfig(Phi3Config):
         A sliding window shorter than the rotary range would silently forget the start of the
         prompt, so the shorter of the two bounds the length.
         """
-        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+        return min(
+            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
+        )

@@ -42,9 +42,7 @@ class CropPlan:
     def num_tokens(self) -> int:
         """Image tokens: tiles and global view, a separator per row of patches, one between."""
         rows, columns = self.grid
-        return (
-            (rows * columns + 1) * TOKENS_PER_SIDE**2 + 1 + (rows + 1) * TOKENS_PER_SIDE
-        )
+        return (rows * columns + 1) * TOKENS_PER_SIDE**2 + 1 + (rows + 1) * TOKENS_PER_SIDE
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ def _attention(
     attend: Attention,
 ) -> Tensor:
     attention = layer.self_attn
-    head_dim, groups = attention.head_dim, attention.num_key_value_heads
+    head_dim, groups = attention.head_dim, int(attention.num_key_value_heads or 0)
     qkv = linear(normed_TE, attention.qkv_proj.weight).view(normed_TE.shape[0], -1, head_dim)
     heads = qkv.shape[1] - 2 * groups
     q_THD, k_TGD, v_TGD = qkv.split([heads, groups, groups], dim=1)

@@ -107,13 +107,9 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give the images only to steps that see the prompt: the first, and the crossing."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         ids = inputs.get("input_ids")
         if ids is None or not bool((ids < 0).any()):
             inputs["pixel_values"] = inputs["image_grids"] = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,7 @@ class LongRope:
     """
 
     def __init__(self, config: Phi3VConfig, device: torch.device | str = "cpu") -> None:
-        parameters = config.rope_parameters
-        assert isinstance(parameters, dict)
+        parameters: dict[str, Any] = dict(config.rope_parameters or {})
         head_dim = config.hidden_size // config.num_attention_heads
         exponent_F = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         base_F = parameters["rope_theta"] ** exponent_F
@@ -59,7 +59,9 @@ class LongRope:
         """The regime of a sequence of ``length`` tokens in total."""
         return RopeRegime.SHORT if length <= self.original_length else RopeRegime.LONG
 
-    def cos_sin(self, position_T: Tensor, regime_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def cos_sin(
+        self, position_T: Tensor, regime_T: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Cos and sin of shape ``(T, D)``, scaled, in ``dtype``.
 
         Args:

@@ -45,7 +45,7 @@ class Phi3VTokenizer:
             full = Tokenizer.from_str(json.dumps(spec))
             plain = {**spec, "added_tokens": [], "post_processor": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:
             raise CheckpointError(f"{directory}/tokenizer.json cannot be used: {error}") from error
         self._added = _added_tokens(spec, config)
         missing = [name for name in (USER, ASSISTANT, END) if name not in self._added]

@@ -80,9 +80,7 @@ class Phi3VImageEmbedding(nn.Module):
             .permute(0, 2, 1, 3, 4)
             .reshape(1, rows * side, columns * side, -1)
         )
-        return torch.cat(
-            [self._end_rows(tiles), self.glb_GN[0], self._end_rows(global_view)]
-        )
+        return torch.cat([self._end_rows(tiles), self.glb_GN[0], self._end_rows(global_view)])
 
     def _end_rows(self, view: Tensor) -> Tensor:
         """Append ``sub_GN`` to each row of ``(1, H, W, M)`` and flatten to ``(H * (W + 1), M)``."""
