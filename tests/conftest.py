@@ -1,38 +1,65 @@
-"""Fixtures shared by all tests: checkpoints, engines, and a live server."""
+"""Fixtures shared by all tests: reference data, random checkpoints, and live servers."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_server import API_KEY, LiveServer, start_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-GOLDEN = REFERENCE / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Directory of the golden values of the original implementation."""
-    if not GOLDEN.is_dir():
+    if not (REFERENCE / "golden").is_dir():
         pytest.skip("the golden reference data is not beside the project (../shared/reference)")
-    return GOLDEN
+    return REFERENCE / "golden"
 
 
 @pytest.fixture(scope="session")
 def official() -> Path:
     """Directory of the official checkpoint's data files (no weights)."""
-    directory = REFERENCE / "official"
-    if not directory.is_dir():
+    if not (REFERENCE / "official").is_dir():
         pytest.skip("the official data files are not beside the project (../shared/reference)")
+    return REFERENCE / "official"
+
+
+@pytest.fixture(scope="session")
+def golden_cases(golden: Path) -> list[dict[str, Any]]:
+    """The cases of ``prompts.json``."""
+    return json.loads((golden / "prompts.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint; rope regimes change at 1024 tokens."""
+    from model.demo.random_checkpoint import PRESETS, write_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write_checkpoint(directory, PRESETS["tiny"], seed=1, name="phi3v-tiny", num_crops=4)
     return directory
 
 
-def golden_cases() -> list[dict[str, Any]]:
-    """The cases of ``prompts.json``; empty where the reference data is absent."""
-    path = GOLDEN / "prompts.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+@pytest.fixture(scope="session")
+def server(tiny: Path) -> Iterator[LiveServer]:
+    """A live server on the tiny checkpoint, in float32, with an API key."""
+    live = start_server("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
+    yield live
+    assert live.stop() == 0
+    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+
+
+@pytest.fixture(scope="session")
+def golden_server(golden: Path) -> Iterator[LiveServer]:
+    """A live server on the golden checkpoint, in float32."""
+    live = start_server("--model", str(golden / "tiny-phi3v"), "--dtype", "float32")
+    yield live
+    assert live.stop() == 0

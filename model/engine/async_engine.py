@@ -87,12 +87,13 @@ class AsyncEngine:
         """Prepare a request and queue it; returns once its prompt is known to be good.
 
         Raises:
-            RequestError: the messages cannot be served.
+            RequestError: the messages or parameters cannot be served.
             OverloadedError: too many requests wait.
             EngineDeadError: the engine has ended.
         """
         if not self.is_alive:
             raise EngineDeadError(f"the engine has ended: {self._dead!r}")
+        self._engine.check(params)
         config = self._engine.config
         limit = config.max_num_seqs + config.max_waiting
         if self._in_flight + params.n > limit:

@@ -21,7 +21,7 @@ from model.engine.runner import Runner
 from model.engine.sampler import Sample, sample
 from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Sequence
-from model.errors import ModelError
+from model.errors import ModelError, RequestError
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
@@ -79,6 +79,18 @@ class Engine:
         """Whether a step would compute anything."""
         return self.scheduler.has_work
 
+    def check(self, params: SamplingParams) -> None:
+        """Raise RequestError for parameters that do not fit this checkpoint. Any thread."""
+        named = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+        for field, token_ids in named.items():
+            for token_id in token_ids:
+                if not 0 <= token_id < self._vocabulary:
+                    raise RequestError(
+                        f"{field} names token {token_id}; ids go from 0 to {self._vocabulary - 1}",
+                        (field,),
+                        token_id,
+                    )
+
     def add(self, request_id: int, inputs: PromptInputs, params: SamplingParams) -> None:
         """Queue the ``n`` answers of a request; the prompt's length has been checked."""
         room = self.config.max_model_len - len(inputs.token_ids)
@@ -92,7 +104,7 @@ class Engine:
                 inputs,
                 params,
                 min(wanted, room),
-                frozenset(i for i in stop_ids if i < self._vocabulary),
+                stop_ids,
                 Detokenizer(self.processor.tokenizer, params.stop),
             )
             self._sequences[sequence.key] = sequence

@@ -45,15 +45,15 @@ class Phi3VModel(Phi3Model):
         then be mistaken for one.
         """
         embeddings = self.embed_tokens(input_ids.clamp(min=0))
-        if pixel_values:
-            image = torch.cat(self.vision_embed_tokens(pixel_values, image_grids or []))
-            places = input_ids < 0
-            if int(places.sum()) != image.shape[0]:
-                raise ValueError(
-                    f"the prompt has {int(places.sum())} image positions, "
-                    f"the images fill {image.shape[0]}"
-                )
-            embeddings[places] = image.to(embeddings.device, embeddings.dtype)
+        images = self.vision_embed_tokens(pixel_values, image_grids or []) if pixel_values else []
+        places = input_ids < 0
+        filled = sum(len(image) for image in images)
+        if int(places.sum()) != filled:
+            raise ValueError(
+                f"the prompt has {int(places.sum())} image positions, the images fill {filled}"
+            )
+        if images:
+            embeddings[places] = torch.cat(images).to(embeddings.device, embeddings.dtype)
         return embeddings
 
 
@@ -111,8 +111,9 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         """Give the images only to steps that see the prompt: the first, and the crossing."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         ids = inputs.get("input_ids")
-        if ids is None or not bool((ids < 0).any()):
-            inputs["pixel_values"] = inputs["image_grids"] = None
+        sees_prompt = ids is not None and bool((ids < 0).any())
+        for name in ("pixel_values", "image_grids"):
+            inputs[name] = kwargs.get(name) if sees_prompt else None
         return inputs
 
 

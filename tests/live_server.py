@@ -1,0 +1,64 @@
+"""A server process as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+API_KEY = "a-key-for-tests"
+READY = re.compile(r"is ready on (http://\S+)")
+START_TIMEOUT = 120
+
+
+@dataclass
+class LiveServer:
+    """A server process and what it printed."""
+
+    process: subprocess.Popen[str]
+    url: str
+    key: str = API_KEY
+    log: list[str] = field(default_factory=list)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Send a signal and wait for the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def start_server(*flags: str, **environment: str) -> LiveServer:
+    """Start ``python -m server`` on a free port and wait for its ready line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "--port", "0", *flags],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log: list[str] = []
+    urls: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.append(line)
+            if match := READY.search(line):
+                urls.put(match[1])
+        process.stdout.close()
+        urls.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    url = urls.get(timeout=START_TIMEOUT)
+    if url is None:
+        process.wait()
+        raise RuntimeError("the server did not start:\n" + "".join(log))
+    return LiveServer(process, url, log=log)

@@ -1,0 +1,44 @@
+"""The engine against the golden tokens: alone, and all cases in one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_data import CASES, golden_inputs
+
+from model.engine.config import LoadOptions
+from model.engine.engine import Engine
+from model.engine.loading import load_engine
+from model.engine.request import SamplingParams, TextDelta
+
+GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+
+
+def answers(engine: Engine, cases: list[dict[str, Any]], golden: Path) -> list[list[int]]:
+    for i, case in enumerate(cases):
+        engine.add(i, golden_inputs(case, golden), GREEDY)
+    tokens: list[list[int]] = [[] for _ in cases]
+    while engine.has_work:
+        for output in engine.step():
+            assert isinstance(output.result, TextDelta)
+            tokens[output.key[0]] += output.result.token_ids
+    return tokens
+
+
+@pytest.fixture(scope="module", params=[100, 512, 8192])
+def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
+    options = LoadOptions(model="", dtype="float32", prefill_chunk=request.param)
+    return load_engine(golden / "tiny-phi3v", options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_alone(name: str, engine: Engine, golden: Path, golden_cases: list[dict[str, Any]]) -> None:
+    case = next(case for case in golden_cases if case["name"] == name)
+    assert answers(engine, [case], golden) == [case["greedy_no_cache"]]
+
+
+def test_all_in_one_batch(engine: Engine, golden: Path, golden_cases: list[dict[str, Any]]) -> None:
+    expected = [case["greedy_no_cache"] for case in golden_cases]
+    assert answers(engine, golden_cases, golden) == expected

@@ -1,0 +1,133 @@
+"""Image processing: equal to the original where golden data exists, sensible everywhere else."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from model.errors import ImageError
+from model.phi3v.image_processing import TILE, ImageProcessor, to_rgb
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def processor(num_crops: int = 16) -> ImageProcessor:
+    return ImageProcessor(num_crops, MEAN, STD)
+
+
+def test_golden_rows(golden: Path) -> None:
+    """All rows of the golden table: sizes, token counts, statistics, and pixels within 1e-6."""
+    rows = json.loads((golden / "image_processing.json").read_text())
+    pixels = load_file(golden / "image_processing.safetensors")
+    assert len(rows) == 39
+    for row in rows:
+        image = Image.open(golden / "images" / row["image"])
+        made = processor(row["num_crops"])(image)
+        assert made.num_tokens == row["num_img_tokens"], row
+        assert len(made.pixels) == row["crops"], row
+        assert [side * TILE for side in made.grid] == row["image_size_hw"], row
+        assert made.pixels.double().mean().item() == pytest.approx(row["mean"], abs=1e-5)
+        assert made.pixels.double().std(correction=0).item() == pytest.approx(row["std"], abs=1e-4)
+        means = made.pixels.double().mean(dim=(1, 2, 3)).tolist()
+        assert means == pytest.approx(row["crop_means"], abs=2e-6)
+        key = f"{row['image']}/{row['num_crops']}"
+        for crop, name in ((made.pixels[0], "global"), (made.pixels[-1], "last")):
+            golden_crop = pixels[f"{key}/{name}_stride16"]
+            torch.testing.assert_close(crop[:, ::16, ::16], golden_crop, atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([1, 4, 16]))
+def test_plan_properties(width: int, height: int, num_crops: int) -> None:
+    try:
+        plan = processor(num_crops).plan(width, height)
+    except ImageError:
+        assert max(width, height) / min(width, height) > TILE
+        return
+    rows, columns = plan.grid
+    assert 1 <= rows * columns <= num_crops
+    assert plan.num_tokens == (rows * columns + 1) * 144 + 1 + (rows + 1) * 12
+    assert plan.resized[0] <= columns * TILE
+    assert plan.resized[1] <= rows * TILE
+    turned = processor(num_crops).plan(height, width)
+    if width != height:
+        assert turned.grid == (columns, rows)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_any_mode(mode: str) -> None:
+    grey = Image.new("L", (40, 30), 128).convert("RGB")
+    image = grey.convert("L").convert(mode) if mode == "PA" else grey.convert(mode)
+    made = processor(1)(image)
+    assert made.pixels.shape == (2, 3, TILE, TILE)
+    assert made.pixels.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_greyscale_keeps_its_shades(mode: str) -> None:
+    """PIL's own conversion would clip everything but near black to white."""
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0)
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    shades = np.asarray(to_rgb(Image.fromarray(ramp.astype(dtype))))[0, :, 0]
+    assert shades.tolist() == pytest.approx(list(range(256)), abs=1)
+
+
+def test_sixteen_bit_png() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 32896, dtype=np.uint16)).save(file, "PNG")
+    assert to_rgb(Image.open(file)).getpixel((3, 3)) == (128, 128, 128)
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    animation = Image.open(file)
+    animation.seek(1)
+    assert to_rgb(animation).getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (60, 20), "white")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    upright = to_rgb(Image.open(file))
+    assert upright.size == (20, 60)
+    assert upright.getpixel((19, 0)) == (255, 0, 0)
+    assert processor()(Image.open(file)).grid == processor()(upright).grid
+
+
+@pytest.mark.parametrize("size", [(1, 30000), (30000, 1)])
+def test_hopeless_sizes_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=r"ratio of 30000 to 1, the limit is 5376 to 1"):
+        processor()(Image.new("L", size))
+
+
+def test_low_detail_is_one_tile() -> None:
+    made = processor()(Image.new("RGB", (1900, 1069)), low_detail=True)
+    assert made.grid == (1, 1)
+    assert made.num_tokens == 313
+
+
+def test_digest_tells_pictures_and_plans_apart() -> None:
+    red, blue = (Image.new("RGB", (64, 48), colour) for colour in ("red", "blue"))
+    digests = {
+        processor()(red).digest,
+        processor()(blue).digest,
+        processor()(red, low_detail=True).digest,
+        processor(4)(red).digest,
+        processor()(red.resize((48, 64))).digest,
+    }
+    assert len(digests) == 5
+    assert processor()(red).digest == processor()(red.convert("P")).digest
