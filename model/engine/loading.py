@@ -15,7 +15,9 @@ from huggingface_hub import snapshot_download
 
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
-from model.errors import CheckpointError
+from model.engine.request import SamplingParams
+from model.errors import CheckpointError, ModelError
+from model.phi3v.chat import Message
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.processing import Processor
@@ -78,7 +80,20 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     model = _load_model(directory, _dtype(options.dtype, device, raw), device)
     config = _engine_config(model, options)
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
-    return Engine(model, processor, stop_ids, config)
+    engine = Engine(model, processor, stop_ids, config)
+    _warm_up(engine)
+    return engine
+
+
+def _warm_up(engine: Engine) -> None:
+    """Answer once with one token: weights are mapped files until something reads them."""
+    messages = [Message("user", "")]
+    inputs = engine.processor(messages, engine.config.max_model_len - 1)
+    engine.add(-1, inputs, SamplingParams(temperature=0, max_tokens=1))
+    while engine.has_work:
+        for output in engine.step():
+            if isinstance(output.result, ModelError):
+                raise CheckpointError(f"the model cannot run: {output.result}")
 
 
 def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
