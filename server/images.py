@@ -68,6 +68,9 @@ class DataUrl:
         if image.width * image.height > self._max_pixels:
             raise self._error(self._too_large(f"it is {image.width}x{image.height}"))
         try:
+            # The decoder forgives a PNG that ends early once it has all pixels; its check does not.
+            image.verify()
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
         except Exception as error:  # decoders raise anything on broken files
             raise self._error(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from live_server import API_KEY, LiveServer, start_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_data import CASES, golden_inputs
 
+from golden_data import CASES, golden_inputs
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
 from model.engine.loading import load_engine

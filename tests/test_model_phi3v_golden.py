@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import CASES, golden_inputs
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from golden_data import CASES, golden_inputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.processing import PromptInputs
 

@@ -1,0 +1,225 @@
+"""Checkpoints from disk: both file layouts, little memory, and clear words about broken ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.demo import demo_checkpoint
+from model.demo.random_checkpoint import PRESETS, write_checkpoint
+from model.engine.config import LoadOptions
+from model.engine.loading import describe, find_checkpoint, load_engine
+from model.errors import CheckpointError
+from model.phi3v.modeling import Phi3VForCausalLM
+
+OPTIONS = LoadOptions(model="", dtype="float32")
+
+
+def test_sharded_equals_single_file(tiny: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, PRESETS["tiny"], seed=1, max_shard_bytes=1_000_000, num_crops=4)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    sharded = Phi3VForCausalLM.from_pretrained(tmp_path).state_dict()
+    single = Phi3VForCausalLM.from_pretrained(tiny).state_dict()
+    assert sharded.keys() == single.keys()
+    assert all(torch.equal(sharded[name], single[name]) for name in single)
+
+
+def test_checkpoints_depend_on_their_seed_alone(tiny: Path, tmp_path: Path) -> None:
+    for directory, seed in (("same", 1), ("other", 2)):
+        write_checkpoint(
+            tmp_path / directory, PRESETS["tiny"], seed=seed, name="phi3v-tiny", num_crops=4
+        )
+    for file in tiny.iterdir():
+        assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
+    weights = "model.safetensors"
+    assert (tmp_path / "other" / weights).read_bytes() != (tiny / weights).read_bytes()
+
+
+def test_made_checkpoints_are_in_the_official_form(official: Path) -> None:
+    """The full preset has the official names and shapes (checked without writing its 8 GB)."""
+    from model.demo.random_checkpoint import _config, _official_shapes
+    from model.phi3v.configuration import Phi3VConfig
+
+    config = _config(PRESETS["full"], "x")
+    index = json.loads((official / "model.safetensors.index.json").read_text())
+    shapes = _official_shapes(Phi3VConfig(**config))
+    assert shapes.keys() == index["weight_map"].keys()
+    assert sum(2 * torch.Size(s).numel() for s in shapes.values()) == 8293242880
+    official_config = json.loads((official / "config.json").read_text())
+    ours = {"model_provider_name"}
+    theirs = {"auto_map", "transformers_version", "_attn_implementation"}
+    assert config.keys() - ours == official_config.keys() - theirs
+    different = {"_name_or_path", "rope_scaling"}
+    for key in config.keys() - ours - different:
+        assert config[key] == official_config[key], key
+
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import psutil
+from model.engine.config import LoadOptions
+from model.engine.loading import load_engine
+
+process = psutil.Process()
+before = peak = process.memory_info().rss
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.002)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+load_engine(Path(sys.argv[1]), LoadOptions(model="", dtype="bfloat16", max_model_len=64))
+done = True
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 200_000_000])
+def test_loading_takes_little_more_memory_than_the_weights(
+    tmp_path: Path, max_shard_bytes: int
+) -> None:
+    write_checkpoint(
+        tmp_path,
+        PRESETS["bench"],
+        num_layers=16,
+        hidden_size=1152,
+        num_heads=12,
+        intermediate_size=3072,
+        max_shard_bytes=max_shard_bytes,
+    )
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert size >= 500_000_000
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_bytes < size)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    growth = int(done.stdout)
+    shutil.rmtree(tmp_path)
+    assert 0.5 * size < growth <= 1.15 * size, f"{growth / size:.2f} times the weights"
+
+
+Break = Callable[[Path], object]
+
+
+def _drop_tensor(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def _add_tensor(directory: Path) -> None:
+    tensors = {**load_file(directory / "model.safetensors"), "model.what": torch.zeros(2)}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def _reshape_tensor(directory: Path) -> None:
+    tensors = {**load_file(directory / "model.safetensors"), "model.norm.weight": torch.zeros(3)}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def _truncate(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100_000])
+
+
+def _change_config(directory: Path, **changes: object) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+BROKEN: dict[str, tuple[Break, str]] = {
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json cannot be read"),
+    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
+    "other model": (lambda d: _change_config(d, model_type="llama"), "holds a 'llama' model"),
+    "odd embd_layer": (
+        lambda d: _change_config(d, embd_layer={"hd_transform_order": "glb_sub"}),
+        "hd_transform_order = 'glb_sub' is not supported",
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "cannot be loaded"),
+    "truncated weights": (_truncate, "cannot be loaded"),
+    "missing tensor": (_drop_tensor, "1 missing tensors, e.g. model.norm.weight"),
+    "unexpected tensor": (_add_tensor, "1 unexpected tensors, e.g. model.what"),
+    "wrong shape": (_reshape_tensor, "cannot be loaded|mismatched"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
+    "no preprocessor": (
+        lambda d: (d / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json cannot be used",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_checkpoints(tiny: Path, tmp_path: Path, what: str) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    spoil, message = BROKEN[what]
+    spoil(directory)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_engine(directory, OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_do_not_fit(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="lower --max-model-len or raise --kv-cache-memory"):
+        load_engine(tiny, LoadOptions(model="", max_model_len=8000, kv_cache_gib=0.001))
+    with pytest.raises(CheckpointError, match="beyond the checkpoint's context window of 8192"):
+        load_engine(tiny, LoadOptions(model="", max_model_len=9000))
+    small = load_engine(tiny, LoadOptions(model="", kv_cache_gib=0.001))
+    assert small.config.max_model_len < 8192
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="torch finds no CUDA device"):
+        load_engine(tiny, LoadOptions(model="", device="cuda"))
+
+
+def test_finding_checkpoints(tmp_path: Path) -> None:
+    assert find_checkpoint(str(tmp_path)) == tmp_path
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint(str(tmp_path / "no" / "such"))
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        find_checkpoint(str(file))
+    # The hub is out of reach in tests; the sentence must still be one.
+    with pytest.raises(CheckpointError, match="could not be downloaded from the hub: ") as caught:
+        find_checkpoint("no-such-user/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_names(tmp_path: Path, official: Path, tiny: Path) -> None:
+    told = describe(official, "anything")
+    assert (told.name, told.provider) == ("Phi-3-vision-128k-Instruct", "Microsoft")
+    assert describe(tiny, "x").name == "phi3v-tiny"
+    (tmp_path / "config.json").write_text("{}")
+    assert describe(tmp_path, "someone/Their-Phi-3-vision/").name == "Their-Phi-3-vision"
+
+
+def test_demo_checkpoint_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    directory = demo_checkpoint()
+    made = (directory / "model.safetensors").stat().st_mtime_ns
+    assert demo_checkpoint() == directory
+    assert (directory / "model.safetensors").stat().st_mtime_ns == made
+    assert [entry.name for entry in directory.parent.iterdir()] == [directory.name]
+    load_engine(directory, OPTIONS)

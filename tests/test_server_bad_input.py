@@ -1,0 +1,410 @@
+"""Everything a client may get wrong: a 4xx that names the field, fast, and nobody else notices."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from live_server import API_KEY, LiveServer
+
+AUTHORIZED = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A valid PNG of a few KB that decodes to hundreds of megapixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width // 8 + 1) * height), 9)
+    rows = zlib.compress(rows, 9) if len(rows) > 100_000 else rows
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
+
+
+def data_url(data: bytes, media: str = "image/png") -> str:
+    return f"data:{media};base64,{base64.b64encode(data).decode()}"
+
+
+def image_message(url: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
+def with_image(url: str) -> dict[str, Any]:
+    return {"messages": image_message(url)}
+
+
+IMAGE = ["messages", 0, "content", 0, "image_url", "url"]
+GOOD = png(40, 30)
+# name: (JSON body, status, code, location of the field)
+BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
+    "not an object": ([1], 422, "invalid_parameter", []),
+    "no messages": ({}, 422, "invalid_parameter", ["messages"]),
+    "empty messages": ({"messages": []}, 422, "invalid_parameter", ["messages"]),
+    "messages null": ({"messages": None}, 422, "invalid_parameter", ["messages"]),
+    "messages a string": ({"messages": "hi"}, 422, "invalid_parameter", ["messages"]),
+    "message a string": ({"messages": ["hi"]}, 422, "invalid_parameter", ["messages", 0]),
+    "unknown role": (
+        {"messages": [{"role": "king", "content": "x"}]},
+        422,
+        "invalid_parameter",
+        ["messages", 0, "role"],
+    ),
+    "tool role": (
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": None}]},
+        422,
+        "parameter_not_supported",
+        ["messages", 0, "role"],
+    ),
+    "content null": (
+        {"messages": [{"role": "user", "content": None}]},
+        422,
+        "invalid_parameter",
+        ["messages", 0, "content"],
+    ),
+    "content missing": (
+        {"messages": [{"role": "user"}]},
+        422,
+        "invalid_parameter",
+        ["messages", 0, "content"],
+    ),
+    "content empty list": (
+        {"messages": [{"role": "user", "content": []}]},
+        422,
+        "invalid_parameter",
+        ["messages", 0, "content"],
+    ),
+    "unknown part": (
+        {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
+        422,
+        "invalid_parameter",
+        ["messages", 0, "content", 0],
+    ),
+    "audio": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        422,
+        "modality_not_supported",
+        ["messages", 0, "content", 0],
+    ),
+    "tool calls": (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+        422,
+        "parameter_not_supported",
+        ["messages", 0, "tool_calls"],
+    ),
+    "remote image": (with_image("https://example.com/a.png"), 422, "modality_not_supported", IMAGE),
+    "file image": (with_image("file:///etc/passwd"), 422, "modality_not_supported", IMAGE),
+    "svg": (with_image("data:image/svg+xml;base64,AAAA"), 422, "modality_not_supported", IMAGE),
+    "no base64": (with_image("data:image/png,abc"), 422, "modality_not_supported", IMAGE),
+    "seed's placeholder": (
+        with_image("data:image/jpg;base64,0xABCDFGHIJKLMNOPQRSTUVWXYZ..."),
+        422,
+        "invalid_image",
+        IMAGE,
+    ),
+    "truncated base64": (with_image(data_url(GOOD)[:-5]), 422, "invalid_image", IMAGE),
+    "empty image": (with_image("data:image/png;base64,"), 422, "invalid_image", IMAGE),
+    "text as image": (with_image(data_url(b"hello " * 50)), 422, "invalid_image", IMAGE),
+    "truncated png": (with_image(data_url(GOOD[: len(GOOD) // 2])), 422, "invalid_image", IMAGE),
+    "png without its end": (with_image(data_url(GOOD[:-20])), 422, "invalid_image", IMAGE),
+    "pixel bomb": (with_image(data_url(huge_png(20000, 20000))), 422, "invalid_image", IMAGE),
+    "1x30000": (with_image(data_url(png(1, 30000))), 422, "invalid_image", []),
+    "two images": (
+        {
+            "messages": [
+                {"role": "user", "content": image_message(data_url(GOOD))[0]["content"] * 2}
+            ]
+        },
+        422,
+        "too_many_images",
+        ["messages", 0, "content"],
+    ),
+    "image in a system message": (
+        {"messages": [{**image_message(data_url(GOOD))[0], "role": "system"}, *HELLO]},
+        422,
+        "modality_not_supported",
+        ["messages", 0, "content"],
+    ),
+    "temperature 9": (
+        {"messages": HELLO, "temperature": 9},
+        422,
+        "invalid_parameter",
+        ["temperature"],
+    ),
+    "temperature word": (
+        {"messages": HELLO, "temperature": "hot"},
+        422,
+        "invalid_parameter",
+        ["temperature"],
+    ),
+    "top_p 1.5": ({"messages": HELLO, "top_p": 1.5}, 422, "invalid_parameter", ["top_p"]),
+    "max_tokens -1": (
+        {"messages": HELLO, "max_tokens": -1},
+        422,
+        "invalid_parameter",
+        ["max_tokens"],
+    ),
+    "max_tokens 1.5": (
+        {"messages": HELLO, "max_tokens": 1.5},
+        422,
+        "invalid_parameter",
+        ["max_tokens"],
+    ),
+    "huge seed": ({"messages": HELLO, "seed": 2**70}, 422, "invalid_parameter", ["seed"]),
+    "n 0": ({"messages": HELLO, "n": 0}, 422, "invalid_parameter", ["n"]),
+    "empty stop": ({"messages": HELLO, "stop": [""]}, 422, "invalid_parameter", ["stop", 0]),
+    "bias of no token": (
+        {"messages": HELLO, "logit_bias": {"999999": 1}},
+        422,
+        "invalid_parameter",
+        ["logit_bias"],
+    ),
+    "bias too large": (
+        {"messages": HELLO, "logit_bias": {"5": 101}},
+        422,
+        "invalid_parameter",
+        ["logit_bias", "5"],
+    ),
+    "top_logprobs alone": (
+        {"messages": HELLO, "top_logprobs": 3},
+        422,
+        "parameter_not_supported",
+        ["top_logprobs"],
+    ),
+    "tools": (
+        {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        422,
+        "parameter_not_supported",
+        ["tools"],
+    ),
+    "json_object": (
+        {"messages": HELLO, "response_format": {"type": "json_object"}},
+        422,
+        "parameter_not_supported",
+        ["response_format"],
+    ),
+    "unknown parameter": ({"messages": HELLO, "colour": 1}, 400, "extra_forbidden", ["colour"]),
+    "engine's extra without the header": (
+        {"messages": HELLO, "top_k": 5},
+        400,
+        "extra_forbidden",
+        ["top_k"],
+    ),
+    "prompt over the window": (
+        {"messages": [{"role": "user", "content": "many words " * 20_000}]},
+        400,
+        "context_length_exceeded",
+        ["messages"],
+    ),
+    "huge prompt": (
+        {"messages": [{"role": "user", "content": "a" * 8_000_000}]},
+        400,
+        "context_length_exceeded",
+        ["messages"],
+    ),
+    "too many messages": ({"messages": HELLO * 5000}, 422, "invalid_parameter", ["messages"]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undisturbed(server: LiveServer) -> Iterator[None]:
+    """A stream that runs beside all of these tests and must come out as it does alone."""
+    body = {
+        "messages": HELLO,
+        "max_tokens": 2500,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    lines: list[str] = []
+
+    def read() -> None:
+        with httpx2.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=300
+        ) as response:
+            lines.extend(line for line in response.iter_lines() if line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    yield
+    reader.join(300)
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 2500
+
+
+def check_error(
+    response: httpx2.Response, status: int, code: str, loc: list[Any]
+) -> dict[str, Any]:
+    """The superset body of the contract."""
+    body = response.json()
+    assert response.status_code == status, body
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-ms-error-code"] == code
+    error = body["error"]
+    assert (body["status"], body["code"], body["message"]) == (status, code, error["message"])
+    assert (error["status"], error["code"]) == (status, code)
+    assert error["message"]
+    assert error["details"] == []
+    assert error["type"]
+    dotted = ".".join(map(str, loc)) or None
+    assert error["param"] == error["target"] == dotted
+    if status == 422:
+        assert body["detail"][0]["loc"] == ["body", *loc]
+        assert {"input", "msg", "type"} < body["detail"][0].keys()
+    assert "retry-after" not in response.headers
+    return body
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_bodies(server: LiveServer, name: str, stream: bool) -> None:
+    body, status, code, loc = BODIES[name]
+    if stream and isinstance(body, dict):
+        body = {**body, "stream": True}
+    content = json.dumps(body)
+    started = time.perf_counter()
+    response = httpx2.post(f"{server.url}/chat/completions", content=content, headers=AUTHORIZED)
+    assert time.perf_counter() - started < 1
+    check_error(response, status, code, loc)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"hello", 400, "invalid_json"),
+        (b'{"messages": NaN}', 400, "invalid_json"),
+        (b'\xff\xfe{"messages"', 400, "invalid_json"),
+        (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "invalid_json"),
+        (b"[" * 100_000, 400, "invalid_json"),
+        (b'{"a":' * 100_000, 400, "invalid_json"),
+        (b"x" * 60_000_000, 413, "request_too_large"),
+    ],
+    ids=["empty", "cut", "text", "nan", "utf16", "surrogate", "deep list", "deep object", "60 MB"],
+)
+def test_bodies_that_are_not_json(
+    server: LiveServer, content: bytes, status: int, code: str
+) -> None:
+    started = time.perf_counter()
+    response = httpx2.post(f"{server.url}/chat/completions", content=content, headers=AUTHORIZED)
+    assert time.perf_counter() - started < 1
+    check_error(response, status, code, [])
+
+
+def test_a_large_body_without_a_declared_length(server: LiveServer) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(60):
+            yield b"x" * 1_000_000
+
+    response = httpx2.post(f"{server.url}/chat/completions", content=parts(), headers=AUTHORIZED)
+    check_error(response, 413, "request_too_large", [])
+
+
+def test_the_azure_sentence(server: LiveServer) -> None:
+    """LiteLLM looks for these words and retries without the names in brackets."""
+    body = {"messages": HELLO, "foo": 1, "bar": 2}
+    response = httpx2.post(f"{server.url}/chat/completions", json=body, headers=AUTHORIZED)
+    assert response.json()["message"] == (
+        "Extra parameters ['foo', 'bar'] are not allowed when extra-parameters is not set or set to "
+        "be 'error'. Set extra-parameters to 'pass-through' to pass to the model."
+    )
+
+
+@pytest.mark.parametrize("header", ["extra-parameters", "extra-params"])
+def test_extra_parameters(server: LiveServer, header: str) -> None:
+    def post(policy: str, **extras: Any) -> httpx2.Response:
+        return httpx2.post(
+            f"{server.url}/chat/completions",
+            json={"messages": HELLO, "max_tokens": 3, **extras},
+            headers={**AUTHORIZED, header: policy},
+        )
+
+    assert post("drop", colour=1, top_k="nonsense").status_code == 200
+    assert post("pass-through", top_k=1, ignore_eos=True).status_code == 200
+    assert post("error", colour=None).status_code == 200
+    check_error(post("pass-through", colour=1), 422, "extra_forbidden", ["colour"])
+    check_error(post("error", colour=1), 400, "extra_forbidden", ["colour"])
+    check_error(post("sometimes"), 400, "invalid_parameter", [])
+
+
+def test_every_field_at_fault_is_named(server: LiveServer) -> None:
+    body = {"messages": [{"role": "king"}], "temperature": 5, "top_p": "x"}
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=AUTHORIZED)
+    named = [tuple(detail["loc"]) for detail in response.json()["detail"]]
+    assert named == [
+        ("body", "messages", 0, "role"),
+        ("body", "messages", 0, "content"),
+        ("body", "temperature"),
+        ("body", "top_p"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": API_KEY},
+        {"api-key": ""},
+        {"Authorization": f"Basic {API_KEY}"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/info", "/v1/models", "/chat/completions"])
+def test_wrong_keys(server: LiveServer, headers: dict[str, str], path: str) -> None:
+    """Before anything is said of the body, however broken or large it is."""
+    method = "POST" if path == "/chat/completions" else "GET"
+    response = httpx2.request(method, server.url + path, headers=headers, content=b"{")
+    body = check_error(response, 401, "Unauthorized", [])
+    assert body["error"]["type"] != "invalid_request_error"  # or LiteLLM calls it a bad request
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"authorization": f"bearer {API_KEY}"}, {"api-key": API_KEY}, AUTHORIZED]
+)
+def test_right_keys(server: LiveServer, headers: dict[str, str]) -> None:
+    assert httpx2.get(f"{server.url}/info", headers=headers).status_code == 200
+
+
+def test_other_protocol_errors(server: LiveServer) -> None:
+    def ask(method: str, path: str, **more: Any) -> httpx2.Response:
+        headers = {"api-key": API_KEY, **more.pop("headers", {})}
+        return httpx2.request(method, server.url + path, headers=headers, **more)
+
+    check_error(ask("GET", "/nowhere"), 404, "not_found", [])
+    check_error(ask("POST", "/embeddings", json={}), 404, "not_found", [])
+    check_error(ask("GET", "/v1/models/other"), 404, "model_not_found", [])
+    wrong = ask("DELETE", "/chat/completions")
+    check_error(wrong, 405, "method_not_allowed", [])
+    assert wrong.headers["allow"] == "POST"
+    form = ask("POST", "/chat/completions", data={"a": "b"})
+    check_error(form, 415, "unsupported_media_type", [])
+
+
+def test_request_ids_are_echoed(server: LiveServer) -> None:
+    sent = {"x-ms-client-request-id": "mine", "x-request-id": "also-mine"}
+    response = httpx2.get(f"{server.url}/info", headers=sent)  # a 401: errors carry them too
+    assert {name: response.headers[name] for name in sent} == sent
+    assert len(httpx2.get(f"{server.url}/health").headers["x-request-id"]) == 32

@@ -1,0 +1,160 @@
+"""The command line as scripts and containers rely on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from live_server import API_KEY, ROOT, start_server
+from server.settings import Settings
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", *flags],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_answers_at_once_and_names_every_setting() -> None:
+    started = time.perf_counter()
+    done = run("--help")
+    assert time.perf_counter() - started < 1
+    assert done.returncode == 0
+    for name in Settings.model_fields:
+        assert "--" + name.replace("_", "-") in done.stdout
+
+
+def test_console_script() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("phi3v-server"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "usage: phi3v-server" in done.stdout
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The complaint; the log may stand before it."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("phi3v-server: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "/no/such/place"], "/no/such/place does not exist"),
+        (["--port", "abc"], "--port (or its PHI3V_ variable): Input should be a valid integer"),
+        (["--port", "70000"], "--port"),
+        (["--dtype", "int4"], "--dtype"),
+        (["--max-model-len", "1"], "--max-model-len"),
+        (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+    ],
+)
+def test_bad_starts_end_in_one_sentence(flags: list[str], message: str) -> None:
+    assert message in one_sentence(run(*flags))
+
+
+def test_unknown_flag() -> None:
+    done = run("--no-such-flag", "3")
+    assert done.returncode == 2
+    assert "--no-such-flag" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_broken_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    (directory / "model.safetensors").write_bytes(b"nonsense")
+    sentence = one_sentence(run("--model", str(directory), "--port", "0"))
+    assert f"the checkpoint in {directory} cannot be loaded" in sentence
+
+
+def test_taken_port(tiny: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        sentence = one_sentence(run("--model", str(tiny), "--port", port))
+    assert f"port {port}" in sentence
+    assert "choose another with --host and --port" in sentence
+
+
+def test_environment_sets_and_flags_win(tiny: Path) -> None:
+    live = start_server(
+        "--served-model-name",
+        "from-flag",
+        PHI3V_MODEL=str(tiny),
+        PHI3V_SERVED_MODEL_NAME="from-environment",
+        PHI3V_API_KEY=API_KEY,
+        PHI3V_MAX_MODEL_LEN="256",
+    )
+    try:
+        assert httpx2.get(f"{live.url}/info").status_code == 401
+        info = httpx2.get(f"{live.url}/info", headers={"api-key": API_KEY})
+        assert info.json()["model_name"] == "from-flag"
+        assert any("longest sequence 256 tokens" in line for line in live.log)
+    finally:
+        assert live.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_drain_and_exit_0(tiny: Path, number: signal.Signals) -> None:
+    """A running stream is finished, then the server ends."""
+    live = start_server("--model", str(tiny))
+    lines: list[str] = []
+    streaming = threading.Event()
+
+    def read() -> None:
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 300,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with httpx2.stream(
+            "POST", f"{live.url}/v1/chat/completions", json=body, timeout=60
+        ) as response:
+            for line in response.iter_lines():
+                lines.append(line)
+                streaming.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert streaming.wait(30)
+    assert live.stop(number) == 0
+    reader.join(30)
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+
+
+def test_a_signal_while_loading_ends_the_server() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "--model", "demo", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
