@@ -1,0 +1,186 @@
+"""The bytes of a stream, what happens when readers leave, and the server's own state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from live_server import API_KEY, LiveServer, start_server
+
+HEADERS = {"api-key": API_KEY}
+HELLO: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "hello"}],
+    "temperature": 0,
+    "ignore_eos": True,
+}
+
+
+def test_the_bytes_of_a_stream(server: LiveServer) -> None:
+    """Each line is ``data: ...`` or empty and ends in a bare line feed; fields as in the seed."""
+    body = {**HELLO, "stream": True, "max_tokens": 5}
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=HEADERS)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] in ("no-store", "no-cache")
+    assert response.headers["x-accel-buffering"] == "no"
+    raw = response.content
+    assert b"\r" not in raw
+    events = raw.decode().split("\n\n")
+    assert events.pop() == ""
+    assert all(event.startswith("data: ") and "\n" not in event for event in events)
+    assert events.pop() == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    fields = ["id", "object", "created", "model", "choices"]
+    assert [list(chunk) for chunk in chunks[:-1]] == [fields] * (len(chunks) - 1)
+    assert list(chunks[-1]) == [*fields, "usage"]
+    assert len(chunks[0]["id"]) == 32
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert all(
+        list(choice) == ["index", "delta", "finish_reason", "logprobs"] for choice in choices
+    )
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert all(list(choice["delta"]) == ["content"] for choice in choices[1:])
+    assert choices[-1]["delta"] == {"content": ""}
+    assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(chunks) - 1)
+    assert choices[-1]["finish_reason"] == "length"
+    assert chunks[-1]["usage"]["completion_tokens"] == 5
+
+
+def test_the_fields_of_an_answer(server: LiveServer) -> None:
+    body = {**HELLO, "max_tokens": 5}
+    answer = httpx2.post(
+        f"{server.url}/v1/chat/completions?api-version=2024-05-01-preview",
+        json=body,
+        headers=HEADERS,
+    ).json()
+    assert list(answer) == ["id", "object", "created", "model", "choices", "usage"]
+    assert answer["object"] == "chat.completion"
+    (choice,) = answer["choices"]
+    assert list(choice) == ["index", "message", "finish_reason", "logprobs"]
+    assert list(choice["message"]) == ["role", "content", "tool_calls"]
+    assert (choice["message"]["tool_calls"], choice["logprobs"]) == (None, None)
+    assert answer["usage"].keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
+def cpu_seconds(server: LiveServer) -> float:
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
+
+
+def wait_until_idle(server: LiveServer) -> None:
+    """Until the server's processor time stands still; fails if it never does."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        before = cpu_seconds(server)
+        time.sleep(0.5)
+        if cpu_seconds(server) - before < 0.05:
+            return
+    pytest.fail("the server goes on computing for a reader that has left")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_ends_the_work(server: LiveServer, stream: bool) -> None:
+    """A client that disconnects, streaming or waiting for the whole, stops the computation."""
+    wait_until_idle(server)
+    body = json.dumps({**HELLO, "stream": stream, "max_tokens": 7000}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        time.sleep(1)
+        if stream:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    wait_until_idle(server)
+
+
+def test_too_many_requests_are_told_to_come_back(tiny: Path) -> None:
+    live = start_server("--model", str(tiny), "--max-num-seqs", "1", "--max-waiting", "1")
+    try:
+        url = f"{live.url}/v1/chat/completions"
+        body = {**HELLO, "stream": True, "max_tokens": 5000}
+        with httpx2.stream("POST", url, json=body) as first:
+            assert first.status_code == 200
+            with httpx2.stream("POST", url, json=body) as second:
+                assert second.status_code == 200
+                third = httpx2.post(url, json=body)
+                assert third.status_code == 429
+                assert third.headers["retry-after"] == "1"
+                assert third.json()["error"]["code"] == "too_many_requests"
+        deadline = time.monotonic() + 10
+        while httpx2.post(url, json={**HELLO, "max_tokens": 1}).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        assert live.stop() == 0
+
+
+def test_health(server: LiveServer) -> None:
+    response = httpx2.get(f"{server.url}/health")  # without a key
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+def test_loading_is_a_state(tiny: Path, tmp_path: Path) -> None:
+    """The server listens before its model is there, says so, and is not ready."""
+    pipe = tmp_path / "checkpoint"
+    pipe.mkdir()
+    for file in tiny.iterdir():
+        if file.name != "tokenizer.json":
+            (pipe / file.name).symlink_to(file)
+    os.mkfifo(pipe / "tokenizer.json")  # loading waits here until someone writes
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "server",
+            "--model",
+            str(pipe),
+            "--port",
+            str(port),
+        ],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                health = httpx2.get(f"{url}/health")
+                break
+            except httpx2.ConnectError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert (health.status_code, health.json()) == (503, {"status": "loading"})
+        for response in (
+            httpx2.post(f"{url}/v1/chat/completions", json=HELLO),
+            httpx2.get(f"{url}/info"),
+        ):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+        (pipe / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
+        deadline = time.monotonic() + 60
+        while httpx2.get(f"{url}/health").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
