@@ -166,6 +166,7 @@ def test_async_client(server: LiveServer, suffix: str) -> None:
             text = ""
             async for update in stream:
                 text += update.choices[0].delta.content
+            await stream.aclose()
             return whole.choices[0].message.content, text
 
     whole, streamed = asyncio.run(talk())

@@ -91,8 +91,7 @@ class AsyncEngine:
             OverloadedError: too many requests wait.
             EngineDeadError: the engine has ended.
         """
-        if not self.is_alive:
-            raise EngineDeadError(f"the engine has ended: {self._dead!r}")
+        self._require_alive()
         self._engine.check(params)
         config = self._engine.config
         limit = config.max_num_seqs + config.max_waiting
@@ -114,8 +113,15 @@ class AsyncEngine:
             len(inputs.token_ids), params.n, lambda: self._close(request_id, params.n)
         )
         self._generations[request_id] = generation
+        if not self.is_alive:  # it ended meanwhile, and may already have told those who waited
+            generation.close()
+            self._require_alive()
         self._inbox.put(lambda: self._engine.add(request_id, inputs, params))
         return generation
+
+    def _require_alive(self) -> None:
+        if not self.is_alive:
+            raise EngineDeadError(f"the engine has ended: {self._dead!r}")
 
     def shutdown(self) -> None:
         """End the thread after its current step; unfinished generations raise."""
