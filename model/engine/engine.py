@@ -64,7 +64,7 @@ class Engine:
         self.processor = processor
         self._stop_ids = stop_ids
         self._vocabulary = model.config.vocab_size
-        weight = model.lm_head.weight
+        weight = model.model.embed_tokens.weight
         device = weight.device
         cache_dtype = torch.float32 if device.type == "cpu" else weight.dtype
         rope = LongRope(model.config, device)

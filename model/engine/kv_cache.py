@@ -88,21 +88,22 @@ class PagedAttention:
         keys[self._new_slots_T] = k_TGD.to(keys.dtype)
         values[self._new_slots_T] = v_TGD.to(values.dtype)
         grouped = q_THD.shape[1] != keys.shape[1]
-        output_THD = torch.empty_like(q_THD)
+        output_THD = torch.empty(q_THD.shape, dtype=keys.dtype, device=q_THD.device)
+        query_THD = q_THD.to(keys.dtype)
         at = 0
         for span, read, mask_NL in zip(self._spans, self._reads, self._masks, strict=True):
             until = at + span.end - span.start
             output_HND = scaled_dot_product_attention(
-                q_THD[at:until].to(keys.dtype).transpose(0, 1)[None],
+                query_THD[at:until].transpose(0, 1)[None],
                 keys[read].transpose(0, 1)[None],
                 values[read].transpose(0, 1)[None],
                 attn_mask=mask_NL,
                 is_causal=span.start == 0 and span.end > 1,
                 enable_gqa=grouped,
             )[0]
-            output_THD[at:until] = output_HND.transpose(0, 1).to(q_THD.dtype)
+            output_THD[at:until] = output_HND.transpose(0, 1)
             at = until
-        return output_THD
+        return output_THD.to(q_THD.dtype)
 
 
 def _causal_mask(span: Span, device: str) -> Tensor | None:

@@ -20,6 +20,7 @@ from model.errors import CheckpointError, ModelError
 from model.phi3v.chat import Message
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.packing import pack_linears
 from model.phi3v.processing import Processor
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     device = _device(options.device)
     processor = Processor.from_checkpoint(directory)
     model = _load_model(directory, _dtype(options.dtype, device, raw), device)
+    if device == "cpu":
+        pack_linears(model)
     config = _engine_config(model, options)
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
     engine = Engine(model, processor, stop_ids, config)
@@ -125,8 +128,9 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
 def _engine_config(model: Phi3VForCausalLM, options: LoadOptions) -> EngineConfig:
     """Fit window and KV blocks into the memory budget, and say what was chosen."""
     config = model.config
-    device = model.lm_head.weight.device
-    slot_bytes = _slot_bytes(config, device, model.lm_head.weight.dtype)
+    weight = model.model.embed_tokens.weight
+    device = weight.device
+    slot_bytes = _slot_bytes(config, device, weight.dtype)
     budget = _kv_budget(options, device)
     slots_that_fit = budget // (slot_bytes * BLOCK_SIZE) * BLOCK_SIZE
     max_model_len = options.max_model_len or min(config.context_window, slots_that_fit)

@@ -23,7 +23,7 @@ class Runner:
         self._model = model
         self._cache = cache
         self._rope = rope
-        weight = model.lm_head.weight
+        weight = model.model.embed_tokens.weight
         self._device, self._dtype = weight.device, weight.dtype
 
     def embed_image(self, sequence: Sequence) -> None:

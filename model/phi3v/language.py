@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -56,8 +55,8 @@ def _attention(
 ) -> Tensor:
     attention = layer.self_attn
     head_dim, groups = attention.head_dim, int(attention.num_key_value_heads or 0)
-    qkv = linear(normed_TE, attention.qkv_proj.weight).view(normed_TE.shape[0], -1, head_dim)
+    qkv = attention.qkv_proj(normed_TE).view(normed_TE.shape[0], -1, head_dim)
     heads = qkv.shape[1] - 2 * groups
     q_THD, k_TGD, v_TGD = qkv.split([heads, groups, groups], dim=1)
     output_THD = attend(index, rotate(q_THD, cos_TD, sin_TD), rotate(k_TGD, cos_TD, sin_TD), v_TGD)
-    return linear(output_THD.flatten(1), attention.o_proj.weight)
+    return attention.o_proj(output_THD.flatten(1))

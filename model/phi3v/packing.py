@@ -1,0 +1,83 @@
+"""Linear layers in the memory layout that the CPU multiplies fastest.
+
+oneDNN reorders a weight at every call unless it is given in its own layout. Packed once at load, a
+decode step was measured 2 times (bfloat16) to 4 times (float32) faster; in bfloat16 the results are
+the same bits. The packed copy replaces the weight, so a packed network cannot be saved or moved.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from tqdm import tqdm
+
+from model.phi3v.modeling import Phi3VForCausalLM
+
+logger = logging.getLogger(__name__)
+
+MADV_DONTNEED = 4  # <sys/mman.h> on Linux
+
+
+class PackedLinear(nn.Module):
+    """An ``nn.Linear`` with its weight in oneDNN's layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias``."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+
+
+def pack_linears(model: Phi3VForCausalLM) -> None:
+    """Replace every linear layer of a network on the CPU by its packed form, in place.
+
+    Where this torch or CPU cannot, the layers stay as they are, and the log says so.
+    """
+    reason = _why_not(model.dtype)
+    if reason is not None:
+        logger.warning("linear layers are not packed and so slower: %s", reason)
+        return
+    shared = model.model.embed_tokens.weight.data_ptr()
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name in tqdm(linears, desc="Packing weights"):
+        tensors = {key: p.data for key, p in model.get_submodule(name).named_parameters()}
+        model.set_submodule(name, PackedLinear(tensors["weight"], tensors.get("bias")))
+        if tensors["weight"].data_ptr() != shared:  # a tied head's weight is still needed
+            _forget_pages(tensors["weight"])
+
+
+def _why_not(dtype: torch.dtype) -> str | None:
+    """Try packing on a small layer; None if it works and is right."""
+    weight, x = torch.randn(48, 32).to(dtype), torch.randn(3, 32).to(dtype)
+    try:
+        difference = PackedLinear(weight, None)(x) - linear(x, weight)
+    except (AttributeError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    if float(difference.abs().max()) > 0.1:
+        return "packed layers compute something else on this machine"
+    return None
+
+
+def _forget_pages(weight: Tensor) -> None:
+    """Give back the memory behind a weight that nobody will read again.
+
+    A weight mapped from its file counts as used memory until its whole file is unmapped, which the
+    small tensors that stay prevent; this halves what a server holds.
+    """
+    if sys.platform != "linux":
+        return
+    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED
+        )
