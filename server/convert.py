@@ -21,17 +21,17 @@ from server.schemas import (
     ImagePart,
     TextPart,
 )
-from server.settings import Settings
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 
-def parse(body: object, extra_policy: ExtraPolicy) -> ChatCompletionRequest:
+def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCompletionRequest:
     """Validate a decoded JSON body.
 
     Args:
         body: the JSON value.
         extra_policy: what to do with parameters that neither Azure nor OpenAI define.
+        max_messages: most messages in a conversation.
 
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
@@ -52,6 +52,16 @@ def parse(body: object, extra_policy: ExtraPolicy) -> ChatCompletionRequest:
         )
     if extra_policy == "drop":
         given = {name: value for name, value in given.items() if name in KNOWN}
+    messages = given.get("messages")
+    if isinstance(messages, list) and len(messages) > max_messages:
+        # Before each of them is validated, which takes a second for some hundred thousand.
+        raise ApiError(
+            422,
+            "invalid_parameter",
+            f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
+            ("messages",),
+            len(messages),
+        )
     try:
         request = ChatCompletionRequest.model_validate(given)
     except ValidationError as error:
@@ -82,26 +92,17 @@ def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
     )
 
 
-def to_messages(request: ChatCompletionRequest, settings: Settings) -> list[model.Message]:
+def to_messages(request: ChatCompletionRequest, max_image_pixels: int) -> list[model.Message]:
     """The request's messages; their images are decoded when the engine prepares the prompt.
 
     Raises:
         ApiError: a part that the model does not take.
         model.ModalityError: an image that is not a data URL.
     """
-    if len(request.messages) > settings.max_messages:
-        raise ApiError(
-            422,
-            "invalid_parameter",
-            f"{len(request.messages)} messages; the limit here is {settings.max_messages}: "
-            "leave out the oldest",
-            ("messages",),
-            len(request.messages),
-        )
-    return [_to_message(message, i, settings) for i, message in enumerate(request.messages)]
+    return [_to_message(message, i, max_image_pixels) for i, message in enumerate(request.messages)]
 
 
-def _to_message(message: ChatMessage, position: int, settings: Settings) -> model.Message:
+def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> model.Message:
     loc = ("messages", position)
     for name, value in (message.model_extra or {}).items():
         if value is not None:
@@ -134,19 +135,19 @@ def _to_message(message: ChatMessage, position: int, settings: Settings) -> mode
                 (*loc, "content", i),
             )
         else:
-            images.append(_to_image(part, settings, (*loc, "content", i)))
+            images.append(_to_image(part, max_image_pixels, (*loc, "content", i)))
     return model.Message(message.role, "\n".join(texts), tuple(images))
 
 
 def _to_image(
-    part: ImagePart, settings: Settings, loc: tuple[str | int, ...]
+    part: ImagePart, max_image_pixels: int, loc: tuple[str | int, ...]
 ) -> model.MessageImage:
     key = "image" if part.image_url is None else "image_url"
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
         raise ApiError(422, "invalid_parameter", message, (*loc, key))
-    data_url = DataUrl(image_url.url, settings.max_image_pixels, (*loc, key, "url"))
+    data_url = DataUrl(image_url.url, max_image_pixels, (*loc, key, "url"))
     return model.MessageImage(data_url.decode, low_detail=image_url.detail == "low")
 
 

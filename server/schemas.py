@@ -70,7 +70,8 @@ def _content_kind(content: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[ContentPart], Field(min_length=1), Tag("parts")],
+    Annotated[str, Tag("string")]
+    | Annotated[list[ContentPart], Field(min_length=1, max_length=256), Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="invalid_content",

@@ -56,11 +56,3 @@ def server(tiny: Path) -> Iterator[LiveServer]:
     yield live
     assert live.stop() == 0
     assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
-
-
-@pytest.fixture(scope="session")
-def golden_server(golden: Path) -> Iterator[LiveServer]:
-    """A live server on the golden checkpoint, in float32."""
-    live = start_server("--model", str(golden / "tiny-phi3v"), "--dtype", "float32")
-    yield live
-    assert live.stop() == 0

@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
     "no preprocessor": (
         lambda d: (d / "preprocessor_config.json").unlink(),
-        "preprocessor_config.json cannot be used",
+        "preprocessor_config.json cannot be read",
     ),
 }
 

@@ -62,8 +62,8 @@ class Engine:
     ) -> None:
         self.config = config
         self.processor = processor
-        self._stop_ids = stop_ids
         self._vocabulary = model.config.vocab_size
+        self._stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
         weight = model.model.embed_tokens.weight
         device = weight.device
         cache_dtype = torch.float32 if device.type == "cpu" else weight.dtype
@@ -96,8 +96,9 @@ class Engine:
         room = self.config.max_model_len - len(inputs.token_ids)
         wanted = params.max_tokens or self.config.default_max_tokens
         own_stops = () if params.ignore_eos else self._stop_ids
-        named = (self.processor.tokenizer.special_id(string) for string in params.stop)
-        stop_ids = frozenset([*own_stops, *params.stop_token_ids, *(i for i in named if i)])
+        # A stop string that names a control token never shows in the text; its id ends the answer.
+        named = {self.processor.tokenizer.special_id(string) for string in params.stop} - {None}
+        stop_ids = frozenset([*own_stops, *params.stop_token_ids, *named])
         for index in range(params.n):
             sequence = Sequence(
                 (request_id, index),

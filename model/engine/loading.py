@@ -4,7 +4,6 @@ checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelI
 from model.engine.engine import Engine
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
-from model.phi3v.chat import Message
+from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.packing import pack_linears
-from model.phi3v.processing import Processor
+from model.phi3v.processing import Processor, PromptInputs
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +48,15 @@ def find_checkpoint(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{model} is no local directory and could not be downloaded from the hub: {reason}"
+            f"{model} is no local directory and could not be downloaded from the hub: "
+            f"{first_line(error)}"
         ) from error
 
 
 def describe(directory: Path, model: str) -> ModelInfo:
     """Name and provider of a checkpoint, from its ``config.json`` or its own name."""
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
@@ -70,7 +69,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     Raises:
         CheckpointError: the files are incomplete or of another model, or the sizes do not fit.
     """
-    raw = _read_json(directory / "config.json")
+    raw = read_json(directory / "config.json")
     if raw.get("model_type") != "phi3_v":
         raise CheckpointError(
             f"{directory} holds a {raw.get('model_type')!r} model; "
@@ -90,9 +89,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
 
 def _warm_up(engine: Engine) -> None:
     """Answer once with one token: weights are mapped files until something reads them."""
-    messages = [Message("user", "")]
-    inputs = engine.processor(messages, engine.config.max_model_len - 1)
-    engine.add(-1, inputs, SamplingParams(temperature=0, max_tokens=1))
+    engine.add(-1, PromptInputs([0]), SamplingParams(temperature=0, max_tokens=1))
     while engine.has_work:
         for output in engine.step():
             if isinstance(output.result, ModelError):
@@ -110,9 +107,8 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
             local_files_only=True,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
-            f"the checkpoint in {directory} cannot be loaded: {reason}"
+            f"the checkpoint in {directory} cannot be loaded: {first_line(error)}"
         ) from error
     model, report = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -202,18 +198,8 @@ def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> torch.dtype:
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:
     """End-of-sequence ids of ``config.json`` and, where there is one, ``generation_config.json``."""
     path = directory / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
+    generation = read_json(path) if path.exists() else {}
     ids: set[int] = set()
     for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return config

@@ -10,7 +10,6 @@ Shape suffixes: C crops.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.errors import CheckpointError, ImageError
+from model.phi3v.checkpoint import read_json
 
 TILE = 336  # side of a crop, in pixels
 TOKENS_PER_SIDE = 12  # merged patches along a crop's side
@@ -78,12 +78,12 @@ class ImageProcessor:
     def from_checkpoint(cls, directory: Path) -> ImageProcessor:
         """Read ``preprocessor_config.json``; raises CheckpointError when it is missing or odd."""
         path = directory / "preprocessor_config.json"
+        config = read_json(path)
         try:
-            config = json.loads(path.read_text("utf-8"))
             return cls(
                 int(config["num_crops"]), tuple(config["image_mean"]), tuple(config["image_std"])
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used: {error!r}") from error
 
     def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
@@ -155,7 +155,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit (``I;16*``, ``I``) or float greyscale to mode L."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
     largest = values.max(initial=0.0)
     if largest > 255:
         values = values * (255 / max(largest, 65535.0))

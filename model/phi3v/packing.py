@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from model.phi3v.checkpoint import first_line
 from model.phi3v.modeling import Phi3VForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def _why_not(dtype: torch.dtype) -> str | None:
     try:
         difference = PackedLinear(weight, None)(x) - linear(x, weight)
     except (AttributeError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     if float(difference.abs().max()) > 0.1:
         return "packed layers compute something else on this machine"
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer
 
 from model.errors import CheckpointError
 from model.phi3v.chat import ASSISTANT, END, USER, Control, Piece
+from model.phi3v.checkpoint import first_line, read_json
 
 # Unicode's White_Space, which is what the tokenizers library strips; Python's str.strip() also
 # takes the separators U+001C to U+001F.
@@ -39,14 +39,17 @@ class Phi3VTokenizer:
     """
 
     def __init__(self, directory: Path) -> None:
-        spec = _read_json(directory / "tokenizer.json")
-        config = _read_json(directory / "tokenizer_config.json", {})
+        spec = read_json(directory / "tokenizer.json")
+        config_path = directory / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.exists() else {}
         try:
             full = Tokenizer.from_str(json.dumps(spec))
             plain = {**spec, "added_tokens": [], "post_processor": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:
-            raise CheckpointError(f"{directory}/tokenizer.json cannot be used: {error}") from error
+            raise CheckpointError(
+                f"{directory}/tokenizer.json cannot be used: {first_line(error)}"
+            ) from error
         self._added = _added_tokens(spec, config)
         missing = [name for name in (USER, ASSISTANT, END) if name not in self._added]
         if missing:
@@ -58,6 +61,12 @@ class Phi3VTokenizer:
         # What the post-processor puts before each piece: `<s>` in the official files.
         self._prefix_ids: list[int] = full.encode("", add_special_tokens=True).ids
         self._pieces = {i: piece for piece, i in full.get_vocab(with_added_tokens=True).items()}
+        self._bytes = {
+            i: _piece_bytes(piece)
+            for i, piece in self._pieces.items()
+            if i not in self._special_ids
+        }
+        self._byte_ids = {i for i, piece in self._pieces.items() if BYTE_PIECE.fullmatch(piece)}
         self.longest_piece = max(map(len, self._pieces.values()))
         eos = config.get("eos_token") or ""
         eos_name = eos["content"] if isinstance(eos, dict) else eos
@@ -89,16 +98,7 @@ class Phi3VTokenizer:
 
         Special tokens and ids past the vocabulary add nothing.
         """
-        return self._token_bytes(token_id)
-
-    @lru_cache(maxsize=100_000)  # noqa: B019 - one tokenizer lives as long as the process
-    def _token_bytes(self, token_id: int) -> bytes:
-        piece = self._pieces.get(token_id)
-        if piece is None or token_id in self._special_ids:
-            return b""
-        if match := BYTE_PIECE.fullmatch(piece):
-            return bytes.fromhex(match[1])
-        return piece.replace(WORD_BOUNDARY, " ").encode()
+        return self._bytes.get(token_id, b"")
 
     def special_id(self, text: str) -> int | None:
         """Id of the control token of that name, if ``text`` is one."""
@@ -107,13 +107,19 @@ class Phi3VTokenizer:
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the token stands for a single raw byte."""
-        return BYTE_PIECE.fullmatch(self._pieces.get(token_id, "")) is not None
+        return token_id in self._byte_ids
 
     def token_text(self, token_id: int) -> str:
         """The token as a reader may see it, special ones by name (for logprobs)."""
         if token_id in self._special_ids:
             return self._pieces[token_id]
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+
+def _piece_bytes(piece: str) -> bytes:
+    if match := BYTE_PIECE.fullmatch(piece):
+        return bytes.fromhex(match[1])
+    return piece.replace(WORD_BOUNDARY, " ").encode()
 
 
 def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -131,15 +137,3 @@ def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dic
         }
         for token in spec.get("added_tokens", [])
     }
-
-
-def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    if default is not None and not path.exists():
-        return default
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return content

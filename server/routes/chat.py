@@ -38,18 +38,21 @@ async def azure_chat_completions(
     body: Body,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
-    return await _answer(request, service, parse(body, policy))
+    return await _answer(request, service, body, policy)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_SCHEMA)
 async def openai_chat_completions(request: Request, service: ServiceOf, body: Body) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
-    return await _answer(request, service, parse(body, "pass-through"))
+    return await _answer(request, service, body, "pass-through")
 
 
-async def _answer(request: Request, service: Service, chat: ChatCompletionRequest) -> Response:
+async def _answer(
+    request: Request, service: Service, body: object, policy: ExtraPolicy
+) -> Response:
     engine = service.engine
-    messages = to_messages(chat, service.settings)
+    chat = parse(body, policy, service.settings.max_messages)
+    messages = to_messages(chat, service.settings.max_image_pixels)
     generation = await engine.generate(messages, sampling_params(chat))
     envelope = completions.Envelope(service.info.name)
     if chat.stream:
