@@ -52,7 +52,7 @@ async def json_body(request: Request, service: ServiceOf) -> object:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    """The body, read no further than the limit."""
+    """The body, read no further than the limit; raises a 413 ApiError when it is larger."""
     too_large = ApiError(
         413,
         "request_too_large",

@@ -202,7 +202,7 @@ def test_finding_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a file"):
         find_checkpoint(str(file))
     # The hub is out of reach in tests; the sentence must still be one.
-    with pytest.raises(CheckpointError, match="could not be downloaded from the hub: ") as caught:
+    with pytest.raises(CheckpointError, match="could not be downloaded from the hub") as caught:
         find_checkpoint("no-such-user/no-such-model")
     assert "\n" not in str(caught.value)
 

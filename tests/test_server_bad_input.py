@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
+import socket
 import struct
 import threading
 import time
@@ -320,6 +322,31 @@ def test_a_large_body_without_a_declared_length(server: LiveServer) -> None:
 
     response = httpx2.post(f"{server.url}/chat/completions", content=parts(), headers=AUTHORIZED)
     check_error(response, 413, "request_too_large", [])
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "status"), [(API_KEY, 60_000_000, 413), ("wrong", 20_000_000, 401)]
+)
+def test_clients_that_send_before_they_listen_hear_the_refusal(
+    server: LiveServer, key: str, size: int, status: int
+) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+    headers = {"api-key": key, "Content-Type": "application/json"}
+    connection.request("POST", "/chat/completions", b"x" * size, headers)
+    response = connection.getresponse()
+    assert response.status == status
+    assert json.load(response)["status"] == status
+    connection.close()
+
+
+def test_a_large_body_that_asks_first_is_not_sent(server: LiveServer) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(
+            f"POST /chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
+            "Content-Length: 60000000\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_the_azure_sentence(server: LiveServer) -> None:

@@ -49,7 +49,8 @@ def find_checkpoint(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
         raise CheckpointError(
-            f"{model} is no local directory and could not be downloaded from the hub: "
+            f"{model} is no local directory and could not be downloaded from the hub (check the name, "
+            f"the network, and HF_TOKEN for private models): "
             f"{first_line(error)}"
         ) from error
 

@@ -1,0 +1,78 @@
+"""What happens around every request, whatever its route: ids, and polite refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_IDS = ("x-ms-client-request-id", "x-request-id")
+LONGEST_ID = 128  # characters; a longer one is not echoed
+READ_AT_MOST = 256_000_000  # bytes of a refused body
+READ_FOR_AT_MOST = 5.0  # seconds
+
+
+class RequestIds:
+    """Echoes the caller's request ids, and names the request where there is none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, adding the ids to the start of its response."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope)
+        ids = {
+            name: sent[name] for name in REQUEST_IDS if 0 < len(sent.get(name, "")) <= LONGEST_ID
+        }
+        ids.setdefault("x-request-id", uuid.uuid4().hex)
+
+        async def send_with_ids(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(ids)
+            await send(message)
+
+        await self._app(scope, receive, send_with_ids)
+
+
+class ReadBeforeRefusing:
+    """Takes the rest of a refused request's body, to a point, before the refusal is sent.
+
+    Many clients look for an answer only when they have sent everything; to them an early 401 or
+    413 is a broken connection. Those that ask first (``Expect: 100-continue``) are told at once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; hold an error back until its body has been read."""
+        if scope["type"] != "http" or Headers(scope=scope).get("expect"):
+            await self._app(scope, receive, send)
+            return
+        more = True
+
+        async def receive_and_note() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def read_rest() -> None:
+            size = 0
+            while more and size < READ_AT_MOST:
+                size += len((await receive_and_note()).get("body", b""))
+
+        async def read_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                # A client that dawdles is told before it has finished.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(read_rest(), READ_FOR_AT_MOST)
+            await send(message)
+
+        await self._app(scope, receive_and_note, read_and_send)
