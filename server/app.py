@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from server import errors
 from server.middleware import ReadBeforeRefusing, RequestIds
 from server.routes import chat, health, info
+from server.schemas import ChatCompletionRequest
 from server.service import Service
 
 
@@ -18,9 +23,22 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
     for router in (info.router, chat.router, health.router):
         app.include_router(router)
     app.add_middleware(RequestIds)
     app.add_middleware(ReadBeforeRefusing)
     return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the request body that it does not see because routes read it."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        _, request = models_json_schema(
+            [(ChatCompletionRequest, "validation")], ref_template="#/components/schemas/{model}"
+        )
+        document["components"]["schemas"].update(request["$defs"])
+        app.openapi_schema = document
+    return app.openapi_schema

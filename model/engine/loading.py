@@ -192,7 +192,11 @@ def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> torch.dtype:
     if wanted != "auto":
         return DTYPES[wanted]
     dtype = DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
-    native = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = (
+        dtype is torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.float32 if device == "cpu" and not native else dtype
 
 

@@ -12,16 +12,18 @@ from fastapi.responses import JSONResponse
 from server import completions
 from server.convert import ExtraPolicy, parse, sampling_params, to_messages
 from server.dependencies import ServiceOf, extra_policy, json_body, require_api_key
-from server.schemas import ChatCompletion, ChatCompletionRequest
+from server.schemas import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
 
-# The body is read by hand, after the key is checked and no further than the limit, so the schema
-# is told to the documentation here.
-REQUEST_SCHEMA: dict[str, Any] = {
+# The body is read by hand, after the key is checked and no further than the limit, so its schema
+# is told to the documentation here and defined there by ``server.app``.
+REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletionRequest"}}
+        },
     }
 }
 CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
@@ -30,7 +32,7 @@ router = APIRouter(tags=["chat"], dependencies=[Depends(require_api_key)])
 Body = Annotated[object, Depends(json_body)]
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_SCHEMA)
+@router.post("/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_BODY)
 async def azure_chat_completions(
     request: Request,
     service: ServiceOf,
@@ -41,7 +43,7 @@ async def azure_chat_completions(
     return await _answer(request, service, body, policy)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_SCHEMA)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_BODY)
 async def openai_chat_completions(request: Request, service: ServiceOf, body: Body) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
     return await _answer(request, service, body, "pass-through")
