@@ -10,10 +10,11 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import model
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Loc = tuple[str | int, ...]
 RETRY_AFTER_SECONDS = 1
+CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
 MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
 
@@ -170,6 +172,9 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         return error_response(ApiError(error.status_code, code, message, headers=headers))
 
+    async def on_client_gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
     async def on_bug(_: Request, error: Exception) -> JSONResponse:
         message = "the server failed at this request; its log says why"
         return error_response(ApiError(500, "internal_error", message))
@@ -177,6 +182,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(model.ModelError, on_model_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)
     app.add_exception_handler(Exception, on_bug)
 
 

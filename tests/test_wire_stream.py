@@ -106,6 +106,19 @@ def test_leaving_ends_the_work(server: LiveServer, stream: bool) -> None:
     wait_until_idle(server)
 
 
+def test_leaving_in_the_middle_of_the_body(server: LiveServer) -> None:
+    """Nothing to answer and nobody to answer to; the server's log stays clean (see its fixture)."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
+            'Content-Type: application/json\r\nContent-Length: 5000\r\n\r\n{"messages'.encode()
+        )
+        time.sleep(0.2)
+    wait_until_idle(server)
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
 def test_too_many_requests_are_told_to_come_back(tiny: Path) -> None:
     live = start_server("--model", str(tiny), "--max-num-seqs", "1", "--max-waiting", "1")
     try:

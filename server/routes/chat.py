@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from server import completions
 from server.convert import ExtraPolicy, parse, sampling_params, to_messages
 from server.dependencies import ServiceOf, extra_policy, json_body, require_api_key
+from server.errors import CLIENT_CLOSED
 from server.schemas import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
@@ -26,7 +27,6 @@ REQUEST_BODY: dict[str, Any] = {
         },
     }
 }
-CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
 
 router = APIRouter(tags=["chat"], dependencies=[Depends(require_api_key)])
 Body = Annotated[object, Depends(json_body)]
