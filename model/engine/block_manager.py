@@ -1,81 +1,99 @@
-"""Who owns which KV block. Knows nothing of what is in them."""
+"""Who holds which KV block, and which blocks hold what prompts start with. Knows no tensors.
+
+Blocks are counted, so that sequences can share them: a prefix that both start with, or the prompt
+of several answers. A full block is filed under its prefix hash; when nobody holds it any more it
+stays readable until its memory is needed, the longest unused first.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
-
-
-@dataclass
-class BlockTable:
-    """The blocks of one sequence, in order of position.
-
-    Attributes:
-        one_run: whether they are neighbours, so that a slice of the cache is the sequence.
-    """
-
-    blocks: list[int] = field(default_factory=list)
-    one_run: bool = True
-
-    def __len__(self) -> int:
-        return len(self.blocks)
+from collections import OrderedDict
+from collections.abc import Iterable
 
 
 class BlockManager:
-    """Free and used blocks.
+    """Free, held and cached blocks.
 
-    A block table that is one run of neighbours can be read without copying (``kv_cache``), so a
-    table grows into the next block where that is free, and a new table starts in the middle of the
-    largest free run, where it has room to grow and leaves its neighbours some.
+    Args:
+        num_blocks: in all.
+        block_size: slots in each.
+        caching: whether blocks that nobody holds stay readable.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._used = np.zeros(num_blocks, dtype=bool)
-        self._num_used = 0
+        self._caching = caching
+        self._holders = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # oldest first
+        self._by_hash: dict[bytes, int] = {}
+        self._hashes: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody owns."""
-        return self.num_blocks - self._num_used
+        """Blocks that nobody holds, whether their content is cached or not."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks filed under a prefix hash, held or not."""
+        return len(self._hashes)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that ``num_tokens`` positions take."""
         return -(-num_tokens // self.block_size)
 
-    def can_grow(self, table: BlockTable, num_tokens: int) -> bool:
+    def can_grow(self, table: list[int], num_tokens: int) -> bool:
         """Whether ``table`` can be extended to hold ``num_tokens`` positions."""
         return self.blocks_for(num_tokens) - len(table) <= self.num_free
 
-    def grow(self, table: BlockTable, num_tokens: int) -> None:
+    def grow(self, table: list[int], num_tokens: int) -> None:
         """Extend ``table`` in place to hold ``num_tokens`` positions; see ``can_grow``."""
-        missing = self.blocks_for(num_tokens) - len(table)
-        assert missing <= self.num_free, "grow without can_grow"
-        for left in range(missing, 0, -1):
-            block = table.blocks[-1] + 1 if table.blocks else self.num_blocks
-            if block == self.num_blocks or self._used[block]:
-                block = self._start_of_room(left)
-                table.one_run = not table.blocks
-            self._used[block] = True
-            self._num_used += 1
-            table.blocks.append(block)
+        for _ in range(self.blocks_for(num_tokens) - len(table)):
+            table.append(self.take())
 
-    def release(self, table: BlockTable) -> None:
-        """Give back all blocks of ``table`` and empty it."""
-        assert self._used[table.blocks].all(), "a block was given back twice"
-        self._used[table.blocks] = False
-        self._num_used -= len(table)
-        table.blocks.clear()
-        table.one_run = True
+    def take(self) -> int:
+        """Hold a free block, whose cached content is lost; KeyError if there is none."""
+        block, _ = self._free.popitem(last=False)
+        if (prefix_hash := self._hashes.pop(block, None)) is not None:
+            del self._by_hash[prefix_hash]
+        self._holders[block] = 1
+        return block
 
-    def _start_of_room(self, blocks: int) -> int:
-        """A free block with room after it: the middle of the largest free run, if that fits."""
-        edges = np.flatnonzero(np.diff(self._used, prepend=True, append=True))
-        starts, ends = edges[::2], edges[1::2]
-        largest = int((ends - starts).argmax())
-        start, length = int(starts[largest]), int(ends[largest] - starts[largest])
-        if start == 0 or length // 2 < blocks:
-            return start  # nothing grows towards it from the left, or it would not fit
-        return start + length // 2
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks that are held or cached already."""
+        for block in blocks:
+            if self._holders[block] == 0:
+                del self._free[block]
+            self._holders[block] += 1
+
+    def is_shared(self, block: int) -> bool:
+        """Whether more than one table holds the block, so that none may write to it."""
+        return self._holders[block] > 1
+
+    def release(self, table: list[int]) -> None:
+        """Let go of all blocks of ``table`` and empty it."""
+        # The last ones are reused first: a prefix without its start is of no use.
+        while table:
+            block = table.pop()
+            assert self._holders[block] > 0, "a block was given back twice"
+            self._holders[block] -= 1
+            if self._holders[block] == 0:
+                self._free[block] = None
+                if block not in self._hashes:  # holds nothing worth keeping
+                    self._free.move_to_end(block, last=False)
+
+    def file(self, block: int, prefix_hash: bytes) -> None:
+        """Make a full block findable; the first of several with the same content is."""
+        if self._caching and prefix_hash not in self._by_hash and block not in self._hashes:
+            self._by_hash[prefix_hash] = block
+            self._hashes[block] = prefix_hash
+
+    def find(self, prefix_hashes: Iterable[bytes]) -> list[int]:
+        """Blocks of the longest cached prefix, to be shared at once by who wants them."""
+        found = []
+        for prefix_hash in prefix_hashes:
+            if (block := self._by_hash.get(prefix_hash)) is None:
+                break
+            found.append(block)
+        return found

@@ -16,6 +16,7 @@ class LoadOptions:
     Attributes:
         model: a checkpoint's directory or hub id.
         kv_cache_gib: memory for KV blocks, in GiB.
+        embedding_cache_gib: memory for image embeddings kept after use, in GiB; 0 keeps none.
 
     The others are as in ``EngineConfig``.
     """
@@ -29,6 +30,9 @@ class LoadOptions:
     prefill_chunk: int = 512
     default_max_tokens: int = 4096
     kv_cache_gib: float | None = None
+    prefix_caching: bool = True
+    embedding_cache_gib: float = 0.5
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,14 @@ class EngineConfig:
         max_model_len: longest sequence, prompt and answer, in tokens.
         max_num_seqs: sequences computed together in one batch.
         max_waiting: requests that may wait beyond those running before new ones are refused.
-        prefill_chunk: token budget for prefill in one step, beside the decoding sequences.
+        prefill_chunk: most prefill tokens in one step; fewer where they would stall many streams.
         default_max_tokens: answer length when the request names none.
         block_size: slots in a KV block.
         num_blocks: KV blocks in all; they hold at least one sequence of ``max_model_len``.
+        prefix_caching: whether what earlier requests computed is used by those that start alike.
+        embedding_cache_bytes: memory for image embeddings kept after use.
+        deterministic: results equal to the last bit alone and in any batch, in any dtype; slower,
+            and without the prefix cache, whose hits would change how the rest is computed.
     """
 
     max_model_len: int
@@ -60,6 +68,9 @@ class EngineConfig:
     default_max_tokens: int = 4096
     block_size: int = 16
     num_blocks: int = 0
+    prefix_caching: bool = True
+    embedding_cache_bytes: int = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.num_blocks * self.block_size < self.max_model_len:

@@ -1,6 +1,6 @@
 """The engine: sequences in, text deltas out, one step at a time. Single-threaded.
 
-    schedule -> embed new images -> run the decoder -> sample -> accept tokens
+    run the vision tower for a while -> schedule -> run the decoder -> sample -> accept tokens
 
 A step that fails ends the sequences it was computing and no others.
 """
@@ -8,6 +8,7 @@ A step that fails ends the sequences it was computing and no others.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +16,23 @@ import torch
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
 from model.engine.detokenizer import Detokenizer
-from model.engine.kv_cache import KVCache
+from model.engine.embedding_cache import EmbeddingCache
+from model.engine.kv_caches import make_kv_cache
+from model.engine.pacing import Pacing
 from model.engine.request import Alternative, FinishReason, SamplingParams, TextDelta, TokenLogprob
 from model.engine.runner import Runner
 from model.engine.sampler import Sample, sample
-from model.engine.scheduler import Chunk, Scheduler
+from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence
+from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
-from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
 
 logger = logging.getLogger(__name__)
+
+TOWER_SECONDS = 0.25  # per step when nobody is stalled, so that an abort is heard soon
 
 Key = tuple[int, int]  # request id and index of the answer
 
@@ -47,7 +53,7 @@ class Engine:
     """Continuous batching over one model.
 
     Args:
-        model: the network, in evaluation mode, on its device.
+        network: the model, on its device.
         processor: of the same checkpoint.
         stop_ids: tokens that end an answer.
         config: sizes.
@@ -55,23 +61,27 @@ class Engine:
 
     def __init__(
         self,
-        model: Phi3VForCausalLM,
+        network: Network,
         processor: Processor,
         stop_ids: frozenset[int],
         config: EngineConfig,
     ) -> None:
         self.config = config
+        self.network = network
         self.processor = processor
-        self._vocabulary = model.config.vocab_size
+        self._vocabulary = network.config.vocab_size
         self._stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
-        weight = model.model.embed_tokens.weight
-        device = weight.device
-        cache_dtype = torch.float32 if device.type == "cpu" else weight.dtype
-        rope = LongRope(model.config, device)
-        cache = KVCache(model.config, config, cache_dtype, str(device))
-        self.blocks = BlockManager(config.num_blocks, config.block_size)
-        self.scheduler = Scheduler(config, self.blocks, rope)
-        self._runner = Runner(model, cache, rope)
+        device = network.decoder.device
+        rope = LongRope(network.config, device)
+        cache = make_kv_cache(network.config, config, network.dtype, device)
+        caching = config.prefix_caching and not config.deterministic
+        self.blocks = BlockManager(config.num_blocks, config.block_size, caching)
+        self._pacing = Pacing(config.prefill_chunk, fixed=config.deterministic)
+        self.scheduler = Scheduler(config, self.blocks, rope, self._pacing, cache.copy_block)
+        fixed_rows = config.max_num_seqs if config.deterministic else 0
+        self._runner = Runner(network.decoder, cache, rope, fixed_rows)
+        embeddings = EmbeddingCache(config.embedding_cache_bytes)
+        self.vision = VisionRunner(network.vision, embeddings)
         self._sequences: dict[Key, Sequence] = {}
 
     @property
@@ -99,6 +109,7 @@ class Engine:
         # A stop string that names a control token never shows in the text; its id ends the answer.
         named = {self.processor.tokenizer.special_id(string) for string in params.stop} - {None}
         stop_ids = frozenset([*own_stops, *params.stop_token_ids, *named])
+        leader = None
         for index in range(params.n):
             sequence = Sequence(
                 (request_id, index),
@@ -108,21 +119,26 @@ class Engine:
                 stop_ids,
                 Detokenizer(self.processor.tokenizer, params.stop),
             )
+            if not self.config.deterministic:  # which computes every answer the same way
+                sequence.leader = leader
+            leader = leader or sequence
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; its blocks are free at once."""
-        for key in [key for key in self._sequences if key[0] == request_id]:
+        # Followers first: without their leader they would be queued.
+        for key in reversed([key for key in self._sequences if key[0] == request_id]):
             self.scheduler.finish(self._sequences.pop(key))
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return what it yields, in no particular order."""
+        failed = self._see()
         chunks = self.scheduler.schedule()
-        chunks, failed = self._embed_images(chunks)
         if not chunks:
             return failed
+        started = time.perf_counter()
         try:
             logits_SV = self._runner.run(chunks)
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
@@ -130,27 +146,26 @@ class Engine:
         except Exception as error:
             logger.exception("a step failed; its %d sequences are ended", len(chunks))
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
+        decode_tokens = sum(len(chunk) == 1 for chunk in chunks)
+        prefill_tokens = sum(map(len, chunks)) - decode_tokens
+        self._pacing.measured(time.perf_counter() - started, decode_tokens, prefill_tokens)
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.end
+            self.scheduler.computed(chunk)
         return failed + [
             Output(sequence.key, self._accept(sequence, chosen))
             for sequence, chosen in zip(sampling, samples, strict=True)
         ]
 
-    def _embed_images(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Output]]:
-        """Run the tower where it is needed; a failing image ends its own sequence only."""
-        failed = []
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if sequence.image is None:
-                continue
-            try:
-                self._runner.embed_image(sequence)
-            except Exception as error:
-                logger.exception("the vision tower failed; its sequence is ended")
-                failed.append(self._fail(sequence, error))
-        lost = {output.key for output in failed}
-        return [chunk for chunk in chunks if chunk.sequence.key not in lost], failed
+    def _see(self) -> list[Output]:
+        """Run the tower for the sequences that wait for it, as long as others can spare."""
+        running = self.scheduler.running
+        waiting = [sequence for sequence in running if sequence.needs_tower]
+        if not waiting:
+            return []
+        num_decoding = sum(sequence.is_decoding for sequence in running)
+        spare = self._pacing.spare_seconds(num_decoding, len(waiting))
+        failures = self.vision.advance(waiting, TOWER_SECONDS if spare is None else spare)
+        return [self._fail(sequence, error) for sequence, error in failures]
 
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._sequences.pop(sequence.key)

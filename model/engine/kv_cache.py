@@ -1,114 +1,146 @@
 """Keys and values of all sequences, and attention over them.
 
 Slots (one position each) lie in blocks; a block table maps a sequence's positions to slots. The
-attention of a step is made once (``attention``) and called by the decoder for each layer.
-
-On the CPU keys and values are float32 whatever the weights are: decode attention in bfloat16 was
-measured 2 to 3 times slower there.
+attention of a step is made once (``attention``) and called by the decoder for each layer. What is
+here runs anywhere torch does; ``kv_cache_cpu`` and ``kv_cache_cuda`` are faster on their devices.
 
 Shape suffixes: T tokens of a step, H query heads, G key-value heads, D head dim, L positions of one
-sequence, N tokens of one chunk.
+sequence, Q tokens of one span, N blocks, B slots of a block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.engine.block_manager import BlockTable
-from model.engine.config import EngineConfig
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.language import Attention
 
 
 @dataclass(frozen=True)
 class Span:
     """The tokens of one sequence in a step: positions ``start`` to ``end`` of its block table."""
 
-    block_table: BlockTable
+    blocks: list[int]
     start: int
     end: int
 
+    def __len__(self) -> int:
+        return self.end - self.start
+
 
 class KVCache:
-    """Storage for ``num_blocks * block_size`` positions in every layer."""
+    """Storage for ``num_blocks`` blocks in every layer.
+
+    Attributes:
+        keys: ``(layers, N, G, B, D)``, or ``(layers, N, B, G, D)`` where ``heads_first`` is not
+            set; values likewise.
+    """
+
+    heads_first = True
 
     def __init__(
-        self, model_config: Phi3VConfig, config: EngineConfig, dtype: torch.dtype, device: str
+        self,
+        config: Phi3VConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.block_size = config.block_size
+        self.block_size = block_size
         self.device = device
-        heads = model_config.num_key_value_heads or model_config.num_attention_heads
-        head_dim = model_config.hidden_size // model_config.num_attention_heads
-        shape = (
-            model_config.num_hidden_layers,
-            config.num_blocks * config.block_size,
-            heads,
-            head_dim,
-        )
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = config.hidden_size // config.num_attention_heads
+        block = (heads, block_size) if self.heads_first else (block_size, heads)
+        shape = (config.num_hidden_layers, num_blocks, *block, head_dim)
         # Not zeroed: memory is taken from the system only as sequences fill it.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
 
-    def attention(self, spans: list[Span]) -> PagedAttention:
+    def attention(self, spans: list[Span]) -> Attention:
         """The attention of one step over the packed tokens of ``spans``, in order."""
-        return PagedAttention(self, spans)
+        return SdpaAttention(self, spans)
 
-    def slots(self, block_table: BlockTable, start: int, end: int) -> Tensor:
-        """Slots of positions ``start`` to ``end``, int64."""
-        first_block = start // self.block_size
-        table = torch.tensor(block_table.blocks[first_block : -(-end // self.block_size)])
-        position = torch.arange(start, end)
-        block = table[position // self.block_size - first_block]
-        return (block * self.block_size + position % self.block_size).to(self.device)
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's keys and values in every layer."""
+        self.keys[:, target] = self.keys[:, source]
+        self.values[:, target] = self.values[:, source]
+
+    def slots(self, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """Block and offset in it of every token of the spans, int64 ``(T,)``."""
+        blocks, offsets = [], []
+        for span in spans:
+            position = np.arange(span.start, span.end)
+            first = span.start // self.block_size
+            table = np.array(span.blocks[first : (span.end - 1) // self.block_size + 1])
+            blocks.append(table[position // self.block_size - first])
+            offsets.append(position % self.block_size)
+        return np.concatenate(blocks), np.concatenate(offsets)
 
 
-class PagedAttention:
-    """Attention of one step: writes the new keys and values, then reads each sequence's own."""
+class SdpaAttention:
+    """Attention of one step by torch's own function, sequence by sequence, anywhere.
+
+    Each sequence's keys are gathered into one piece first. On the CPU they are computed in float32,
+    which is as fast there.
+    """
 
     def __init__(self, cache: KVCache, spans: list[Span]) -> None:
         self._cache = cache
         self._spans = spans
-        self._new_slots_T = torch.cat([cache.slots(s.block_table, s.start, s.end) for s in spans])
-        self._reads = [self._read(span) for span in spans]
-        self._masks = [_causal_mask(span, cache.device) for span in spans]
-
-    def _read(self, span: Span) -> slice | Tensor:
-        """What selects the sequence's positions in the cache: a slice where it is one run."""
-        if span.block_table.one_run:
-            first = span.block_table.blocks[0] * self._cache.block_size
-            return slice(first, first + span.end)
-        return self._cache.slots(span.block_table, 0, span.end)
+        block, offset = cache.slots(spans)
+        self._block_T = torch.from_numpy(block).to(cache.device)
+        self._offset_T = torch.from_numpy(offset).to(cache.device)
+        on_cpu = cache.device.type == "cpu"
+        self._dtype = torch.float32 if on_cpu else cache.keys.dtype
+        self._reads = [PrefillRead(cache, span, self._dtype) for span in spans]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """See ``model.phi3v.language.Attention``."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._new_slots_T] = k_TGD.to(keys.dtype)
-        values[self._new_slots_T] = v_TGD.to(values.dtype)
-        grouped = q_THD.shape[1] != keys.shape[1]
-        output_THD = torch.empty(q_THD.shape, dtype=keys.dtype, device=q_THD.device)
-        query_THD = q_THD.to(keys.dtype)
-        at = 0
-        for span, read, mask_NL in zip(self._spans, self._reads, self._masks, strict=True):
-            until = at + span.end - span.start
-            output_HND = scaled_dot_product_attention(
-                query_THD[at:until].transpose(0, 1)[None],
-                keys[read].transpose(0, 1)[None],
-                values[read].transpose(0, 1)[None],
-                attn_mask=mask_NL,
-                is_causal=span.start == 0 and span.end > 1,
-                enable_gqa=grouped,
-            )[0]
-            output_THD[at:until] = output_HND.transpose(0, 1)
-            at = until
-        return output_THD.to(q_THD.dtype)
+        keys[self._block_T, :, self._offset_T] = k_TGD.to(keys.dtype)
+        values[self._block_T, :, self._offset_T] = v_TGD.to(values.dtype)
+        at, outputs = 0, []
+        for span, read in zip(self._spans, self._reads, strict=True):
+            outputs.append(read(layer, q_THD[at : at + len(span)]))
+            at += len(span)
+        return torch.cat(outputs).to(q_THD.dtype)
 
 
-def _causal_mask(span: Span, device: str) -> Tensor | None:
-    """Mask for a chunk after the first, ``(N, L)``; the first and single tokens need none."""
-    if span.start == 0 or span.end - span.start == 1:
-        return None
-    positions_N = torch.arange(span.start, span.end, device=device)
-    return torch.arange(span.end, device=device)[None, :] <= positions_N[:, None]
+class PrefillRead:
+    """Attention of one span's queries over its sequence's positions up to each of them."""
+
+    def __init__(self, cache: KVCache, span: Span, dtype: torch.dtype) -> None:
+        self._cache = cache
+        self._length = span.end
+        self._dtype = dtype
+        count = -(-span.end // cache.block_size)
+        self._blocks = torch.tensor(span.blocks[:count], device=cache.device)
+        # The first span and single tokens need no mask of their own.
+        self._causal = span.start == 0 and len(span) > 1
+        self._mask_QL = None
+        if span.start > 0 and len(span) > 1:
+            query_Q = torch.arange(span.start, span.end, device=cache.device)
+            self._mask_QL = torch.arange(span.end, device=cache.device) <= query_Q[:, None]
+
+    def __call__(self, layer: int, q_QHD: Tensor) -> Tensor:
+        """Attention output ``(Q, H, D)``."""
+        keys_GLD = self._gather(self._cache.keys[layer])
+        output_HQD = scaled_dot_product_attention(
+            q_QHD.to(self._dtype).transpose(0, 1)[None],
+            keys_GLD[None],
+            self._gather(self._cache.values[layer])[None],
+            attn_mask=self._mask_QL,
+            is_causal=self._causal,
+            enable_gqa=q_QHD.shape[1] != keys_GLD.shape[0],
+        )[0]
+        return output_HQD.transpose(0, 1)
+
+    def _gather(self, stored_NGBD: Tensor) -> Tensor:
+        """The sequence's positions in one piece, ``(G, L, D)``."""
+        gathered_GNBD = stored_NGBD[self._blocks].transpose(0, 1).to(self._dtype)
+        return gathered_GNBD.flatten(1, 2)[:, : self._length]

@@ -14,12 +14,13 @@ from huggingface_hub import snapshot_download
 
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
+from model.engine.kv_caches import storage_dtype
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.packing import pack_linears
+from model.phi3v.network import Network, make_network
 from model.phi3v.processing import Processor, PromptInputs
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,10 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     device = _device(options.device)
     processor = Processor.from_checkpoint(directory)
     model = _load_model(directory, _dtype(options.dtype, device, raw), device)
-    if device == "cpu":
-        pack_linears(model)
-    config = _engine_config(model, options)
+    network = make_network(model)
+    config = _engine_config(network, options)
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
-    engine = Engine(model, processor, stop_ids, config)
+    engine = Engine(network, processor, stop_ids, config)
     _warm_up(engine)
     return engine
 
@@ -122,12 +122,10 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
     return model.eval().requires_grad_(False)
 
 
-def _engine_config(model: Phi3VForCausalLM, options: LoadOptions) -> EngineConfig:
+def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
     """Fit window and KV blocks into the memory budget, and say what was chosen."""
-    config = model.config
-    weight = model.model.embed_tokens.weight
-    device = weight.device
-    slot_bytes = _slot_bytes(config, device, weight.dtype)
+    config, device = network.config, network.decoder.device
+    slot_bytes = _slot_bytes(config, device, network.dtype)
     budget = _kv_budget(options, device)
     slots_that_fit = budget // (slot_bytes * BLOCK_SIZE) * BLOCK_SIZE
     max_model_len = options.max_model_len or min(config.context_window, slots_that_fit)
@@ -156,6 +154,9 @@ def _engine_config(model: Phi3VForCausalLM, options: LoadOptions) -> EngineConfi
         max_num_seqs=options.max_num_seqs,
         max_waiting=options.max_waiting,
         prefill_chunk=options.prefill_chunk,
+        prefix_caching=options.prefix_caching,
+        embedding_cache_bytes=int(options.embedding_cache_gib * GIB),
+        deterministic=options.deterministic,
         default_max_tokens=options.default_max_tokens,
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
@@ -166,8 +167,7 @@ def _slot_bytes(config: Phi3VConfig, device: torch.device, dtype: torch.dtype) -
     """Bytes of keys and values of one position in all layers."""
     heads = config.num_key_value_heads or config.num_attention_heads
     head_dim = config.hidden_size // config.num_attention_heads
-    element = 4 if device.type == "cpu" else dtype.itemsize
-    return 2 * config.num_hidden_layers * heads * head_dim * element
+    return 2 * config.num_hidden_layers * heads * head_dim * storage_dtype(dtype, device).itemsize
 
 
 def _kv_budget(options: LoadOptions, device: torch.device) -> int:

@@ -1,6 +1,7 @@
-"""Runs the network on a step's chunks: the vision tower for new images, then the decoder.
+"""Runs the decoder on a step's chunks.
 
-Shape suffixes: T tokens of the step, E hidden size, S sequences sampled, V vocabulary.
+Shape suffixes: T tokens of the step, E hidden size, H heads, G key-value heads, D head dim, S
+sequences sampled, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,59 +11,91 @@ from torch import Tensor
 
 from model.engine.kv_cache import KVCache, Span
 from model.engine.scheduler import Chunk
-from model.engine.sequence import Sequence
-from model.phi3v import language
-from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.language import Attention, Decoder
 from model.phi3v.rope import LongRope
 
 
 class Runner:
-    """The network with its KV cache."""
+    """The decoder with its KV cache.
 
-    def __init__(self, model: Phi3VForCausalLM, cache: KVCache, rope: LongRope) -> None:
-        self._model = model
+    Args:
+        fixed_rows: when positive, decoding sequences are always computed in a batch of that many
+            rows and prefill chunks alone, so that results never depend on the company, not even in
+            their last bit (``--deterministic``), also where the decoder does not promise that.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, rope: LongRope, fixed_rows: int = 0
+    ) -> None:
+        self._decoder = decoder
         self._cache = cache
         self._rope = rope
-        weight = model.model.embed_tokens.weight
-        self._device, self._dtype = weight.device, weight.dtype
-
-    def embed_image(self, sequence: Sequence) -> None:
-        """Run the vision tower on the sequence's image and let go of its pixels."""
-        assert sequence.image is not None
-        (sequence.image_embedding,) = self._model.model.vision_embed_tokens(
-            [sequence.image.pixels], [sequence.image.grid]
-        )
-        sequence.image = None
+        self._fixed_rows = 0 if decoder.batch_invariant else fixed_rows
+        self._device = decoder.device
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks; returns float32 logits ``(S, V)`` of those that sample, in order."""
+        if not self._fixed_rows:
+            return self._compute(chunks, 0)
+        decoding = [chunk for chunk in chunks if len(chunk) == 1]
+        logits_V = {}
+        for group in ([decoding] if decoding else []) + [[c] for c in chunks if len(c) > 1]:
+            rows = self._fixed_rows if group is decoding else 0
+            sampled = [chunk for chunk in group if chunk.samples]
+            for chunk, row_V in zip(sampled, self._compute(group, rows), strict=False):
+                logits_V[chunk.sequence.key] = row_V
+        found = [logits_V[chunk.sequence.key] for chunk in chunks if chunk.samples]
+        return torch.stack(found) if found else torch.empty(0)
+
+    def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
+        """Logits of the chunks that sample, and of padding up to ``rows``."""
         hidden_TE = torch.cat([self._embed(chunk) for chunk in chunks])
         position_T = torch.cat([torch.arange(c.start, c.end) for c in chunks]).to(self._device)
-        regime_T = torch.cat(
-            [torch.full((c.end - c.start,), int(c.sequence.regime)) for c in chunks]
-        ).to(self._device)
-        cos_TD, sin_TD = self._rope.cos_sin(position_T, regime_T, self._dtype)
-        attend = self._cache.attention(
-            [Span(c.sequence.block_table, c.start, c.end) for c in chunks]
+        regime_T = torch.cat([torch.full((len(c),), int(c.sequence.regime)) for c in chunks]).to(
+            self._device
         )
-        hidden_TE = language.decode(self._model, hidden_TE, cos_TD, sin_TD, attend)
+        spans = [Span(c.sequence.block_table, c.start, c.end) for c in chunks]
+        attend = self._cache.attention(spans)
         last, sampled = -1, []
         for chunk in chunks:
-            last += chunk.end - chunk.start
+            last += len(chunk)
             if chunk.samples:
                 sampled.append(last)
-        return language.logits(self._model, hidden_TE[sampled])
+        if rows:
+            count = len(hidden_TE)
+            attend = _Padded(attend, count)
+            hidden_TE, position_T, regime_T = (
+                torch.cat([x, x[-1:].expand(rows - count, *x.shape[1:])])
+                for x in (hidden_TE, position_T, regime_T)
+            )
+            sampled += range(count, rows)
+        cos_TD, sin_TD = self._rope.cos_sin(position_T, regime_T, self._decoder.dtype)
+        hidden_TE = self._decoder(hidden_TE, cos_TD, sin_TD, attend)
+        return self._decoder.logits(hidden_TE[sampled])
 
     def _embed(self, chunk: Chunk) -> Tensor:
         """Embeddings of a chunk's tokens, the image's at its positions."""
-        sequence = chunk.sequence
+        sequence, span = chunk.sequence, chunk.sequence.image_span
         ids = torch.tensor(sequence.token_ids[chunk.start : chunk.end], device=self._device)
-        embedded_TE = self._model.model.embed_tokens(ids.clamp(min=0))
-        if sequence.image_embedding is not None:
-            first = max(chunk.start, sequence.image_start)
-            end = min(chunk.end, sequence.image_start + len(sequence.image_embedding))
-            if first < end:
-                embedded_TE[first - chunk.start : end - chunk.start] = sequence.image_embedding[
-                    first - sequence.image_start : end - sequence.image_start
-                ]
+        embedded_TE = self._decoder.embed(ids.clamp(min=0))
+        if span is not None and chunk.start < span.end and span.start < chunk.end:
+            assert sequence.image_embedding is not None, "an image's tokens came before the tower"
+            first, end = max(chunk.start, span.start), min(chunk.end, span.end)
+            embedded_TE[first - chunk.start : end - chunk.start] = sequence.image_embedding[
+                first - span.start : end - span.start
+            ]
         return embedded_TE
+
+
+class _Padded:
+    """Attention that leaves the rows after the first ``count`` out."""
+
+    def __init__(self, attend: Attention, count: int) -> None:
+        self._attend = attend
+        self._count = count
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        output_THD = torch.zeros_like(q_THD)
+        real = slice(self._count)
+        output_THD[real] = self._attend(layer, q_THD[real], k_TGD[real], v_TGD[real])
+        return output_THD

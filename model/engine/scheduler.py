@@ -1,17 +1,19 @@
 """Which tokens are computed in the next step: decode first, then prefill up to a budget.
 
 First come, first served; a sequence is admitted when blocks for all its tokens are free, and the
-youngest is preempted (recomputed later) when the running ones need more. Knows neither tensors nor
-texts.
+youngest is preempted (recomputed later) when the running ones need more. What is in the cache
+already is not computed again. Knows neither tensors nor texts.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
+from model.engine.pacing import Pacing
 from model.engine.sequence import Sequence, Status
 from model.phi3v.rope import LongRope
 
@@ -24,6 +26,9 @@ class Chunk:
     start: int
     end: int
 
+    def __len__(self) -> int:
+        return self.end - self.start
+
     @property
     def samples(self) -> bool:
         """Whether the step yields the sequence's next token."""
@@ -31,11 +36,28 @@ class Chunk:
 
 
 class Scheduler:
-    """The waiting queue, the running sequences and their blocks."""
+    """The waiting queue, the running sequences and their blocks.
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, rope: LongRope) -> None:
+    Args:
+        config: sizes.
+        blocks: the KV blocks.
+        rope: says which regime a length is in.
+        pacing: says how much prefill a step takes on.
+        copy_block: copies a block's content, (source, target).
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        blocks: BlockManager,
+        rope: LongRope,
+        pacing: Pacing,
+        copy_block: Callable[[int, int], None],
+    ) -> None:
         self._config = config
         self._rope = rope
+        self._pacing = pacing
+        self._copy_block = copy_block
         self.blocks = blocks
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
@@ -48,8 +70,12 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a new sequence, or keep it until its leader has computed the prompt."""
+        if sequence.leader is None:
+            self.waiting.append(sequence)
+        else:
+            sequence.status = Status.FOLLOWING
+            sequence.leader.followers.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
@@ -57,54 +83,101 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
+        elif sequence.status is Status.FOLLOWING and sequence.leader is not None:
+            sequence.leader.followers.remove(sequence)
+        self._release_followers(sequence)
         sequence.status = Status.FINISHED
-        sequence.image_embedding = None
+        sequence.image = sequence.image_embedding = None
         self.blocks.release(sequence.block_table)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks; empty only when there is no work."""
+        """The next step's chunks; none only when all that is left waits for the vision tower."""
         for sequence in list(self.running):
-            self._choose_regime(sequence)
-            self._make_room(sequence)
-        chunks = [
-            Chunk(sequence, sequence.num_computed, len(sequence))
-            for sequence in self.running
-            if sequence.num_pending == 1
-        ]
-        budget = self._config.prefill_chunk
+            if sequence.status is Status.RUNNING:
+                self._choose_regime(sequence)
+                self._make_room(sequence)
+        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        chunks = [Chunk(s, s.num_computed, len(s)) for s in decoding]
+        num_prefilling = len(self.running) - len(decoding) + len(self.waiting)
+        budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
         for sequence in self.running:
-            if sequence.num_pending > 1 and budget > 0:
+            if not sequence.is_decoding and budget > 0:
                 budget -= self._prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():
             budget -= self._prefill(self.running[-1], budget, chunks)
         return chunks
 
+    def computed(self, chunk: Chunk) -> None:
+        """Take note that a chunk's keys and values are in the cache."""
+        sequence = chunk.sequence
+        sequence.num_computed = chunk.end
+        size = self.blocks.block_size
+        first, count = chunk.start // size, chunk.end // size
+        hashes = sequence.hashes(count, size)
+        for index in range(first, count):
+            self.blocks.file(sequence.block_table[index], hashes[index])
+        if chunk.end >= sequence.prompt_len:
+            self._release_followers(sequence)
+
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
-        count = min(sequence.num_pending, budget)
-        chunks.append(Chunk(sequence, sequence.num_computed, sequence.num_computed + count))
-        return count
+        """Add the sequence's next chunk of at most ``budget`` tokens; returns its length."""
+        start = sequence.num_computed
+        end = min(start + budget, sequence.computable_to)
+        if self._config.deterministic:
+            end = min(end, self._fixed_end(sequence))
+        if end <= start:
+            return 0  # waits for the vision tower
+        chunks.append(Chunk(sequence, start, end))
+        return end - start
+
+    def _fixed_end(self, sequence: Sequence) -> int:
+        """Where a chunk ends whatever the company: chunks of one size, then single tokens."""
+        start, size = sequence.num_computed, self._config.prefill_chunk
+        if start >= sequence.prompt_len:
+            return start + 1
+        return min(start - start % size + size, sequence.prompt_len)
 
     def _choose_regime(self, sequence: Sequence) -> None:
         """Set the rope regime of the sequence's length; keys of another regime are recomputed."""
         regime = self._rope.regime(len(sequence))
-        if regime is not sequence.regime:
-            sequence.regime = regime
-            if sequence.num_computed:
-                self.num_crossings += 1
-                sequence.reset()
+        if regime is sequence.regime:
+            return
+        self.num_crossings += sequence.num_computed > 0
+        self.blocks.release(sequence.block_table)
+        sequence.change_regime(regime)
+        self._find_prefix(sequence)
+
+    def _find_prefix(self, sequence: Sequence) -> None:
+        """Start a sequence without blocks from those of its prefix that are in the cache."""
+        size = self.blocks.block_size
+        full = (len(sequence) - 1) // size  # the last token is always computed, for its logits
+        found = self.blocks.find(sequence.hashes(full, size))
+        self.blocks.share(found)
+        sequence.block_table += found
+        sequence.num_computed = len(found) * size
 
     def _make_room(self, sequence: Sequence) -> None:
-        """Get a block for the newest token, preempting the youngest (perhaps itself) for it."""
+        """Get blocks for the newest tokens, preempting the youngest (perhaps itself) for them."""
         while sequence.status is Status.RUNNING:
             if self.blocks.can_grow(sequence.block_table, len(sequence)):
                 self.blocks.grow(sequence.block_table, len(sequence))
                 return
-            self._preempt(self.running[-1])
+            if not self._take_from_waiting(sequence):
+                self._preempt(self.running[-1])
+
+    def _take_from_waiting(self, but: Sequence) -> bool:
+        """Free the blocks of the last waiting sequence that holds some; whether there was one."""
+        for sequence in reversed(self.waiting):
+            if sequence.block_table and sequence is not but:
+                self.blocks.release(sequence.block_table)
+                sequence.num_computed = 0
+                return True
+        return False
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.blocks.release(sequence.block_table)
-        sequence.reset()
+        sequence.num_computed = 0
         sequence.status = Status.WAITING
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
@@ -114,11 +187,46 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self._config.max_num_seqs:
             return False
         sequence = self.waiting[0]
-        if not self.blocks.can_grow(sequence.block_table, len(sequence)):
-            return False
-        self.waiting.popleft()
         self._choose_regime(sequence)
+        if not sequence.block_table:
+            self._find_prefix(sequence)
+        while not self.blocks.can_grow(sequence.block_table, len(sequence)):
+            if self.running or not self._take_from_waiting(sequence):
+                self.blocks.release(sequence.block_table)
+                sequence.num_computed = 0
+                return False
+        self.waiting.popleft()
         self.blocks.grow(sequence.block_table, len(sequence))
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
         sequence.status = Status.RUNNING
         self.running.append(sequence)
         return True
+
+    def _release_followers(self, leader: Sequence) -> None:
+        """Queue a sequence's followers, with its blocks as far as they are computed."""
+        followers, leader.followers = leader.followers, []
+        for follower in followers:
+            follower.leader = None
+            follower.status = Status.WAITING
+            if leader.num_computed >= leader.prompt_len and leader.block_table:
+                self._fork(leader, follower)
+        self.waiting.extendleft(reversed(followers))
+
+    def _fork(self, leader: Sequence, follower: Sequence) -> None:
+        """Share the prompt's blocks; the last, which both go on to write in, is copied.
+
+        The prompt's last token is left to compute, for its logits.
+        """
+        follower.regime = leader.regime
+        follower.image_embedding = leader.image_embedding
+        last = leader.prompt_len - 1
+        full, rest = divmod(last, self.blocks.block_size)
+        follower.block_table = leader.block_table[:full]
+        self.blocks.share(follower.block_table)
+        follower.num_computed = full * self.blocks.block_size
+        if rest and self.blocks.num_free:
+            copy = self.blocks.take()
+            self._copy_block(leader.block_table[full], copy)
+            follower.block_table.append(copy)
+            follower.num_computed = last

@@ -8,8 +8,8 @@ from collections import Counter
 
 from torch import Tensor
 
-from model.engine.block_manager import BlockTable
 from model.engine.detokenizer import Detokenizer
+from model.engine.prefix_hash import ImageSpan, prefix_hashes
 from model.engine.request import SamplingParams
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
@@ -18,6 +18,7 @@ from model.phi3v.rope import RopeRegime
 class Status(enum.Enum):
     """Where a sequence is in its life; a preempted one waits again."""
 
+    FOLLOWING = enum.auto()  # another answer to the same prompt is to compute it first
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
@@ -29,9 +30,13 @@ class Sequence:
     Attributes:
         token_ids: prompt, then generated tokens.
         num_computed: positions whose keys and values are in the cache.
+        num_cached: prompt positions that were found computed when it started; None before.
         block_table: its KV blocks, in order of position.
+        image_span: where its image stands.
         image: its crops, until the tower has run.
         image_embedding: ``(image tokens, hidden)``, from then to the end.
+        followers: other answers to the same prompt, which share its blocks once it is computed.
+        leader: whose follower it is.
         seed: of its sampling.
     """
 
@@ -52,13 +57,21 @@ class Sequence:
         self.token_ids = list(inputs.token_ids)
         self.prompt_len = len(self.token_ids)
         self.image = inputs.image
-        self.image_start = self.token_ids.index(IMAGE_TOKEN_ID) if inputs.image else 0
+        self.image_span: ImageSpan | None = None
+        if inputs.image is not None:
+            start = self.token_ids.index(IMAGE_TOKEN_ID)
+            end = start + inputs.image.num_tokens
+            self.image_span = ImageSpan(start, end, inputs.image.digest)
         self.image_embedding: Tensor | None = None
         self.status = Status.WAITING
+        self.followers: list[Sequence] = []
+        self.leader: Sequence | None = None
         self.num_computed = 0
-        self.block_table = BlockTable()
+        self.num_cached: int | None = None
+        self.block_table: list[int] = []
         self.regime = RopeRegime.SHORT
         self.output_counts: Counter[int] = Counter()
+        self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
 
@@ -80,6 +93,32 @@ class Sequence:
         self.token_ids.append(token_id)
         self.output_counts[token_id] += 1
 
-    def reset(self) -> None:
-        """Forget what was computed (preemption, or a crossing of the rope regimes)."""
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the next token is all that is missing."""
+        return self.num_pending == 1
+
+    @property
+    def needs_tower(self) -> bool:
+        """Whether an image whose embedding is not there yet is to be computed."""
+        span = self.image_span
+        return span is not None and self.image_embedding is None and self.num_computed < span.end
+
+    @property
+    def computable_to(self) -> int:
+        """How far it can be computed now: to its image where that waits for the tower."""
+        if self.needs_tower and self.image_span is not None:
+            return self.image_span.start
+        return len(self)
+
+    def hashes(self, count: int, block_size: int) -> list[bytes]:
+        """Prefix hashes of its first ``count`` blocks, which must be full."""
+        return prefix_hashes(
+            self._hashes, self.token_ids, self.image_span, self.regime, block_size, count
+        )
+
+    def change_regime(self, regime: RopeRegime) -> None:
+        """Enter a rope regime, in which nothing is computed yet."""
+        self.regime = regime
         self.num_computed = 0
+        self._hashes.clear()

@@ -2,7 +2,8 @@
 
 Everything but attention works on single tokens, so sequences need no padding; attention is an
 argument, called with the queries, keys and values of a layer, and owns the KV cache. The weights
-are those of ``Phi3VForCausalLM``.
+are those of ``Phi3VForCausalLM``. What is here runs on any device; ``language_cpu`` is faster on
+CPUs that it supports.
 
 Shape suffixes: T tokens of all sequences, E hidden size, H query heads, G key-value heads,
 D head dim, S sequences that want logits, V vocabulary.
@@ -24,25 +25,66 @@ class Attention(Protocol):
     """Stores a layer's keys and values, and attends each token to its own sequence's past."""
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        """Attention output ``(T, H, D)`` of layer ``layer``."""
+        """Attention output ``(T, H, D)`` of layer ``layer``, in the dtype of ``q_THD``."""
         ...
 
 
-def decode(
-    model: Phi3VForCausalLM, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
-) -> Tensor:
-    """Run the decoder layers; returns hidden states ``(T, E)`` before the final norm."""
-    for index, layer in enumerate(model.model.layers):
-        hidden_TE = hidden_TE + _attention(
-            layer, index, layer.input_layernorm(hidden_TE), cos_TD, sin_TD, attend
-        )
-        hidden_TE = hidden_TE + layer.mlp(layer.post_attention_layernorm(hidden_TE))
-    return hidden_TE
+class Decoder(Protocol):
+    """The decoder layers and the language model head.
+
+    Attributes:
+        dtype: of the hidden states, and of the cos and sin that it takes.
+        device: of all its arguments and results.
+        batch_invariant: whether a token's results are the same bits in any batch.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    batch_invariant: bool
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings ``(T, E)`` of int64 ``token_ids``."""
+        ...
+
+    def __call__(
+        self, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
+    ) -> Tensor:
+        """Hidden states ``(T, E)`` after all layers, before the final norm."""
+        ...
+
+    def logits(self, hidden_SE: Tensor) -> Tensor:
+        """Float32 logits ``(S, V)`` of the chosen tokens."""
+        ...
 
 
-def logits(model: Phi3VForCausalLM, hidden_SE: Tensor) -> Tensor:
-    """Float32 logits ``(S, V)`` of the chosen tokens."""
-    return model.lm_head(model.model.norm(hidden_SE)).to(torch.float32)
+class TorchDecoder:
+    """The decoder in torch's own operations, on any device; see ``Decoder``."""
+
+    batch_invariant = False
+
+    def __init__(self, model: Phi3VForCausalLM) -> None:
+        self._model = model
+        self.dtype = model.dtype
+        self.device = model.model.embed_tokens.weight.device
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See ``Decoder``."""
+        return self._model.model.embed_tokens(token_ids)
+
+    def __call__(
+        self, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
+    ) -> Tensor:
+        """See ``Decoder``."""
+        for index, layer in enumerate(self._model.model.layers):
+            hidden_TE = hidden_TE + _attention(
+                layer, index, layer.input_layernorm(hidden_TE), cos_TD, sin_TD, attend
+            )
+            hidden_TE = hidden_TE + layer.mlp(layer.post_attention_layernorm(hidden_TE))
+        return hidden_TE
+
+    def logits(self, hidden_SE: Tensor) -> Tensor:
+        """See ``Decoder``."""
+        return self._model.lm_head(self._model.model.norm(hidden_SE)).to(torch.float32)
 
 
 def _attention(

@@ -47,13 +47,14 @@ def pack_linears(model: Phi3VForCausalLM) -> None:
     if reason is not None:
         logger.warning("linear layers are not packed and so slower: %s", reason)
         return
-    shared = model.model.embed_tokens.weight.data_ptr()
+    shared = model.model.embed_tokens.weight
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for name in tqdm(linears, desc="Packing weights"):
-        tensors = {key: p.data for key, p in model.get_submodule(name).named_parameters()}
-        model.set_submodule(name, PackedLinear(tensors["weight"], tensors.get("bias")))
-        if tensors["weight"].data_ptr() != shared:  # a tied head's weight is still needed
-            _forget_pages(tensors["weight"])
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        model.set_submodule(name, PackedLinear(linear.weight.data, linear.bias))
+        if linear.weight.data_ptr() != shared.data_ptr():  # a tied head's weight is still needed
+            release(linear)
 
 
 def _why_not(dtype: torch.dtype) -> str | None:
@@ -68,12 +69,14 @@ def _why_not(dtype: torch.dtype) -> str | None:
     return None
 
 
-def _forget_pages(weight: Tensor) -> None:
-    """Give back the memory behind a weight that nobody will read again.
+def release(linear: nn.Linear) -> None:
+    """Give back the memory behind the weight of a layer that nobody will use again.
 
     A weight mapped from its file counts as used memory until its whole file is unmapped, which the
     small tensors that stay prevent; this halves what a server holds.
     """
+    weight = linear.weight.data
+    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     if sys.platform != "linux":
         return
     start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -10,6 +10,8 @@ M merged width (4 W), P image tokens, E hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
@@ -48,24 +50,42 @@ class Phi3VImageEmbedding(nn.Module):
         Returns:
             Per image ``(P, E)``, in the order of its image tokens.
         """
-        crops = [pixels.shape[0] for pixels in pixel_values]
-        patches_CNW = self.patch_features(torch.cat(pixel_values))
-        return [
-            self.img_projection(self._lay_out(image_CNW, grid))
-            for image_CNW, grid in zip(patches_CNW.split(crops), grids, strict=True)
-        ]
+        parts = self.in_parts(pixel_values, grids)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                return end.value
 
-    def patch_features(self, pixels: Tensor) -> Tensor:
-        """CLIP ``hidden_states[-2]`` without the class token, ``(C, N, W)``."""
+    def in_parts(
+        self, pixel_values: list[Tensor], grids: list[tuple[int, int]]
+    ) -> Generator[None, None, list[Tensor]]:
+        """What ``forward`` computes, pausing after each layer so that others get their turn."""
+        crops = [pixels.shape[0] for pixels in pixel_values]
+        patches_CNW = yield from self.patch_features(torch.cat(pixel_values))
+        images = []
+        for image_CNW, grid in zip(patches_CNW.split(crops), grids, strict=True):
+            images.append(self.img_projection(self._lay_out(image_CNW, grid)))
+            yield
+        return images
+
+    @property
+    def crops_per_pass(self) -> int:
+        """How many crops go through the tower together."""
+        on_cpu = self.glb_GN.device.type == "cpu"
+        return CROPS_PER_PASS_CPU if on_cpu else CROPS_PER_PASS_GPU
+
+    def patch_features(self, pixels: Tensor) -> Generator[None, None, Tensor]:
+        """CLIP ``hidden_states[-2]`` without the class token, ``(C, N, W)``, layer by layer."""
         tower = self.img_processor
         weight = tower.embeddings.patch_embedding.weight
         pixels = pixels.to(weight.device, weight.dtype)
-        per_pass = CROPS_PER_PASS_CPU if weight.device.type == "cpu" else CROPS_PER_PASS_GPU
         parts = []
-        for chunk in pixels.split(per_pass):
+        for chunk in pixels.split(self.crops_per_pass):
             hidden = tower.pre_layrnorm(tower.embeddings(chunk))
             for layer in tower.encoder.layers[:-1]:
                 hidden = layer(hidden, attention_mask=None)
+                yield
             parts.append(hidden[:, 1:])
         return torch.cat(parts)
 

@@ -1,0 +1,152 @@
+"""Compiling kernels with numba, and running them on the threads that torch uses.
+
+A second pool of threads, numba's own, would compete with torch's for the cores: idle OpenMP threads
+spin for a while. So a kernel here is a C function that torch's OpenMP library calls on each of its
+threads. Its one argument is a record of addresses and sizes; its threads take turns at items of work
+through counters at the start of that record, so that one whose core is busy elsewhere does less.
+
+Raises ImportError where this cannot work (another operating system, another OpenMP).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+COUNTERS = 8
+
+
+def _cache_directory() -> str:
+    """Where compiled kernels are kept; named by their sources, which numba compares only in part."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return str(home / "phi3v-server" / f"kernels-{sources.hexdigest()[:16]}")
+
+
+def _openmp() -> ctypes.CDLL:
+    """The OpenMP library that torch has loaded."""
+    torch.get_num_threads()
+    try:
+        loaded = Path("/proc/self/maps").read_text()
+    except OSError as error:
+        raise ImportError(f"no list of loaded libraries on {sys.platform}") from error
+    for path in re.findall(r"\S*lib[gi]omp\S*\.so\S*", loaded):
+        library = ctypes.CDLL(path)
+        if hasattr(library, "GOMP_parallel"):
+            return library
+    raise ImportError("torch uses no OpenMP library with GNU's interface")
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    numba.config.CACHE_DIR = _cache_directory()
+
+_library = _openmp()
+for _name in ("GOMP_barrier", "omp_get_thread_num"):
+    _address = ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value
+    llvm.add_symbol(f"phi3v_{_name}", _address)
+
+# Wait until all threads of the kernel are here; what each of them wrote is then seen by all.
+barrier = types.ExternalFunction("phi3v_GOMP_barrier", types.void())
+
+# Results may be summed in any order and fused; infinities and NaN keep their meaning.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+inner = njit(nogil=True, fastmath=FASTMATH)
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), codegen
+
+
+@intrinsic
+def _add_and_get_old(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        pointer = builder.inttoptr(args[0], word.as_pointer())
+        return builder.atomic_rmw("add", pointer, word(1), "monotonic")
+
+    return types.int64(types.intp), codegen
+
+
+@inner
+def array(address, shape, dtype):
+    """The C-contiguous array at an address; for use in kernels."""
+    return carray(_pointer(address), shape, dtype)
+
+
+@inner
+def take(record, counter):
+    """The next item of work, from 0, that no other thread of the kernel has taken."""
+    return _add_and_get_old(record + 8 * counter)
+
+
+@inner
+def read(record, kind):
+    """The record at an address; ``kind`` is its numpy type."""
+    return carray(_pointer(record), 1, kind)[0]
+
+
+class Kernel:
+    """A compiled kernel.
+
+    Args:
+        function: ``(address of its record) -> None``, called on each thread.
+        fields: of the record: names and numpy types; addresses are ``np.intp``.
+    """
+
+    def __init__(self, function: Callable[[int], None], fields: dict[str, Any]) -> None:
+        self.record_type = record_type(fields)
+        self._compiled = numba.cfunc(
+            types.void(types.intp), cache=True, nogil=True, fastmath=FASTMATH
+        )(function)
+
+    def records(self, /, count: Any = 1, **values: Any) -> np.ndarray:
+        """Records to be filled further, e.g. one for each layer; a value is set in all of them."""
+        records = np.zeros(count, self.record_type)
+        for name, value in values.items():
+            records[name] = value
+        return records
+
+    def run(self, records: np.ndarray, index: int = 0) -> None:
+        """Run with one of the records, on as many threads as torch uses; frees the GIL."""
+        records["counters"][index] = 0
+        _library.GOMP_parallel(
+            ctypes.c_void_p(self._compiled.address),
+            ctypes.c_void_p(records.ctypes.data + index * records.itemsize),
+            torch.get_num_threads(),
+            0,
+        )
+
+
+def record_type(fields: dict[str, Any]) -> np.dtype:
+    """The record of a kernel: counters for ``take``, then its own fields."""
+    return np.dtype([("counters", np.int64, COUNTERS), *fields.items()], align=True)
+
+
+def address(value: np.ndarray | torch.Tensor) -> int:
+    """Where an array's elements are; the caller keeps it alive."""
+    if isinstance(value, torch.Tensor):
+        assert value.is_contiguous(), "kernels read contiguous arrays"
+        return value.data_ptr()
+    assert value.flags.c_contiguous, "kernels read contiguous arrays"
+    return value.ctypes.data

@@ -1,0 +1,165 @@
+"""The innermost loop of a matrix product, as LLVM code that keeps its sums in registers.
+
+A tile of up to 8 rows by 48 columns is computed at once: 24 sums of 16 floats, three registers of
+weights and one input fill the 32 registers of AVX-512. Every element is summed along K in order,
+whatever the number of rows, so that a row's result does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+LANES, VECTORS = 16, 3
+PANEL = LANES * VECTORS  # columns of a tile
+TILE_ROWS = 8
+
+_INT, _FLOAT, _WORD = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_WORDS = ir.VectorType(_WORD, LANES)
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+def supported(bfloat16: bool) -> bool:
+    """Whether this CPU multiplies fastest here: AVX-512, with bfloat16 products but no AMX."""
+    features = llvm.get_host_cpu_features()
+    if not bfloat16:
+        return bool(features.get("avx512f"))
+    return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
+
+
+def _make(rows: int, bfloat16: bool) -> Any:
+    """``(x, weight, tile, row stride of x in words, words)``: a tile of ``rows``.
+
+    A word is a float32 or a pair of bfloat16; x is ``(rows, words)``, the weight's panel
+    ``(words, 48)`` and the tile ``(rows, 48)`` float32.
+    """
+
+    @intrinsic
+    def micro(typingctx: Any, x: Any, weight: Any, tile: Any, stride: Any, words: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _emit(builder, rows, bfloat16, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), codegen
+
+    return micro
+
+
+def _emit(builder: Any, rows: int, bfloat16: bool, args: Any) -> None:
+    x, weight, tile, stride, words = args
+    module = builder.module
+    if bfloat16:
+        operand = _PAIRS
+        product = module.declare_intrinsic(
+            "llvm.x86.avx512bf16.dpbf16ps.512",
+            (),
+            ir.FunctionType(_FLOATS, [_FLOATS, operand, operand]),
+        )
+        multiply_add = lambda total, a, b: builder.call(product, [total, a, b])  # noqa: E731
+    else:
+        operand = _FLOATS
+        product = module.declare_intrinsic(
+            "llvm.fma.v16f32", (), ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        )
+        multiply_add = lambda total, a, b: builder.call(product, [a, b, total])  # noqa: E731
+    x = builder.inttoptr(x, _WORD.as_pointer())
+    weight = builder.inttoptr(weight, _WORDS.as_pointer())
+    row_starts = [builder.gep(x, [builder.mul(stride, _INT(row))]) for row in range(rows)]
+    before = builder.block
+    loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    word = builder.phi(_INT)
+    word.add_incoming(_INT(0), before)
+    zeros = ir.Constant(_FLOATS, [0.0] * LANES)
+    sums = [builder.phi(_FLOATS) for _ in range(rows * VECTORS)]
+    for total in sums:
+        total.add_incoming(zeros, before)
+    weights = []
+    for vector in range(VECTORS):
+        at = builder.add(builder.mul(word, _INT(VECTORS)), _INT(vector))
+        weights.append(builder.bitcast(builder.load(builder.gep(weight, [at]), align=64), operand))
+    undefined = ir.Constant(_WORDS, ir.Undefined)
+    new = []
+    for row in range(rows):
+        scalar = builder.load(builder.gep(row_starts[row], [word]), align=4)
+        one = builder.insert_element(undefined, scalar, _WORD(0))
+        everywhere = builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * LANES))
+        value = builder.bitcast(everywhere, operand)
+        for vector in range(VECTORS):
+            new.append(multiply_add(sums[row * VECTORS + vector], value, weights[vector]))
+    following = builder.add(word, _INT(1))
+    word.add_incoming(following, loop)
+    for total, value in zip(sums, new, strict=True):
+        total.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<", following, words), loop, end)
+    builder.position_at_end(end)
+    out = builder.inttoptr(tile, _FLOATS.as_pointer())
+    for index, value in enumerate(new):
+        builder.store(value, builder.gep(out, [_INT(index)]), align=4)
+
+
+_KERNELS = {
+    bfloat16: tuple(_make(rows, bfloat16) for rows in (8, 4, 2, 1)) for bfloat16 in (True, False)
+}
+
+
+def compute_tile(x_TK, first, rows, panel_K, tile):
+    """Rows ``first`` to ``first + rows`` (at most 8) of x times a panel, into ``tile``.
+
+    Args:
+        x_TK: float32, or bfloat16 as uint16.
+        first, rows: which rows.
+        panel_K: ``(K, 48)`` float32, or ``(K / 2, 48)`` pairs of bfloat16 as uint32.
+        tile: float32 ``(8, 48)``; row ``first`` comes first.
+    """
+    raise NotImplementedError
+
+
+@overload(compute_tile)
+def _compute_tile(x_TK, first, rows, panel_K, tile):
+    bfloat16 = x_TK.dtype == types.uint16
+    eight, four, two, one = _KERNELS[bfloat16]
+    per_word = 2 if bfloat16 else 1
+
+    def compute(x_TK, first, rows, panel_K, tile):
+        words = panel_K.shape[0]
+        stride = x_TK.shape[1] // per_word
+        x, weight, out = x_TK.ctypes.data, panel_K.ctypes.data, tile.ctypes.data
+        done = 0
+        while done < rows:
+            source, target = x + 4 * (first + done) * stride, out + 4 * done * PANEL
+            if rows - done >= 8:
+                eight(source, weight, target, stride, words)
+                done += 8
+            elif rows - done >= 4:
+                four(source, weight, target, stride, words)
+                done += 4
+            elif rows - done >= 2:
+                two(source, weight, target, stride, words)
+                done += 2
+            else:
+                one(source, weight, target, stride, words)
+                done += 1
+
+    return compute

@@ -1,0 +1,87 @@
+"""Products of activations with packed weights, shared by the threads of a kernel.
+
+An item of work is a block of rows of one panel; neighbours share the panel, which then stays in the
+cache.
+
+Shape suffixes: T tokens, K inputs, N outputs, I intermediate size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.cpu.elementwise import assign, sigmoid
+from model.cpu.jit import inner, take
+from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
+
+ROWS_PER_ITEM = 128  # of a product: one item of work is that many rows of a panel
+
+
+@inner
+def row_blocks(tokens):
+    """Items of work that the rows of a product make per panel."""
+    return (tokens + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
+
+
+@inner
+def multiply(record, counter, x_TK, weight, out_TN):
+    """``out = x @ weight``, shared by the kernel's threads; the last panel may be cut by out's width."""
+    _product(record, counter, x_TK, weight, out_TN, False)
+
+
+@inner
+def multiply_add(record, counter, x_TK, weight, out_TN):
+    """``out += x @ weight``, shared by the kernel's threads."""
+    _product(record, counter, x_TK, weight, out_TN, True)
+
+
+@inner
+def _product(record, counter, x_TK, weight, out_TN, add):
+    tile = np.empty((TILE_ROWS, PANEL), np.float32)
+    tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    items = weight.shape[0] * blocks
+    item = take(record, counter)
+    while item < items:
+        panel, block = item // blocks, item % blocks
+        first_column = panel * PANEL
+        columns = min(PANEL, out_TN.shape[1] - first_column)
+        for first in range(
+            block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
+        ):
+            rows = min(TILE_ROWS, tokens - first)
+            compute_tile(x_TK, first, rows, weight[panel], tile)
+            for row in range(rows):
+                out_N = out_TN[first + row, first_column : first_column + columns]
+                if add:
+                    for column in range(columns):
+                        out_N[column] += tile[row, column]
+                else:
+                    for column in range(columns):
+                        out_N[column] = tile[row, column]
+        item = take(record, counter)
+
+
+@inner
+def gated_product(record, counter, x_TK, pairs, out_TI):
+    """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
+    gate = np.empty((TILE_ROWS, PANEL), np.float32)
+    up = np.empty((TILE_ROWS, PANEL), np.float32)
+    tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    items = pairs.shape[0] // 2 * blocks
+    item = take(record, counter)
+    while item < items:
+        panel, block = item // blocks, item % blocks
+        first_column = panel * PANEL
+        columns = min(PANEL, out_TI.shape[1] - first_column)
+        for first in range(
+            block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
+        ):
+            rows = min(TILE_ROWS, tokens - first)
+            compute_tile(x_TK, first, rows, pairs[2 * panel], gate)
+            compute_tile(x_TK, first, rows, pairs[2 * panel + 1], up)
+            for row in range(rows):
+                out_I = out_TI[first + row, first_column : first_column + columns]
+                for column in range(columns):
+                    value = gate[row, column]
+                    assign(out_I, column, value * sigmoid(value) * up[row, column])
+        item = take(record, counter)

@@ -1,0 +1,127 @@
+"""Runs the vision tower for the sequences that need it, a slice of time per step.
+
+The tower takes as long as hundreds of decode steps. It is run in parts, a layer of a few crops each,
+so that a step ends when others have waited long enough. Images of several sequences share a pass
+where their crops fit; sequences with the same image share its embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model.engine.embedding_cache import EmbeddingCache
+from model.engine.sequence import Sequence
+from model.phi3v.image_processing import ImageInputs
+from model.phi3v.vision import Phi3VImageEmbedding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Pass:
+    """Images on their way through the tower together."""
+
+    images: dict[bytes, ImageInputs]
+    parts: Generator[None, None, list[Tensor]]
+
+
+class VisionRunner:
+    """The vision tower with its embedding cache.
+
+    Attributes:
+        num_images: images that went through the tower.
+    """
+
+    def __init__(self, tower: Phi3VImageEmbedding, cache: EmbeddingCache) -> None:
+        self.cache = cache
+        self.num_images = 0
+        self._tower = tower
+        self._pass: _Pass | None = None
+        self._alone: set[bytes] = set()  # images that failed in company
+
+    def advance(
+        self, sequences: list[Sequence], seconds: float
+    ) -> list[tuple[Sequence, Exception]]:
+        """Work for about ``seconds`` on the images of ``sequences``, the first come first.
+
+        Sequences whose image is done get its embedding; returns those whose image failed.
+        """
+        deadline = time.perf_counter() + seconds
+        failures = []
+        wanted = {_digest(sequence): _image(sequence) for sequence in sequences}
+        done: dict[bytes, Tensor | Exception] = {}
+        for digest in list(wanted):
+            if (embedding := self.cache.get(digest)) is not None:
+                done[digest] = embedding
+                del wanted[digest]
+        while wanted:
+            results = self._work(wanted, deadline)
+            if results is None:
+                break
+            done |= results
+            wanted = {digest: image for digest, image in wanted.items() if digest not in done}
+        for sequence in sequences:
+            result = done.get(_digest(sequence))
+            if isinstance(result, Exception):
+                failures.append((sequence, result))
+            elif result is not None:
+                sequence.image_embedding, sequence.image = result, None
+        return failures
+
+    def _work(
+        self, wanted: dict[bytes, ImageInputs], deadline: float
+    ) -> dict[bytes, Tensor | Exception] | None:
+        """Results of one pass; None when it is not finished by the deadline."""
+        if self._pass is None or not self._pass.images.keys() & wanted.keys():
+            self._pass = self._start(wanted)
+        digests = list(self._pass.images)
+        embeddings: list[Tensor] = []
+        try:
+            while True:
+                next(self._pass.parts)
+                if time.perf_counter() >= deadline:
+                    return None
+        except StopIteration as end:
+            embeddings = end.value
+        except Exception as error:
+            logger.exception("the vision tower failed at %d images", len(digests))
+            self._pass = None
+            if len(digests) == 1:
+                return {digests[0]: error}
+            self._alone.update(digests)  # to spare the neighbours of the one that fails
+            return {}
+        self._pass = None
+        self.num_images += len(digests)
+        self._alone.difference_update(digests)
+        for digest, embedding in zip(digests, embeddings, strict=True):
+            self.cache.put(digest, embedding)
+        return dict(zip(digests, embeddings, strict=True))
+
+    def _start(self, wanted: dict[bytes, ImageInputs]) -> _Pass:
+        """A pass for the first image, and for the next ones as long as their crops fit in."""
+        images: dict[bytes, ImageInputs] = {}
+        crops = 0
+        for digest, image in wanted.items():
+            crops += len(image.pixels)
+            if images and (crops > self._tower.crops_per_pass or digest in self._alone):
+                break
+            images[digest] = image
+            if digest in self._alone:
+                break
+        pixels = [image.pixels for image in images.values()]
+        return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
+
+
+def _digest(sequence: Sequence) -> bytes:
+    assert sequence.image_span is not None
+    return sequence.image_span.digest
+
+
+def _image(sequence: Sequence) -> ImageInputs:
+    assert sequence.image is not None
+    return sequence.image

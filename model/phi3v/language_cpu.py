@@ -1,0 +1,179 @@
+"""Phi-3-vision on the CPU by compiled kernels: two calls a layer beside the attention.
+
+A token's results are the same bits in any batch, because the kernels sum in an order of their own.
+
+Shape suffixes as in ``language``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.cpu import microkernel
+from model.cpu.decoder import DecoderKernels
+from model.cpu.jit import address
+from model.cpu.linear import TiledLinear
+from model.cpu.packing import pack, pack_pairs
+from model.phi3v.language import Attention
+from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.packing import release
+
+
+def why_not(model: Phi3VForCausalLM) -> str | None:
+    """Why the kernels are of no use for this model on this machine; None if they are."""
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"they compute in float32 and bfloat16, not in {model.dtype}"
+    if not microkernel.supported(model.dtype is torch.bfloat16):
+        return "this CPU has no AVX-512 for them, or has AMX, which oneDNN uses better"
+    if any(layer.self_attn.qkv_proj.bias is not None for layer in model.model.layers):
+        return "the decoder has biases"
+    return None
+
+
+class CpuDecoder:
+    """See ``model.phi3v.language.Decoder``.
+
+    Args:
+        model: float32 or bfloat16; loses its linear layers' weights and cannot be used otherwise.
+    """
+
+    batch_invariant = True
+
+    def __init__(self, model: Phi3VForCausalLM) -> None:
+        config = model.config
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
+        self._embed_tokens = model.model.embed_tokens
+        self._number = model.dtype
+        self._width, self._intermediate = config.hidden_size, config.intermediate_size
+        self._heads = config.num_attention_heads
+        self._groups = config.num_key_value_heads or self._heads
+        self._head_dim = self._width // self._heads
+        self._kept: list[Tensor] = []  # what the records hold by address
+        self._kernels = DecoderKernels(model.dtype is torch.bfloat16)
+        self._layers = range(config.num_hidden_layers)
+        self._make_records(model)
+        _pack_vision(model)
+
+    def _make_records(self, model: Phi3VForCausalLM) -> None:
+        """One record per layer and kernel, filled with all that does not change from step to step."""
+        count, kernels = len(self._layers), self._kernels
+        sizes: dict[str, float] = {"width": self._width, "epsilon": model.config.rms_norm_eps}
+        self._before = kernels.before.records(
+            count, heads=self._heads, groups=self._groups, head_dim=self._head_dim, **sizes
+        )
+        self._after = kernels.after.records(
+            count,
+            inner_width=self._heads * self._head_dim,
+            intermediate=self._intermediate,
+            **sizes,
+        )
+        self._logits = kernels.logits.records(vocabulary=model.lm_head.weight.shape[0], **sizes)
+        shared = model.model.embed_tokens.weight.data_ptr()
+        tied = model.lm_head.weight.data_ptr() == shared
+        layers = list(zip(self._layers, model.model.layers, strict=True))
+        for index, layer in tqdm(layers, desc="Packing weights"):
+            before, after = self._before[index], self._after[index]
+            before["norm"] = self._norm(layer.input_layernorm)
+            after["norm"] = self._norm(layer.post_attention_layernorm)
+            self._weight(before, "qkv", layer.self_attn.qkv_proj)
+            self._weight(after, "output", layer.self_attn.o_proj)
+            self._weight(after, "pairs", layer.mlp.gate_up_proj, paired=True)
+            self._weight(after, "down", layer.mlp.down_proj)
+        self._logits["norm"] = self._norm(model.model.norm)
+        self._weight(self._logits[0], "head", model.lm_head, keep=tied)
+
+    def _norm(self, norm: nn.Module) -> int:
+        weight = norm.weight
+        assert isinstance(weight, Tensor)
+        self._kept.append(weight.float().contiguous())
+        return address(self._kept[-1])
+
+    def _weight(
+        self,
+        record: np.void,
+        name: str,
+        linear: nn.Module,
+        paired: bool = False,
+        keep: bool = False,
+    ) -> None:
+        """Pack a layer's weight into a record; the original is forgotten unless it is kept."""
+        assert isinstance(linear, nn.Linear)
+        weight = linear.weight.data
+        packed = pack_pairs(*weight.chunk(2)) if paired else pack(weight)
+        self._kept.append(packed)
+        record[f"{name}_weight"] = address(packed)
+        record[f"{name}_panels"], record[f"{name}_words"] = packed.shape[:2]
+        if not keep:
+            release(linear)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See ``Decoder``."""
+        return self._embed_tokens(token_ids).float()
+
+    def __call__(
+        self, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
+    ) -> Tensor:
+        """See ``Decoder``; ``hidden_TE`` is changed in place."""
+        tokens, inner_width = len(hidden_TE), self._heads * self._head_dim
+        widest = max(self._width, inner_width)
+        inputs = torch.empty(tokens, widest, dtype=self._number)
+        gated = torch.empty(tokens, self._intermediate, dtype=self._number)
+        qkv = torch.empty(tokens, (self._heads + 2 * self._groups) * self._head_dim)
+        q_THD = torch.empty(tokens, self._heads, self._head_dim)
+        k_TGD = torch.empty(tokens, self._groups, self._head_dim, dtype=self._number)
+        v_TGD = torch.empty_like(k_TGD)
+        before, after = self._before, self._after
+        before["tokens"] = after["tokens"] = tokens
+        before["hidden"] = after["hidden"] = address(hidden_TE)
+        before["normed"] = after["inputs"] = address(inputs)
+        for name, value in {
+            "qkv": qkv,
+            "cos": cos_TD,
+            "sin": sin_TD,
+            "q": q_THD,
+            "k": k_TGD,
+            "v": v_TGD,
+        }.items():
+            before[name] = address(value)
+        after["gated"] = address(gated)
+        for layer in self._layers:
+            self._kernels.before.run(before, layer)
+            attended_THD = attend(layer, q_THD, k_TGD, v_TGD)
+            after["attended"][layer] = address(attended_THD)
+            self._kernels.after.run(after, layer)
+        return hidden_TE
+
+    def logits(self, hidden_SE: Tensor) -> Tensor:
+        """See ``Decoder``."""
+        records = self._logits
+        normed = torch.empty(hidden_SE.shape, dtype=self._number)
+        logits_SV = torch.empty(len(hidden_SE), int(records["vocabulary"][0]))
+        records["tokens"] = len(hidden_SE)
+        records["hidden"], records["normed"] = address(hidden_SE), address(normed)
+        records["logits"] = address(logits_SV)
+        self._kernels.logits.run(records)
+        return logits_SV
+
+
+def _pack_vision(model: Phi3VForCausalLM) -> None:
+    """Tile the linear layers of the tower and the projector, the MLPs' activation with them."""
+    vision = model.model.vision_embed_tokens
+    linears = [name for name, module in vision.named_modules() if isinstance(module, nn.Linear)]
+    for name in tqdm(linears, desc="Packing the tower"):
+        linear = vision.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        gelu = name.endswith("fc1") and model.config.vision_config.hidden_act == "quick_gelu"
+        tiled = TiledLinear(
+            pack(linear.weight.data),
+            linear.bias,
+            (linear.out_features, linear.in_features),
+            "quick_gelu" if gelu else "none",
+        )
+        vision.set_submodule(name, tiled)
+        if gelu:
+            vision.set_submodule(name.replace("fc1", "activation_fn"), nn.Identity())
+        release(linear)

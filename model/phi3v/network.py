@@ -1,0 +1,55 @@
+"""A loaded model as the engine runs it: the fastest parts that work on its device."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.language import Decoder, TorchDecoder
+from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.packing import pack_linears
+from model.phi3v.vision import Phi3VImageEmbedding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The parts of a model.
+
+    Attributes:
+        config: of the checkpoint.
+        decoder: the language model.
+        vision: the image embedding.
+        dtype: of the weights.
+    """
+
+    config: Phi3VConfig
+    decoder: Decoder
+    vision: Phi3VImageEmbedding
+    dtype: torch.dtype
+
+
+def make_network(model: Phi3VForCausalLM) -> Network:
+    """The parts of ``model``, which is changed on the CPU and serves nothing else any more."""
+    vision, dtype = model.model.vision_embed_tokens, model.dtype
+    return Network(model.config, _make_decoder(model), vision, dtype)
+
+
+def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
+    if model.device.type != "cpu":
+        return TorchDecoder(model)
+    try:
+        from model.phi3v.language_cpu import CpuDecoder, why_not
+    except ImportError as error:
+        reason: str | None = str(error)
+    else:
+        reason = why_not(model)
+        if reason is None:
+            return CpuDecoder(model)
+    logger.warning("the decoder is not compiled and so slower: %s", reason)
+    pack_linears(model)
+    return TorchDecoder(model)
