@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from server import errors
 from server.middleware import ReadBeforeRefusing, RequestIds
-from server.routes import chat, health, info
+from server.routes import chat, health, info, metrics
 from server.schemas import ChatCompletionRequest
 from server.service import Service
 
@@ -25,7 +25,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for router in (info.router, chat.router, health.router):
+    for router in (info.router, chat.router, health.router, metrics.router):
         app.include_router(router)
     app.add_middleware(RequestIds)
     app.add_middleware(ReadBeforeRefusing)

@@ -19,6 +19,7 @@ from server.schemas import (
     ChunkChoice,
     Delta,
     Logprobs,
+    PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -106,6 +107,7 @@ def _usage(generation: model.Generation, completion_tokens: int) -> Usage:
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=generation.prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
     )
 
 

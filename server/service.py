@@ -37,6 +37,9 @@ class Service:
                 prefill_chunk=settings.prefill_chunk,
                 default_max_tokens=settings.max_output_tokens,
                 kv_cache_gib=settings.kv_cache_memory,
+                prefix_caching=settings.prefix_caching,
+                embedding_cache_gib=settings.embedding_cache_memory,
+                deterministic=settings.deterministic,
             )
         )
 
@@ -63,6 +66,11 @@ class Service:
             raise self._unavailable()
         name = self.settings.served_model_name or self._info.name
         return model.ModelInfo(name, self._info.provider)
+
+    @property
+    def stats(self) -> model.Stats | None:
+        """What the engine is doing; None before it is loaded."""
+        return None if self._engine is None else self._engine.stats()
 
     def _unavailable(self) -> ApiError:
         reason = {

@@ -22,6 +22,7 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_implicit_flags=True,
         frozen=True,
     )
 
@@ -57,6 +58,17 @@ class Settings(BaseSettings):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for keys and values; a share of the free memory by default"
     )
+    prefix_caching: bool = Field(
+        True, description="use what earlier requests computed for prompts that start alike"
+    )
+    embedding_cache_memory: float = Field(
+        0.5, ge=0, description="GiB for embeddings of images seen before; 0 keeps none"
+    )
+    deterministic: bool = Field(
+        False,
+        description="answers equal to the last bit alone and in any batch, in any dtype; slower",
+    )
+    open_metrics: bool = Field(False, description="let /metrics be read without the API key")
     max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_messages: int = Field(1024, ge=1, description="most messages in a conversation")

@@ -13,9 +13,12 @@ pytest.importorskip("model.cpu.jit", reason="torch has no OpenMP that kernels co
 
 from model.cpu import microkernel
 from model.cpu.attention import paged_attention
+from model.cpu.blocks import BLOCK
 from model.cpu.jit import address, record_type
 from model.cpu.linear import TiledLinear
 from model.cpu.packing import pack, pack_pairs
+from model.engine.kv_cache import Span
+from model.engine.kv_cache_cpu import _tiles
 
 DTYPES = [
     pytest.param(
@@ -86,47 +89,100 @@ def test_packed_panels_are_aligned_and_in_order() -> None:
     assert torch.equal(pairs[1::2], pack(weight + 1))
 
 
+class Paged:
+    """Sequences in scattered blocks, and what a step over spans of them needs."""
+
+    heads, dim = 4, 32
+
+    def __init__(self, dtype: torch.dtype, groups: int, lengths: list[int]) -> None:
+        torch.manual_seed(groups)
+        self.dtype, self.groups = dtype, groups
+        tables = [math.ceil(length / BLOCK) for length in lengths]
+        blocks = iter(torch.randperm(sum(tables) + 3).tolist())
+        self.tables = [[next(blocks) for _ in range(count)] for count in tables]
+        self.num_blocks = sum(tables) + 3
+        shape = (sum(lengths), groups, self.dim)
+        self.k, self.v = torch.randn(2, *shape).to(dtype).unbind()
+        self.q = torch.randn(sum(lengths), self.heads, self.dim)
+        self.starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        self.keys = torch.full((self.num_blocks, groups, self.dim, BLOCK), torch.nan, dtype=dtype)
+        self.values = torch.full((self.num_blocks, groups, BLOCK, self.dim), torch.nan, dtype=dtype)
+
+    def step(self, spans: list[tuple[int, int, int]]) -> Tensor:
+        """Outputs of positions ``start`` to ``end`` of some sequences, ``(sequence, start, end)``."""
+        rows = torch.cat([self.starts[s] + torch.arange(a, b) for s, a, b in spans])
+        q, k, v = self.q[rows], self.k[rows].contiguous(), self.v[rows].contiguous()
+        out = torch.empty_like(q)
+        slots = [(self.tables[s][p // BLOCK], p % BLOCK) for s, a, b in spans for p in range(a, b)]
+        starts = torch.tensor([0, *(len(self.tables[s]) for s, _, _ in spans)]).cumsum(0).tolist()
+        tiles = list(_tiles([Span(self.tables[s], a, b) for s, a, b in spans], starts))
+        arrays = {
+            "block": [block for block, _ in slots],
+            "offset": [offset for _, offset in slots],
+            "table": [block for s, _, _ in spans for block in self.tables[s]],
+            **dict(
+                zip(
+                    ("tile_row", "tile_size", "tile_start", "tile_length"),
+                    zip(*tiles, strict=True),
+                    strict=True,
+                )
+            ),
+        }
+        tensors = {name: torch.tensor(values) for name, values in arrays.items()}
+        tensors |= {"q": q, "k": k, "v": v, "output": out}
+        tensors |= {"keys": self.keys, "values": self.values}
+        kernel = paged_attention(self.dtype is torch.bfloat16)
+        records = kernel.records(
+            tokens=len(q),
+            tiles=len(tiles),
+            heads=self.heads,
+            groups=self.groups,
+            head_dim=self.dim,
+            num_blocks=self.num_blocks,
+            **{name: address(tensor) for name, tensor in tensors.items()},
+        )
+        kernel.run(records)
+        return out
+
+    def expected(self, sequence: int, position: int) -> Tensor:
+        start = self.starts[sequence]
+        seen = slice(start, start + position + 1)
+        k, v = self.k[seen].transpose(0, 1).float(), self.v[seen].transpose(0, 1).float()
+        return attention(self.q[start + position], k, v)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 def test_paged_attention(dtype: torch.dtype, groups: int) -> None:
-    """Sequences of several lengths in scattered blocks; the rows between them are left alone."""
-    torch.manual_seed(groups)
-    heads, dim, block_size, num_blocks = 4, 24, 4, 40
-    lengths, rows, tokens = [1, 4, 5, 31], [0, 2, 3, 5], 6
-    keys = torch.randn(num_blocks, groups, block_size, dim).to(dtype)
-    values = torch.randn_like(keys)
-    q = torch.randn(tokens, heads, dim)
-    k, v = torch.randn(2, tokens, groups, dim).to(dtype)
-    free = torch.randperm(num_blocks - 1).tolist()
-    tables = [[free.pop() for _ in range(math.ceil(length / block_size))] for length in lengths]
-    block, offset = torch.full((2, tokens), num_blocks - 1)
-    offset[:] = 0
-    for row, table, length in zip(rows, tables, lengths, strict=True):
-        block[row], offset[row] = table[-1], (length - 1) % block_size
-    counts = torch.tensor([0, *map(len, tables)]).cumsum(0)
-    arrays = {
-        "row": torch.tensor(rows),
-        "start": counts[:-1].contiguous(),
-        "length": torch.tensor(lengths),
-        "table": torch.tensor([b for table in tables for b in table]),
-        "block": block.contiguous(),
-        "offset": offset.contiguous(),
-    }
-    output = torch.full((tokens, heads, dim), -7.0)
-    tensors = {"q": q, "k": k, "v": v, "keys": keys, "values": values, "output": output, **arrays}
-    kernel = paged_attention(dtype is torch.bfloat16)
-    sizes = {"tokens": tokens, "singles": len(rows), "heads": heads, "groups": groups}
-    sizes |= {"head_dim": dim, "num_blocks": num_blocks, "block_size": block_size}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    kernel.run(kernel.records(**sizes, **{name: address(t) for name, t in contiguous.items()}))
-    for row, table, length in zip(rows, tables, lengths, strict=True):
-        stored_k = keys[table].transpose(0, 1).flatten(1, 2)[:, :length]
-        stored_v = values[table].transpose(0, 1).flatten(1, 2)[:, :length]
-        assert torch.equal(stored_k[:, -1], k[row])
-        assert torch.equal(stored_v[:, -1], v[row])
-        expected = attention(q[row], stored_k.float(), stored_v.float())
-        torch.testing.assert_close(contiguous["output"][row], expected, rtol=1e-5, atol=1e-5)
-    assert (contiguous["output"][[1, 4]] == -7).all()
+    """Prefill in chunks of any size beside single tokens; unwritten slots hold NaN."""
+    lengths = [1, 16, 17, 131]
+    paged = Paged(dtype, groups, lengths)
+    outputs: list[list[Tensor]] = [[] for _ in lengths]
+    for step in (
+        [(0, 0, 1), (1, 0, 5), (3, 0, 100)],
+        [(3, 100, 101), (1, 5, 16), (2, 0, 16)],
+        [(2, 16, 17), (3, 101, 131)],
+    ):
+        rows = iter(paged.step(step))
+        for sequence, start, end in step:
+            outputs[sequence] += [next(rows) for _ in range(start, end)]
+    for sequence, length in enumerate(lengths):
+        for position in range(length):
+            torch.testing.assert_close(
+                outputs[sequence][position],
+                paged.expected(sequence, position),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_do_not_change_a_bit(dtype: torch.dtype) -> None:
+    whole = Paged(dtype, 2, [70]).step([(0, 0, 70)])
+    for size in (1, 3, 8, 33):
+        paged = Paged(dtype, 2, [70])
+        parts = [paged.step([(0, at, min(at + size, 70))]) for at in range(0, 70, size)]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 def attention(q_HD: Tensor, k_GLD: Tensor, v_GLD: Tensor) -> Tensor:
@@ -143,7 +199,9 @@ def test_a_gated_product_and_a_norm(dtype: torch.dtype) -> None:
 
     width, intermediate, tokens = 64, 100, 11
     output = layer(width, width, dtype, bias=False).weight.data
-    gate, up = (layer(width, intermediate + i, dtype, False).weight.data[:intermediate] for i in (0, 1))
+    gate, up = (
+        layer(width, intermediate + i, dtype, False).weight.data[:intermediate] for i in (0, 1)
+    )
     down = layer(intermediate, width, dtype, bias=False).weight.data
     norm = torch.rand(width)
     hidden, attended = torch.randn(2, tokens, width)
@@ -177,7 +235,7 @@ def test_a_gated_product_and_a_norm(dtype: torch.dtype) -> None:
     torch.testing.assert_close(hidden, expected, **bounds)
 
 
-def test_records_start_with_their_counters() -> None:
+def test_records_start_with_their_phases() -> None:
     kind = record_type({"x": "i8"})
     assert kind.fields is not None
-    assert kind.fields["counters"][1] == 0
+    assert kind.fields["phases"][1] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def answers(engine: Engine, cases: list[dict[str, Any]], golden: Path) -> list[l
 
 
 @pytest.fixture(scope="module", params=[100, 512, 8192, "without kernels"])
-def engine(request: pytest.FixtureRequest, golden: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
     chunk = 512 if request.param == "without kernels" else request.param
     options = LoadOptions(model="", dtype="float32", prefill_chunk=chunk)
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +40,7 @@ def engine(request: pytest.FixtureRequest, golden: Path) -> Iterator[Engine]:
         engine = load_engine(golden / "tiny-phi3v", options)
     if request.param == "without kernels":
         assert isinstance(engine.network.decoder, TorchDecoder)
-    yield engine
+    return engine
 
 
 @pytest.mark.parametrize("name", CASES)

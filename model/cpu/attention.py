@@ -1,10 +1,13 @@
-"""Paged attention of single queries over keys and values in blocks; any dtype, any CPU.
+"""Paged attention over keys and values in blocks.
 
 torch's own function wants each sequence's keys in one piece and starts a parallel region for each;
-for a step of many short sequences that costs several times the arithmetic.
+for a step of many short sequences that costs several times the arithmetic. Here a block's keys lie
+across (head dim before slots), so that one register holds the same dimension of 16 keys, and scores
+come out side by side without sums across a register. Up to 8 consecutive queries of a sequence, a
+tile, share what is read. A query's result is the same bits whatever shares its tile, step or batch.
 
-Shape suffixes: T tokens of the step, S sequences with one query, H query heads, G key-value heads,
-D head dim, N blocks in the cache, B slots of a block, P blocks of all sequences' tables.
+Shape suffixes: T tokens of the step, H query heads, G key-value heads, D head dim, N blocks in the
+cache, B slots of a block (16), P blocks of all sequences' tables, Q queries of a tile, L positions.
 """
 
 from __future__ import annotations
@@ -13,99 +16,112 @@ from typing import Any
 
 import numpy as np
 
-from model.cpu.elementwise import as_float, exp
-from model.cpu.jit import Kernel, array, barrier, inner, read, record_type, take
+from model.cpu.blocks import BLOCK, add_values, score_keys
+from model.cpu.elementwise import exp
+from model.cpu.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 
-_FIELDS = dict.fromkeys(
+FIELDS = dict.fromkeys(
     (
         *("q", "k", "v", "keys", "values", "output"),
-        *("block", "offset", "table", "row", "start", "length"),
-        *("tokens", "singles", "heads", "groups", "head_dim", "num_blocks", "block_size"),
+        *("block", "offset", "table", "tile_row", "tile_size", "tile_start", "tile_length"),
+        *("tokens", "tiles", "heads", "groups", "head_dim", "num_blocks"),
     ),
     np.intp,
 )
+KIND = record_type(FIELDS)
 
 
 def paged_attention(bfloat16: bool) -> Kernel:
-    """Writes the step's keys and values into their slots, then attends the single queries.
+    """Writes the step's keys and values into their slots, then attends its queries.
 
     Fields of its record:
-        q, output: float32 ``(T, H, D)``; of the output only rows of singles are written.
+        q, output: float32 ``(T, H, D)``.
         k, v: new keys and values ``(T, G, D)``, in the cache's dtype.
-        keys, values: a layer of the cache, ``(N, G, B, D)``.
+        keys, values: a layer of the cache, ``(N, G, D, B)`` and ``(N, G, B, D)``.
         block, offset: the slot of each token, int64 ``(T,)``.
-        table: blocks of the singles, one sequence after the other, int64 ``(P,)``.
-        row: each single's row in ``q``; start: where its blocks start in ``table``; length: its
-            stored positions with the new one; int64 ``(S,)``.
-        tokens, singles, heads, groups, head_dim, num_blocks, block_size: sizes.
+        table: block tables, one sequence after the other, int64 ``(P,)``.
+        tile_row: each tile's first row in ``q``; tile_size: its queries, 8, 4 or 1; tile_start:
+            where its sequence's blocks start in ``table``; tile_length: positions that its first
+            query sees, itself included, the next one sees one more; int64 each.
+        tokens, tiles, heads, groups, head_dim, num_blocks: sizes; head_dim a multiple of 16.
     """
     number: Any = np.uint16 if bfloat16 else np.float32
-    kind = record_type(_FIELDS)
 
-    def attend(record: int) -> None:
-        a = read(record, kind)
-        dim, groups, tokens, singles = a.head_dim, a.groups, a.tokens, a.singles
-        cache = (a.num_blocks, groups, a.block_size, dim)
-        keys_NGBD = array(a.keys, cache, number)
-        values_NGBD = array(a.values, cache, number)
-        k_TGD = array(a.k, (tokens, groups, dim), number)
-        v_TGD = array(a.v, (tokens, groups, dim), number)
-        block_T = array(a.block, tokens, np.int64)
-        offset_T = array(a.offset, tokens, np.int64)
-        t = take(record, 0)
-        while t < tokens:
-            block, offset = block_T[t], offset_T[t]
-            for g in range(groups):
-                for d in range(dim):
-                    keys_NGBD[block, g, offset, d] = k_TGD[t, g, d]
-                    values_NGBD[block, g, offset, d] = v_TGD[t, g, d]
-            t = take(record, 0)
-        barrier()
-        q_THD = array(a.q, (tokens, a.heads, dim), np.float32)
-        output_THD = array(a.output, (tokens, a.heads, dim), np.float32)
-        row_S, start_S = array(a.row, singles, np.int64), array(a.start, singles, np.int64)
-        length_S = array(a.length, singles, np.int64)
-        # Heads before sequences, so that one long sequence is shared by all threads.
-        item = take(record, 1)
-        while item < groups * singles:
-            g, s = item // singles, item % singles
-            blocks = (length_S[s] + a.block_size - 1) // a.block_size
-            table = array(a.table + 8 * start_S[s], blocks, np.int64)
-            row = row_S[s]
-            for h in range(g * (a.heads // groups), (g + 1) * (a.heads // groups)):
-                _attend_one(
-                    q_THD[row, h], keys_NGBD, values_NGBD, table, g, length_S[s], output_THD[row, h]
-                )
-            item = take(record, 1)
+    def attention(record: int) -> None:
+        attend(record, number)
 
-    return Kernel(attend, _FIELDS)
+    return Kernel(attention, FIELDS)
 
 
 @inner
-def _attend_one(q_D, keys_NGBD, values_NGBD, table, g, length, output_D):
-    dim, block_size = q_D.shape[0], keys_NGBD.shape[2]
-    scale = np.float32(1) / np.sqrt(np.float32(dim))
-    weight_L = np.empty(length, np.float32)
-    largest = np.float32(-np.inf)
-    for b in range(table.shape[0]):
-        keys_BD = keys_NGBD[table[b], g]
-        for i in range(min(block_size, length - b * block_size)):
-            score = np.float32(0)
+def attend(record, number):
+    """The body of the kernel; ``number`` is the cache's dtype."""
+    a = read(record, KIND)
+    dim, groups, tokens, tiles = a.head_dim, a.groups, a.tokens, a.tiles
+    keys_NGDB = array(a.keys, (a.num_blocks, groups, dim, BLOCK), number)
+    values_NGBD = array(a.values, (a.num_blocks, groups, BLOCK, dim), number)
+    k_TGD = array(a.k, (tokens, groups, dim), number)
+    v_TGD = array(a.v, (tokens, groups, dim), number)
+    block_T = array(a.block, tokens, np.int64)
+    offset_T = array(a.offset, tokens, np.int64)
+    t = take(record, 0)
+    while t < tokens:
+        block, offset = block_T[t], offset_T[t]
+        for g in range(groups):
             for d in range(dim):
-                score += q_D[d] * as_float(keys_BD[i, d])
-            score *= scale
-            weight_L[b * block_size + i] = score
-            largest = max(largest, score)
+                keys_NGDB[block, g, d, offset] = k_TGD[t, g, d]
+            for d in range(dim):
+                values_NGBD[block, g, offset, d] = v_TGD[t, g, d]
+        t = take_next(record, 0)
+    wait(record, 0, tokens)
+    q_THD = array(a.q, (tokens, a.heads, dim), np.float32)
+    output_THD = array(a.output, (tokens, a.heads, dim), np.float32)
+    tile_row, tile_size = array(a.tile_row, tiles, np.int64), array(a.tile_size, tiles, np.int64)
+    tile_start = array(a.tile_start, tiles, np.int64)
+    tile_length = array(a.tile_length, tiles, np.int64)
+    per_group = a.heads // groups
+    # Heads before tiles: a head's keys and values stay in the cache for the tiles of its sequence.
+    item = take(record, 1)
+    while item < groups * tiles:
+        g, tile = item // tiles, item % tiles
+        row, rows, length = tile_row[tile], tile_size[tile], tile_length[tile]
+        blocks = (length + rows - 1 + BLOCK - 1) // BLOCK
+        table = array(a.table + 8 * tile_start[tile], blocks, np.int64)
+        weights_QL = np.empty((rows, blocks * BLOCK), np.float32)
+        for h in range(g * per_group, (g + 1) * per_group):
+            q_QD, output_QD = q_THD[row : row + rows, h], output_THD[row : row + rows, h]
+            _attend_tile(q_QD, keys_NGDB, values_NGBD, table, g, length, weights_QL, output_QD)
+        item = take_next(record, 1)
+    wait(record, 1, groups * tiles)
+
+
+@inner
+def _attend_tile(q_QD, keys_NGDB, values_NGBD, table, g, length, weights_QL, output_QD):
+    """A tile's queries over their sequence; ``weights_QL`` is scratch of whole blocks."""
+    rows, dim = q_QD.shape
+    scale = np.float32(1) / np.sqrt(np.float32(dim))
+    for b in range(table.shape[0]):
+        score_keys(q_QD, rows, keys_NGDB[table[b], g], weights_QL, b * BLOCK)
+    longest = length + rows - 1
+    for row in range(rows):
+        _softmax(weights_QL[row], length + row, longest, scale)
+    output_QD[:] = 0
+    for b in range(table.shape[0]):
+        count = min(BLOCK, longest - b * BLOCK)
+        add_values(weights_QL, rows, b * BLOCK, count, values_NGBD[table[b], g], output_QD)
+
+
+@inner
+def _softmax(scores_L, length, longest, scale):
+    """Softmax of the first ``length`` scores times ``scale``; those up to ``longest`` become 0."""
+    largest = np.float32(-np.inf)
+    for position in range(length):
+        largest = max(largest, scores_L[position])
     total = np.float32(0)
     for position in range(length):
-        weight_L[position] = exp(weight_L[position] - largest)
-        total += weight_L[position]
-    sum_D = np.zeros(dim, np.float32)
-    for b in range(table.shape[0]):
-        values_BD = values_NGBD[table[b], g]
-        for i in range(min(block_size, length - b * block_size)):
-            weight = weight_L[b * block_size + i]
-            for d in range(dim):
-                sum_D[d] += weight * as_float(values_BD[i, d])
-    for d in range(dim):
-        output_D[d] = sum_D[d] / total
+        scores_L[position] = exp((scores_L[position] - largest) * scale)
+        total += scores_L[position]
+    for position in range(length):
+        scores_L[position] /= total
+    for position in range(length, longest):
+        scores_L[position] = np.float32(0)

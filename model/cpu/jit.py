@@ -2,8 +2,9 @@
 
 A second pool of threads, numba's own, would compete with torch's for the cores: idle OpenMP threads
 spin for a while. So a kernel here is a C function that torch's OpenMP library calls on each of its
-threads. Its one argument is a record of addresses and sizes; its threads take turns at items of work
-through counters at the start of that record, so that one whose core is busy elsewhere does less.
+threads. Its one argument is a record of addresses and sizes. Work comes in phases of items, which
+the threads take from counters at the start of the record, so that a thread whose core is busy
+elsewhere does less and holds up nobody.
 
 Raises ImportError where this cannot work (another operating system, another OpenMP).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable
@@ -28,7 +30,8 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-COUNTERS = 8
+PHASES = 6  # most that a kernel has
+PATIENCE = 1000  # pauses, some 20 microseconds, before a waiting thread offers its core to others
 
 
 def _cache_directory() -> str:
@@ -58,16 +61,12 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     numba.config.CACHE_DIR = _cache_directory()
 
 _library = _openmp()
-for _name in ("GOMP_barrier", "omp_get_thread_num"):
-    _address = ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value
-    llvm.add_symbol(f"phi3v_{_name}", _address)
-
-# Wait until all threads of the kernel are here; what each of them wrote is then seen by all.
-barrier = types.ExternalFunction("phi3v_GOMP_barrier", types.void())
+llvm.add_symbol("phi3v_yield", ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value)
+_yield = types.ExternalFunction("phi3v_yield", types.int32())
 
 # Results may be summed in any order and fused; infinities and NaN keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-inner = njit(nogil=True, fastmath=FASTMATH)
+inner = njit(nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 
 @intrinsic
@@ -83,9 +82,31 @@ def _add_and_get_old(typingctx: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(64)
         pointer = builder.inttoptr(args[0], word.as_pointer())
-        return builder.atomic_rmw("add", pointer, word(1), "monotonic")
+        return builder.atomic_rmw("add", pointer, word(1), "acq_rel")
 
     return types.int64(types.intp), codegen
+
+
+@intrinsic
+def _get(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(types.intp), codegen
+
+
+@intrinsic
+def _pause(typingctx: Any) -> Any:
+    """Tell the core that this thread is waiting, where it has an instruction for that."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if platform.machine() == "x86_64":
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @inner
@@ -95,9 +116,31 @@ def array(address, shape, dtype):
 
 
 @inner
-def take(record, counter):
+def take(record, phase):
     """The next item of work, from 0, that no other thread of the kernel has taken."""
-    return _add_and_get_old(record + 8 * counter)
+    return _add_and_get_old(record + 16 * phase)
+
+
+@inner
+def take_next(record, phase):
+    """Say that the item taken last is done, and take the next."""
+    _add_and_get_old(record + 16 * phase + 8)
+    return _add_and_get_old(record + 16 * phase)
+
+
+@inner
+def wait(record, phase, items):
+    """Wait until all items of a phase are done; what was written for them is then seen.
+
+    Nobody waits for threads that have taken nothing: on a busy machine some may not run for long.
+    """
+    patience = 0
+    while _get(record + 16 * phase + 8) < items:
+        patience += 1
+        if patience < PATIENCE:
+            _pause()
+        else:
+            _yield()  # whoever has an item may need this core
 
 
 @inner
@@ -117,7 +160,7 @@ class Kernel:
     def __init__(self, function: Callable[[int], None], fields: dict[str, Any]) -> None:
         self.record_type = record_type(fields)
         self._compiled = numba.cfunc(
-            types.void(types.intp), cache=True, nogil=True, fastmath=FASTMATH
+            types.void(types.intp), cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy"
         )(function)
 
     def records(self, /, count: Any = 1, **values: Any) -> np.ndarray:
@@ -129,7 +172,7 @@ class Kernel:
 
     def run(self, records: np.ndarray, index: int = 0) -> None:
         """Run with one of the records, on as many threads as torch uses; frees the GIL."""
-        records["counters"][index] = 0
+        records["phases"][index] = 0
         _library.GOMP_parallel(
             ctypes.c_void_p(self._compiled.address),
             ctypes.c_void_p(records.ctypes.data + index * records.itemsize),
@@ -139,8 +182,8 @@ class Kernel:
 
 
 def record_type(fields: dict[str, Any]) -> np.dtype:
-    """The record of a kernel: counters for ``take``, then its own fields."""
-    return np.dtype([("counters", np.int64, COUNTERS), *fields.items()], align=True)
+    """The record of a kernel: items taken and done in each phase, then its own fields."""
+    return np.dtype([("phases", np.int64, 2 * PHASES), *fields.items()], align=True)
 
 
 def address(value: np.ndarray | torch.Tensor) -> int:

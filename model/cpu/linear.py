@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.cpu.elementwise import assign, sigmoid
-from model.cpu.jit import Kernel, address, array, read, record_type, take
+from model.cpu.jit import Kernel, address, array, read, record_type, take, take_next
 from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
 from model.cpu.products import ROWS_PER_ITEM, row_blocks
 
@@ -101,6 +101,6 @@ def linear_kernel(bfloat16: bool) -> Kernel:
                     else:
                         for column in range(columns):
                             assign(out_N, column, tile[row, column] + bias_N[start + column])
-            item = take(record, 0)
+            item = take_next(record, 0)
 
     return Kernel(linear, _FIELDS)

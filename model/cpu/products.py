@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from model.cpu.elementwise import assign, sigmoid
-from model.cpu.jit import inner, take
+from model.cpu.jit import inner, take, take_next, wait
 from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
 
 ROWS_PER_ITEM = 128  # of a product: one item of work is that many rows of a panel
@@ -24,23 +24,23 @@ def row_blocks(tokens):
 
 
 @inner
-def multiply(record, counter, x_TK, weight, out_TN):
+def multiply(record, phase, x_TK, weight, out_TN):
     """``out = x @ weight``, shared by the kernel's threads; the last panel may be cut by out's width."""
-    _product(record, counter, x_TK, weight, out_TN, False)
+    _product(record, phase, x_TK, weight, out_TN, False)
 
 
 @inner
-def multiply_add(record, counter, x_TK, weight, out_TN):
+def multiply_add(record, phase, x_TK, weight, out_TN):
     """``out += x @ weight``, shared by the kernel's threads."""
-    _product(record, counter, x_TK, weight, out_TN, True)
+    _product(record, phase, x_TK, weight, out_TN, True)
 
 
 @inner
-def _product(record, counter, x_TK, weight, out_TN, add):
+def _product(record, phase, x_TK, weight, out_TN, add):
     tile = np.empty((TILE_ROWS, PANEL), np.float32)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
     items = weight.shape[0] * blocks
-    item = take(record, counter)
+    item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
         first_column = panel * PANEL
@@ -58,17 +58,18 @@ def _product(record, counter, x_TK, weight, out_TN, add):
                 else:
                     for column in range(columns):
                         out_N[column] = tile[row, column]
-        item = take(record, counter)
+        item = take_next(record, phase)
+    wait(record, phase, items)
 
 
 @inner
-def gated_product(record, counter, x_TK, pairs, out_TI):
+def gated_product(record, phase, x_TK, pairs, out_TI):
     """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
     gate = np.empty((TILE_ROWS, PANEL), np.float32)
     up = np.empty((TILE_ROWS, PANEL), np.float32)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
     items = pairs.shape[0] // 2 * blocks
-    item = take(record, counter)
+    item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
         first_column = panel * PANEL
@@ -84,4 +85,5 @@ def gated_product(record, counter, x_TK, pairs, out_TI):
                 for column in range(columns):
                     value = gate[row, column]
                     assign(out_I, column, value * sigmoid(value) * up[row, column])
-        item = take(record, counter)
+        item = take_next(record, phase)
+    wait(record, phase, items)

@@ -12,11 +12,15 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
 
 from model.engine.engine import Engine, Output
 from model.engine.request import SamplingParams, TextDelta
+from model.engine.stats import Stats
 from model.errors import EngineDeadError, ModelError, OverloadedError
 from model.phi3v.chat import Message
 
@@ -26,15 +30,22 @@ logger = logging.getLogger(__name__)
 class Generation:
     """The answers to one request as they come; iterate it once, and close it.
 
+    A reader slower than the model gets what has gathered of an answer in one delta; what waits for
+    it is never more than the answers themselves.
+
     Attributes:
         prompt_tokens: length of the prompt, image included.
+        cached_tokens: how many of them were found computed; known from the first delta on.
     """
 
     def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
         self._unfinished = n
         self._close = close
-        self._results: asyncio.Queue[TextDelta | ModelError] = asyncio.Queue()
+        self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
+        self._error: ModelError | None = None
+        self._news = asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         return self
@@ -43,20 +54,43 @@ class Generation:
         """The next delta of any of the answers; raises the ModelError that ended one."""
         if self._unfinished == 0:
             raise StopAsyncIteration
-        result = await self._results.get()
-        if isinstance(result, ModelError):
+        await self._news.wait()
+        if not self._gathered:
             self._unfinished = 0
-            raise result
-        self._unfinished -= result.finish_reason is not None
-        return result
+            assert self._error is not None
+            raise self._error
+        index = next(iter(self._gathered))
+        delta = _joined(self._gathered.pop(index))
+        if not self._gathered and self._error is None:
+            self._news.clear()
+        if index == 0:
+            self.cached_tokens = delta.cached_tokens
+        self._unfinished -= delta.finish_reason is not None
+        return delta
 
     def put(self, result: TextDelta | ModelError) -> None:
         """Called on the event loop for each delta, or the error that ends the generation."""
-        self._results.put_nowait(result)
+        if isinstance(result, ModelError):
+            self._error = result
+        else:
+            self._gathered.setdefault(result.index, []).append(result)
+        self._news.set()
 
     def close(self) -> None:
         """Abort what is not finished; may be called again."""
         self._close()
+
+
+def _joined(deltas: list[TextDelta]) -> TextDelta:
+    """One delta for several of the same answer, in order."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+    )
 
 
 class AsyncEngine:
@@ -78,6 +112,10 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def stats(self) -> Stats:
+        """What the engine is doing and has done."""
+        return self._engine.stats()
+
     @property
     def is_alive(self) -> bool:
         """Whether requests can be served."""
@@ -91,6 +129,7 @@ class AsyncEngine:
             OverloadedError: too many requests wait.
             EngineDeadError: the engine has ended.
         """
+        arrived = time.perf_counter()
         self._require_alive()
         self._engine.check(params)
         config = self._engine.config
@@ -116,7 +155,7 @@ class AsyncEngine:
         if not self.is_alive:  # it ended meanwhile, and may already have told those who waited
             generation.close()
             self._require_alive()
-        self._inbox.put(lambda: self._engine.add(request_id, inputs, params))
+        self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived))
         return generation
 
     def _require_alive(self) -> None:

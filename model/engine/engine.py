@@ -24,6 +24,7 @@ from model.engine.runner import Runner
 from model.engine.sampler import Sample, sample
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence
+from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
 from model.phi3v.network import Network
@@ -83,6 +84,7 @@ class Engine:
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
         self._sequences: dict[Key, Sequence] = {}
+        self._totals = Totals()
 
     @property
     def has_work(self) -> bool:
@@ -101,8 +103,40 @@ class Engine:
                         token_id,
                     )
 
-    def add(self, request_id: int, inputs: PromptInputs, params: SamplingParams) -> None:
-        """Queue the ``n`` answers of a request; the prompt's length has been checked."""
+    def stats(self) -> Stats:
+        """What the engine is doing and has done. Any thread."""
+        scheduler, blocks, vision = self.scheduler, self.blocks, self.vision
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(self._sequences) - len(scheduler.running),
+            blocks_used=blocks.num_blocks - blocks.num_free,
+            blocks_free=blocks.num_free,
+            blocks_cached=blocks.num_cached,
+            block_size=blocks.block_size,
+            preemptions=scheduler.num_preemptions,
+            regime_recomputes=scheduler.num_crossings,
+            images_computed=vision.num_images,
+            embedding_hits=vision.cache.num_hits,
+            embedding_bytes=vision.cache.num_bytes,
+            totals=self._totals,
+        )
+
+    def add(
+        self,
+        request_id: int,
+        inputs: PromptInputs,
+        params: SamplingParams,
+        arrived: float | None = None,
+    ) -> None:
+        """Queue the ``n`` answers of a request; the prompt's length has been checked.
+
+        Args:
+            request_id: names the answers, with their index.
+            inputs: the prompt.
+            params: how to answer.
+            arrived: when the request came, by ``time.perf_counter``; now by default.
+        """
+        arrived = time.perf_counter() if arrived is None else arrived
         room = self.config.max_model_len - len(inputs.token_ids)
         wanted = params.max_tokens or self.config.default_max_tokens
         own_stops = () if params.ignore_eos else self._stop_ids
@@ -119,6 +153,7 @@ class Engine:
                 stop_ids,
                 Detokenizer(self.processor.tokenizer, params.stop),
             )
+            sequence.arrived = arrived
             if not self.config.deterministic:  # which computes every answer the same way
                 sequence.leader = leader
             leader = leader or sequence
@@ -129,7 +164,7 @@ class Engine:
         """Drop what is left of a request; its blocks are free at once."""
         # Followers first: without their leader they would be queued.
         for key in reversed([key for key in self._sequences if key[0] == request_id]):
-            self.scheduler.finish(self._sequences.pop(key))
+            self._finish(self._sequences[key], "abort")
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -145,14 +180,16 @@ class Engine:
             samples = sample(logits_SV, sampling) if sampling else []
         except Exception as error:
             logger.exception("a step failed; its %d sequences are ended", len(chunks))
+            self._totals.failed_steps += 1
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
+        now = time.perf_counter()
         decode_tokens = sum(len(chunk) == 1 for chunk in chunks)
         prefill_tokens = sum(map(len, chunks)) - decode_tokens
-        self._pacing.measured(time.perf_counter() - started, decode_tokens, prefill_tokens)
+        self._pacing.measured(now - started, decode_tokens, prefill_tokens)
         for chunk in chunks:
             self.scheduler.computed(chunk)
         return failed + [
-            Output(sequence.key, self._accept(sequence, chosen))
+            Output(sequence.key, self._accept(sequence, chosen, now))
             for sequence, chosen in zip(sampling, samples, strict=True)
         ]
 
@@ -165,15 +202,34 @@ class Engine:
         num_decoding = sum(sequence.is_decoding for sequence in running)
         spare = self._pacing.spare_seconds(num_decoding, len(waiting))
         failures = self.vision.advance(waiting, TOWER_SECONDS if spare is None else spare)
+        self._totals.failed_steps += bool(failures)
         return [self._fail(sequence, error) for sequence, error in failures]
 
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
-        self._sequences.pop(sequence.key)
-        self.scheduler.finish(sequence)
+        self._finish(sequence, "error")
         return Output(sequence.key, StepFailedError(f"the engine failed at this answer: {error}"))
 
-    def _accept(self, sequence: Sequence, chosen: Sample) -> TextDelta:
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        """Forget a sequence; its blocks are free at once."""
+        del self._sequences[sequence.key]
+        self.scheduler.finish(sequence)
+        self._totals.finished[reason] += 1
+
+    def _count(self, sequence: Sequence, now: float) -> None:
+        """Account for a token sampled now."""
+        totals = self._totals
+        totals.generated_tokens += 1
+        if sequence.num_output == 0:
+            totals.prompt_tokens += sequence.prompt_len
+            totals.cached_tokens += sequence.num_cached or 0
+            totals.ttft.observe(now - sequence.arrived)
+        else:
+            totals.itl.observe(now - sequence.newest_at)
+        sequence.newest_at = now
+
+    def _accept(self, sequence: Sequence, chosen: Sample, now: float) -> TextDelta:
         """Append a token, turn it into text, and finish the sequence when it is time."""
+        self._count(sequence, now)
         sequence.append(chosen.token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
@@ -189,10 +245,10 @@ class Engine:
         if stopped:
             reason = "stop"
         if reason is not None:
-            self._sequences.pop(sequence.key)
-            self.scheduler.finish(sequence)
+            self._finish(sequence, reason)
         logprobs = () if chosen.logprob is None else (self._describe(chosen, chosen.logprob),)
-        return TextDelta(sequence.key[1], text, (chosen.token_id,), reason, logprobs)
+        cached = sequence.num_cached or 0
+        return TextDelta(sequence.key[1], text, (chosen.token_id,), reason, logprobs, cached)
 
     def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
         def alternative(token_id: int, value: float) -> Alternative:

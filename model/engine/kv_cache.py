@@ -65,6 +65,24 @@ class KVCache:
         """The attention of one step over the packed tokens of ``spans``, in order."""
         return SdpaAttention(self, spans)
 
+    def gather(
+        self, layer: int, blocks: Tensor, length: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of a sequence's first positions in one piece, ``(G, L, D)`` each.
+
+        Args:
+            layer: which layer.
+            blocks: the sequence's block table as far as it is needed, int64.
+            length: positions.
+            dtype: of the results.
+        """
+
+        def in_one_piece(stored_NGBD: Tensor) -> Tensor:
+            gathered_GNBD = stored_NGBD[blocks].transpose(0, 1).to(dtype)
+            return gathered_GNBD.flatten(1, 2)[:, :length]
+
+        return in_one_piece(self.keys[layer]), in_one_piece(self.values[layer])
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's keys and values in every layer."""
         self.keys[:, target] = self.keys[:, source]
@@ -129,18 +147,13 @@ class PrefillRead:
 
     def __call__(self, layer: int, q_QHD: Tensor) -> Tensor:
         """Attention output ``(Q, H, D)``."""
-        keys_GLD = self._gather(self._cache.keys[layer])
+        keys_GLD, values_GLD = self._cache.gather(layer, self._blocks, self._length, self._dtype)
         output_HQD = scaled_dot_product_attention(
             q_QHD.to(self._dtype).transpose(0, 1)[None],
             keys_GLD[None],
-            self._gather(self._cache.values[layer])[None],
+            values_GLD[None],
             attn_mask=self._mask_QL,
             is_causal=self._causal,
             enable_gqa=q_QHD.shape[1] != keys_GLD.shape[0],
         )[0]
         return output_HQD.transpose(0, 1)
-
-    def _gather(self, stored_NGBD: Tensor) -> Tensor:
-        """The sequence's positions in one piece, ``(G, L, D)``."""
-        gathered_GNBD = stored_NGBD[self._blocks].transpose(0, 1).to(self._dtype)
-        return gathered_GNBD.flatten(1, 2)[:, : self._length]

@@ -1,23 +1,38 @@
-"""The KV cache on the CPU: single tokens together in one kernel, prefill by torch's function.
+"""The KV cache on the CPU: all attention of a step in one compiled kernel.
 
 Shape suffixes as in ``kv_cache``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.cpu.attention import paged_attention
+from model.cpu.blocks import BLOCK
 from model.cpu.jit import address
-from model.engine.kv_cache import KVCache, PrefillRead, Span
+from model.engine.kv_cache import KVCache, Span
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Attention
 
 
+def why_not(config: Phi3VConfig, block_size: int) -> str | None:
+    """Why the kernel cannot serve a model; None if it can."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    if block_size != BLOCK or head_dim % BLOCK:
+        return f"blocks of {block_size} and heads of {head_dim} are not multiples of {BLOCK}"
+    return None
+
+
 class CpuKVCache(KVCache):
-    """Float32 or bfloat16 storage, read by a compiled kernel."""
+    """Float32 or bfloat16 storage, read by a compiled kernel.
+
+    Attributes:
+        keys: ``(layers, N, G, D, B)``: a block's keys lie across.
+    """
 
     def __init__(
         self,
@@ -28,6 +43,8 @@ class CpuKVCache(KVCache):
         device: torch.device,
     ) -> None:
         super().__init__(config, num_blocks, block_size, dtype, device)
+        layers, blocks, groups, slots, head_dim = self.keys.shape
+        self.keys = self.keys.view(layers, blocks, groups, head_dim, slots)
         self.kernel = paged_attention(dtype is torch.bfloat16)
 
     def attention(self, spans: list[Span]) -> Attention:
@@ -36,59 +53,69 @@ class CpuKVCache(KVCache):
 
 
 class CpuAttention:
-    """Attention of one step; single tokens, whoever's they are, are attended in one call."""
+    """Attention of one step, all in one kernel."""
 
     def __init__(self, cache: CpuKVCache, spans: list[Span]) -> None:
         self._cache = cache
-        rows = [0]
-        for span in spans:
-            rows.append(rows[-1] + len(span))
-        single = [(row, span) for row, span in zip(rows, spans, strict=False) if len(span) == 1]
-        counts = [-(-span.end // cache.block_size) for _, span in single]
-        blocks = [
-            block
-            for (_, span), count in zip(single, counts, strict=True)
-            for block in span.blocks[:count]
-        ]
-        starts = np.cumsum([0, *counts])[:-1]
+        tables = [span.blocks[: -(-span.end // BLOCK)] for span in spans]
+        starts = [0]
+        for table in tables:
+            starts.append(starts[-1] + len(table))
+        tiles = list(_tiles(spans, starts))
         block_T, offset_T = cache.slots(spans)
         self._arrays = {  # held here, by address in the records
             "block": block_T,
             "offset": offset_T,
-            "table": np.array(blocks, dtype=np.int64),
-            "row": np.array([row for row, _ in single], dtype=np.int64),
-            "start": starts.astype(np.int64),
-            "length": np.array([span.end for _, span in single], dtype=np.int64),
+            "table": np.array([block for table in tables for block in table], np.int64),
+            **{
+                name: np.array(column, np.int64)
+                for name, column in zip(
+                    ("tile_row", "tile_size", "tile_start", "tile_length"),
+                    zip(*tiles, strict=True),
+                    strict=True,
+                )
+            },
         }
-        _, num_blocks, groups, block_size, head_dim = cache.keys.shape
+        layers, num_blocks, groups, head_dim, _ = cache.keys.shape
         self._records = cache.kernel.records(
-            tokens=rows[-1],
-            singles=len(single),
+            layers,
+            tokens=len(block_T),
+            tiles=len(tiles),
             groups=groups,
             head_dim=head_dim,
             num_blocks=num_blocks,
-            block_size=block_size,
             **{name: address(value) for name, value in self._arrays.items()},
         )
-        self._prefills = [
-            (slice(row, row + len(span)), PrefillRead(cache, span, torch.float32))
-            for row, span in zip(rows, spans, strict=False)
-            if len(span) > 1
-        ]
+        offsets = np.arange(layers) * cache.keys[0].nbytes
+        self._records["keys"] = address(cache.keys) + offsets
+        self._records["values"] = address(cache.values) + offsets
+
+    def bind(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, output_THD: Tensor) -> np.ndarray:
+        """The kernel's records, one for each layer, all using these arrays."""
+        records = self._records
+        records["heads"] = q_THD.shape[1]
+        records["q"], records["output"] = address(q_THD), address(output_THD)
+        records["k"], records["v"] = address(k_TGD), address(v_TGD)
+        return records
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """See ``model.phi3v.language.Attention``."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        dtype = self._cache.keys.dtype
         query_THD = q_THD.float().contiguous()
-        new_keys, new_values = k_TGD.to(keys.dtype), v_TGD.to(keys.dtype)
-        new_keys, new_values = new_keys.contiguous(), new_values.contiguous()
+        new_keys, new_values = k_TGD.to(dtype).contiguous(), v_TGD.to(dtype).contiguous()
         output_THD = torch.empty(q_THD.shape)
-        records = self._records
-        records["heads"] = q_THD.shape[1]
-        records["q"], records["output"] = address(query_THD), address(output_THD)
-        records["k"], records["v"] = address(new_keys), address(new_values)
-        records["keys"], records["values"] = address(keys), address(values)
-        self._cache.kernel.run(records)
-        for rows, read in self._prefills:
-            output_THD[rows] = read(layer, query_THD[rows])
+        self._cache.kernel.run(self.bind(query_THD, new_keys, new_values, output_THD), layer)
         return output_THD.to(q_THD.dtype)
+
+
+def _tiles(spans: list[Span], starts: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Row, size, start in the table and length of each tile; see ``paged_attention``."""
+    row = 0
+    for span, start in zip(spans, starts, strict=False):
+        position = span.start
+        while position < span.end:
+            left = span.end - position
+            size = 8 if left >= 8 else 4 if left >= 4 else 1
+            yield row, size, start, position + 1
+            row += size
+            position += size

@@ -27,9 +27,12 @@ def make_kv_cache(
     sizes = (config.num_blocks, config.block_size, storage_dtype(dtype, device), device)
     if device.type == "cpu":
         try:
-            from model.engine.kv_cache_cpu import CpuKVCache
-
-            return CpuKVCache(model_config, *sizes)
+            from model.engine.kv_cache_cpu import CpuKVCache, why_not
         except ImportError as error:
-            logger.warning("attention is not compiled and so slower: %s", error)
+            reason: str | None = str(error)
+        else:
+            reason = why_not(model_config, config.block_size)
+            if reason is None:
+                return CpuKVCache(model_config, *sizes)
+        logger.warning("attention is not compiled and so slower: %s", reason)
     return KVCache(model_config, *sizes)

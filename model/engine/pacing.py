@@ -1,13 +1,14 @@
 """How much prefill a step takes on beside the sequences that are decoding.
 
 A long prompt computed at once would stall every running stream; computed in crumbs it would take
-for ever. The share is by heads: each prompt in prefill weighs as much as ``PATIENCE`` streams, so
-that four streams beside one prompt see their steps become about twice as long. Needs the cost of a
+for ever. A step with prefill may take ``STRETCH`` times as long as one without; longer when more
+prompts wait than streams run, each weighing as much as ``PATIENCE`` streams. Needs the cost of a
 step, which is measured as the engine runs.
 """
 
 from __future__ import annotations
 
+STRETCH = 2.25
 PATIENCE = 4
 SMALLEST_CHUNK = 16  # tokens; below this a step's fixed cost dominates
 NEWEST = 0.2  # weight of the newest measurement
@@ -40,7 +41,7 @@ class Pacing:
         """How much longer than a decode step the next one may take; None if nobody is stalled."""
         if num_decoding == 0 or self._fixed or self._decode_seconds is None:
             return None
-        return self._decode_seconds * PATIENCE * num_prefilling / num_decoding
+        return self._decode_seconds * max(STRETCH - 1, PATIENCE * num_prefilling / num_decoding)
 
     def prefill_budget(self, num_decoding: int, num_prefilling: int) -> int:
         """Prefill tokens of the next step."""

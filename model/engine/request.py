@@ -78,6 +78,7 @@ class TextDelta:
         token_ids: tokens generated, also those that add no text.
         finish_reason: set on the last delta of an answer.
         logprobs: of ``token_ids``, when asked for.
+        cached_tokens: how many of the prompt's tokens were found computed when it was begun.
     """
 
     index: int
@@ -85,3 +86,4 @@ class TextDelta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0

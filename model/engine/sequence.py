@@ -38,6 +38,7 @@ class Sequence:
         followers: other answers to the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
         seed: of its sampling.
+        arrived, newest_at: when its request came and its newest token, in seconds.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Sequence:
         self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
+        self.arrived = self.newest_at = 0.0
 
     def __len__(self) -> int:
         return len(self.token_ids)

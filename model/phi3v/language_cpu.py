@@ -7,6 +7,8 @@ Shape suffixes as in ``language``.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,15 @@ def why_not(model: Phi3VForCausalLM) -> str | None:
     if any(layer.self_attn.qkv_proj.bias is not None for layer in model.model.layers):
         return "the decoder has biases"
     return None
+
+
+@runtime_checkable
+class CompiledAttention(Protocol):
+    """An ``Attention`` that can be a part of the kernel of a whole step."""
+
+    def bind(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, output_THD: Tensor) -> np.ndarray:
+        """Records of ``model.cpu.attention`` for each layer, all using these arrays."""
+        ...
 
 
 class CpuDecoder:
@@ -71,6 +82,7 @@ class CpuDecoder:
             intermediate=self._intermediate,
             **sizes,
         )
+        self._step = kernels.step.records(layers=count)
         self._logits = kernels.logits.records(vocabulary=model.lm_head.weight.shape[0], **sizes)
         shared = model.model.embed_tokens.weight.data_ptr()
         tied = model.lm_head.weight.data_ptr() == shared
@@ -124,6 +136,7 @@ class CpuDecoder:
         gated = torch.empty(tokens, self._intermediate, dtype=self._number)
         qkv = torch.empty(tokens, (self._heads + 2 * self._groups) * self._head_dim)
         q_THD = torch.empty(tokens, self._heads, self._head_dim)
+        attended_THD = torch.empty_like(q_THD)
         k_TGD = torch.empty(tokens, self._groups, self._head_dim, dtype=self._number)
         v_TGD = torch.empty_like(k_TGD)
         before, after = self._before, self._after
@@ -140,12 +153,25 @@ class CpuDecoder:
         }.items():
             before[name] = address(value)
         after["gated"] = address(gated)
+        if isinstance(attend, CompiledAttention):
+            after["attended"] = address(attended_THD)
+            self._run_all(attend.bind(q_THD, k_TGD, v_TGD, attended_THD))
+            return hidden_TE
         for layer in self._layers:
             self._kernels.before.run(before, layer)
             attended_THD = attend(layer, q_THD, k_TGD, v_TGD)
             after["attended"][layer] = address(attended_THD)
             self._kernels.after.run(after, layer)
         return hidden_TE
+
+    def _run_all(self, attention: np.ndarray) -> None:
+        """All layers in one kernel."""
+        for records in (self._before, self._after, attention):
+            records["phases"] = 0
+        step = self._step
+        step["before"], step["after"] = address(self._before), address(self._after)
+        step["attention"] = address(attention)
+        self._kernels.step.run(step)
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """See ``Decoder``."""

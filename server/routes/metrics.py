@@ -1,0 +1,18 @@
+"""The engine's numbers, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server import metrics
+from server.dependencies import ServiceOf, require_api_key
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/metrics", response_class=Response)
+async def get_metrics(request: Request, service: ServiceOf) -> Response:
+    """Needs the key unless the setting ``open_metrics`` lifts that."""
+    if not service.settings.open_metrics:
+        require_api_key(request, service)
+    return Response(metrics.render(service.stats), media_type=metrics.CONTENT_TYPE)
