@@ -15,6 +15,7 @@ import torch
 
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
+from model.engine.cuda_graphs import make_decode_graphs
 from model.engine.detokenizer import Detokenizer
 from model.engine.embedding_cache import EmbeddingCache
 from model.engine.kv_caches import make_kv_cache
@@ -80,7 +81,8 @@ class Engine:
         self._pacing = Pacing(config.prefill_chunk, fixed=config.deterministic)
         self.scheduler = Scheduler(config, self.blocks, rope, self._pacing, cache.copy_block)
         fixed_rows = config.max_num_seqs if config.deterministic else 0
-        self._runner = Runner(network.decoder, cache, rope, fixed_rows)
+        graphs = make_decode_graphs(network.decoder, cache, rope, config)
+        self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
         self._sequences: dict[Key, Sequence] = {}

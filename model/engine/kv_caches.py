@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from model.engine import kv_cache_cuda
 from model.engine.config import EngineConfig
 from model.engine.kv_cache import KVCache
 from model.phi3v.configuration import Phi3VConfig
@@ -20,11 +21,23 @@ def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def block_size(device: torch.device) -> int:
+    """Slots of a KV block: few, so that little is unused, but what the device's kernels can read."""
+    return kv_cache_cuda.BLOCK_SIZE if on_cuda(device) else 16
+
+
+def on_cuda(device: torch.device) -> bool:
+    """Whether a device is a GPU of torch's CUDA kind."""
+    return device.type == "cuda"
+
+
 def make_kv_cache(
     model_config: Phi3VConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
     """A KV cache of the engine's sizes for a model of this dtype on this device."""
     sizes = (config.num_blocks, config.block_size, storage_dtype(dtype, device), device)
+    if on_cuda(device):
+        return _make_cuda_cache(model_config, *sizes)
     if device.type == "cpu":
         try:
             from model.engine.kv_cache_cpu import CpuKVCache, why_not
@@ -36,3 +49,18 @@ def make_kv_cache(
                 return CpuKVCache(model_config, *sizes)
         logger.warning("attention is not compiled and so slower: %s", reason)
     return KVCache(model_config, *sizes)
+
+
+def _make_cuda_cache(
+    config: Phi3VConfig, num_blocks: int, size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    try:
+        varlen_attn = kv_cache_cuda.find_varlen_attn()
+    except ImportError as error:
+        reason: str | None = str(error)
+    else:
+        reason = kv_cache_cuda.why_not(config, size, dtype, device, varlen_attn)
+        if reason is None:
+            return kv_cache_cuda.CudaKVCache(config, num_blocks, size, dtype, device, varlen_attn)
+    logger.warning("attention gathers keys, has no graphs, and is slower: varlen_attn: %s", reason)
+    return KVCache(config, num_blocks, size, dtype, device)

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
-from model.engine.kv_caches import storage_dtype
+from model.engine.kv_caches import block_size, storage_dtype
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
 from model.phi3v.checkpoint import first_line, read_json
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-BLOCK_SIZE = 16
 CPU_SHARE = 0.25  # of the available memory, for KV blocks
 CUDA_SHARE = 0.9  # of what the weights leave free
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
@@ -125,9 +124,9 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
 def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
     """Fit window and KV blocks into the memory budget, and say what was chosen."""
     config, device = network.config, network.decoder.device
-    slot_bytes = _slot_bytes(config, device, network.dtype)
+    slot_bytes, size = _slot_bytes(config, device, network.dtype), block_size(device)
     budget = _kv_budget(options, device)
-    slots_that_fit = budget // (slot_bytes * BLOCK_SIZE) * BLOCK_SIZE
+    slots_that_fit = budget // (slot_bytes * size) * size
     max_model_len = options.max_model_len or min(config.context_window, slots_that_fit)
     if max_model_len > config.context_window:
         raise CheckpointError(
@@ -140,12 +139,12 @@ def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
             f"of KV cache and the budget is {budget / GIB:.2f} GiB; "
             "lower --max-model-len or raise --kv-cache-memory"
         )
-    useful = max_model_len * options.max_num_seqs
-    num_blocks = -(-min(slots_that_fit, useful) // BLOCK_SIZE)
+    useful = -(-max_model_len // size) * options.max_num_seqs
+    num_blocks = min(slots_that_fit // size, useful)
     logger.info(
         "KV cache: %d tokens (%.2f GiB); longest sequence %d tokens of the model's %d",
-        num_blocks * BLOCK_SIZE,
-        num_blocks * BLOCK_SIZE * slot_bytes / GIB,
+        num_blocks * size,
+        num_blocks * size * slot_bytes / GIB,
         max_model_len,
         config.context_window,
     )
@@ -158,7 +157,7 @@ def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
         embedding_cache_bytes=int(options.embedding_cache_gib * GIB),
         deterministic=options.deterministic,
         default_max_tokens=options.default_max_tokens,
-        block_size=BLOCK_SIZE,
+        block_size=size,
         num_blocks=num_blocks,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.engine.cuda_graphs import DecodeGraphs
 from model.engine.kv_cache import KVCache, Span
 from model.engine.scheduler import Chunk
 from model.phi3v.language import Attention, Decoder
@@ -22,24 +23,32 @@ class Runner:
         fixed_rows: when positive, decoding sequences are always computed in a batch of that many
             rows and prefill chunks alone, so that results never depend on the company, not even in
             their last bit (``--deterministic``), also where the decoder does not promise that.
+        graphs: for steps of single tokens, where there are any.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, rope: LongRope, fixed_rows: int = 0
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        rope: LongRope,
+        fixed_rows: int = 0,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._rope = rope
         self._fixed_rows = 0 if decoder.batch_invariant else fixed_rows
+        self._graphs = graphs
         self._device = decoder.device
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks; returns float32 logits ``(S, V)`` of those that sample, in order."""
         if not self._fixed_rows:
             return self._compute(chunks, 0)
-        decoding = [chunk for chunk in chunks if len(chunk) == 1]
+        decoding = [chunk for chunk in chunks if chunk.is_text_token]
+        others = [[chunk] for chunk in chunks if not chunk.is_text_token]
         logits_V = {}
-        for group in ([decoding] if decoding else []) + [[c] for c in chunks if len(c) > 1]:
+        for group in ([decoding] if decoding else []) + others:
             rows = self._fixed_rows if group is decoding else 0
             sampled = [chunk for chunk in group if chunk.samples]
             for chunk, row_V in zip(sampled, self._compute(group, rows), strict=False):
@@ -48,7 +57,9 @@ class Runner:
         return torch.stack(found) if found else torch.empty(0)
 
     def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
-        """Logits of the chunks that sample, and of padding up to ``rows``."""
+        """Logits of the chunks that sample, and perhaps of padding up to ``rows``."""
+        if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
+            return self._graphs.run(chunks)
         hidden_TE = torch.cat([self._embed(chunk) for chunk in chunks])
         position_T = torch.cat([torch.arange(c.start, c.end) for c in chunks]).to(self._device)
         regime_T = torch.cat([torch.full((len(c),), int(c.sequence.regime)) for c in chunks]).to(

@@ -34,6 +34,11 @@ class Chunk:
         """Whether the step yields the sequence's next token."""
         return self.end == len(self.sequence)
 
+    @property
+    def is_text_token(self) -> bool:
+        """Whether it is a single token, and not one of an image, whose embedding is another."""
+        return len(self) == 1 and self.sequence.token_ids[self.start] >= 0
+
 
 class Scheduler:
     """The waiting queue, the running sequences and their blocks.

@@ -1,0 +1,148 @@
+"""Decoding by CUDA graphs: a step whose sequences compute one token each, replayed.
+
+The decoder launches hundreds of kernels for a step, each of which takes the host longer to launch
+than the GPU to run when there are few rows. A graph launches them all at once, but repeats exactly
+what was captured: the same kernels, at the same addresses. So there is a graph for each of some
+numbers of rows, all read one static tensor, and rows that are left over compute a token that nobody
+sees, in a block that nobody owns.
+
+Shape suffixes: R rows of a graph, S sequences sampled, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.engine.config import EngineConfig
+from model.engine.kv_cache import KVCache
+from model.engine.kv_cache_cuda import CudaKVCache
+from model.engine.scheduler import Chunk
+from model.phi3v.language import Decoder
+from model.phi3v.rope import LongRope
+
+logger = logging.getLogger(__name__)
+
+FIELDS = 3  # of a record before its block table: token id, position, rope regime
+
+
+class Capture(Protocol):
+    """Records a computation on tensors that stay where they are."""
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A function that repeats ``compute`` and returns the same tensor each time, refilled."""
+        ...
+
+
+class CudaCapture:
+    """Captures CUDA graphs. They share the memory that they work in, so one is to run at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """See ``Capture``."""
+        # What libraries set up at a first call must not become part of the graph.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the device.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class DecodeGraphs:
+    """The decoder captured for some numbers of rows.
+
+    Args:
+        decoder: of the model.
+        cache: whose keys and values it reads and writes.
+        rope: of the same model.
+        buckets: numbers of rows, ascending.
+        max_blocks: in a sequence's block table, at most.
+        capture: records one computation.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: CudaKVCache,
+        rope: LongRope,
+        buckets: list[int],
+        max_blocks: int,
+        capture: Capture,
+    ) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._rope = rope
+        # A row that stands for no sequence: token 0 at position 0 of the scratch block.
+        self._filler = np.array([0, 0, 0, *[cache.scratch_block] * max_blocks])
+        self._records = torch.from_numpy(self._filler).repeat(buckets[-1], 1).to(decoder.device)
+        # The largest first, whose memory then has room for the others.
+        self._replays = {rows: capture(self._computation(rows)) for rows in reversed(buckets)}
+
+    def run(self, chunks: list[Chunk]) -> Tensor:
+        """Compute a text token of each sequence; float32 logits ``(S, V)`` of those that sample."""
+        rows = min(rows for rows in self._replays if rows >= len(chunks))
+        records = np.tile(self._filler, (rows, 1))
+        for record, chunk in zip(records, chunks, strict=False):
+            sequence, position = chunk.sequence, chunk.start
+            record[:FIELDS] = sequence.token_ids[position], position, sequence.regime
+            record[FIELDS:][: len(sequence.block_table)] = sequence.block_table
+        self._records[:rows].copy_(torch.from_numpy(records))
+        logits_RV = self._replays[rows]()
+        # A copy: the next replay overwrites these.
+        return logits_RV[[row for row, chunk in enumerate(chunks) if chunk.samples]]
+
+    def _computation(self, rows: int) -> Callable[[], Tensor]:
+        """From the first ``rows`` records to their logits."""
+        records = self._records[:rows]
+
+        def compute() -> Tensor:
+            token_R, position_R, regime_R = records[:, :FIELDS].unbind(1)
+            attend = self._cache.decode_attention(position_R, records[:, FIELDS:])
+            cos_RD, sin_RD = self._rope.cos_sin(position_R, regime_R, self._decoder.dtype)
+            hidden_RE = self._decoder(self._decoder.embed(token_R), cos_RD, sin_RD, attend)
+            return self._decoder.logits(hidden_RE)
+
+        return compute
+
+
+@torch.inference_mode()
+def make_decode_graphs(
+    decoder: Decoder,
+    cache: KVCache,
+    rope: LongRope,
+    config: EngineConfig,
+    capture: Capture | None = None,
+) -> DecodeGraphs | None:
+    """Graphs for up to ``max_num_seqs`` rows; None where there are none, which is logged.
+
+    In deterministic mode there is one graph, so that every step has the same shape.
+    """
+    if not isinstance(cache, CudaKVCache):
+        return None  # whose making has told why
+    largest = config.max_num_seqs
+    powers = [] if config.deterministic else [1 << i for i in range((largest - 1).bit_length())]
+    max_blocks = -(-config.max_model_len // config.block_size)
+    try:
+        if capture is None:
+            capture = CudaCapture()
+        return DecodeGraphs(decoder, cache, rope, [*powers, largest], max_blocks, capture)
+    except Exception as error:
+        logger.warning("decoding runs without CUDA graphs and so slower: %s", error)
+        return None
