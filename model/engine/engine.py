@@ -185,9 +185,7 @@ class Engine:
             self._totals.failed_steps += 1
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
         now = time.perf_counter()
-        decode_tokens = sum(len(chunk) == 1 for chunk in chunks)
-        prefill_tokens = sum(map(len, chunks)) - decode_tokens
-        self._pacing.measured(now - started, decode_tokens, prefill_tokens)
+        self._pacing.measured(sum(map(len, chunks)), now - started)
         for chunk in chunks:
             self.scheduler.computed(chunk)
         return failed + [

@@ -60,11 +60,9 @@ class Runner:
         """Logits of the chunks that sample, and perhaps of padding up to ``rows``."""
         if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
             return self._graphs.run(chunks)
-        hidden_TE = torch.cat([self._embed(chunk) for chunk in chunks])
-        position_T = torch.cat([torch.arange(c.start, c.end) for c in chunks]).to(self._device)
-        regime_T = torch.cat([torch.full((len(c),), int(c.sequence.regime)) for c in chunks]).to(
-            self._device
-        )
+        hidden_TE = self._embed(chunks)
+        position_T = self._tensor([p for c in chunks for p in range(c.start, c.end)])
+        regime_T = self._tensor([int(c.sequence.regime) for c in chunks for _ in range(len(c))])
         spans = [Span(c.sequence.block_table, c.start, c.end) for c in chunks]
         attend = self._cache.attention(spans)
         last, sampled = -1, []
@@ -84,18 +82,24 @@ class Runner:
         hidden_TE = self._decoder(hidden_TE, cos_TD, sin_TD, attend)
         return self._decoder.logits(hidden_TE[sampled])
 
-    def _embed(self, chunk: Chunk) -> Tensor:
-        """Embeddings of a chunk's tokens, the image's at its positions."""
-        sequence, span = chunk.sequence, chunk.sequence.image_span
-        ids = torch.tensor(sequence.token_ids[chunk.start : chunk.end], device=self._device)
-        embedded_TE = self._decoder.embed(ids.clamp(min=0))
-        if span is not None and chunk.start < span.end and span.start < chunk.end:
-            assert sequence.image_embedding is not None, "an image's tokens came before the tower"
-            first, end = max(chunk.start, span.start), min(chunk.end, span.end)
-            embedded_TE[first - chunk.start : end - chunk.start] = sequence.image_embedding[
-                first - span.start : end - span.start
-            ]
+    def _embed(self, chunks: list[Chunk]) -> Tensor:
+        """Embeddings of the chunks' tokens, images' at their positions."""
+        ids = [i for c in chunks for i in c.sequence.token_ids[c.start : c.end]]
+        embedded_TE = self._decoder.embed(self._tensor(ids).clamp(min=0))
+        row = 0
+        for chunk in chunks:
+            sequence, span = chunk.sequence, chunk.sequence.image_span
+            if span is not None and chunk.start < span.end and span.start < chunk.end:
+                image = sequence.image_embedding
+                assert image is not None, "an image's tokens came before the tower"
+                first, end = max(chunk.start, span.start), min(chunk.end, span.end)
+                at = row + first - chunk.start
+                embedded_TE[at : at + end - first] = image[first - span.start : end - span.start]
+            row += len(chunk)
         return embedded_TE
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self._device)
 
 
 class _Padded:
