@@ -17,6 +17,7 @@ from model.cpu.blocks import BLOCK
 from model.cpu.jit import address, record_type
 from model.cpu.linear import TiledLinear
 from model.cpu.packing import pack, pack_pairs
+from model.cpu.self_attention import SelfAttention
 from model.engine.kv_cache import Span
 from model.engine.kv_cache_cpu import _tiles
 
@@ -190,6 +191,25 @@ def attention(q_HD: Tensor, k_GLD: Tensor, v_GLD: Tensor) -> Tensor:
     k, v = k_GLD.repeat_interleave(repeat, 0), v_GLD.repeat_interleave(repeat, 0)
     scores = (k @ q_HD[:, :, None])[:, :, 0] / q_HD.shape[1] ** 0.5
     return (scores.softmax(-1)[:, None] @ v)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("patches", "heads", "dim"), [(577, 2, 64), (5, 3, 16), (50, 1, 100)])
+def test_self_attention(dtype: torch.dtype, patches: int, heads: int, dim: int) -> None:
+    width = heads * dim
+    plain = [layer(width, width, dtype, bias) for bias in (True, False, True, False)]
+    for i, projection in enumerate(plain):
+        projection.weight.mul_(1 + i)
+    hidden = torch.randn(3, patches, width).to(dtype)
+    q, k, v = (
+        project(hidden).view(3, patches, heads, dim).transpose(1, 2).float()
+        for project in plain[:3]
+    )
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    q, k, v, out = map(tiled, plain)
+    found, _ = SelfAttention(q, k, v, out, heads)(hidden, attention_mask=None)
+    bounds = TIGHT if dtype is torch.float32 else {"rtol": 3e-2, "atol": 5e-2}
+    torch.testing.assert_close(found, plain[3](mixed.to(dtype)), **bounds)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

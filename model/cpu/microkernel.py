@@ -47,26 +47,28 @@ def supported(bfloat16: bool) -> bool:
     return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
 
 
-def _make(rows: int, bfloat16: bool) -> Any:
-    """``(x, weight, tile, row stride of x in words, words)``: a tile of ``rows``.
+def _make(rows: int, vectors: int, bfloat16: bool) -> Any:
+    """``(x, weight, tile, row strides of x and tile in words, words)``: ``rows`` of a tile.
 
     A word is a float32 or a pair of bfloat16; x is ``(rows, words)``, the weight's panel
-    ``(words, 48)`` and the tile ``(rows, 48)`` float32.
+    ``(words, 16 * vectors)`` and the tile ``(rows, 16 * vectors)`` float32.
     """
 
     @intrinsic
-    def micro(typingctx: Any, x: Any, weight: Any, tile: Any, stride: Any, words: Any) -> Any:
+    def micro(
+        typingctx: Any, x: Any, weight: Any, tile: Any, stride: Any, tile_stride: Any, words: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit(builder, rows, bfloat16, args)
+            _emit(builder, rows, vectors, bfloat16, args)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 5), codegen
+        return types.void(*[types.intp] * 6), codegen
 
     return micro
 
 
-def _emit(builder: Any, rows: int, bfloat16: bool, args: Any) -> None:
-    x, weight, tile, stride, words = args
+def _emit(builder: Any, rows: int, vectors: int, bfloat16: bool, args: Any) -> None:
+    x, weight, tile, stride, tile_stride, words = args
     module = builder.module
     if bfloat16:
         operand = _PAIRS
@@ -92,12 +94,12 @@ def _emit(builder: Any, rows: int, bfloat16: bool, args: Any) -> None:
     word = builder.phi(_INT)
     word.add_incoming(_INT(0), before)
     zeros = ir.Constant(_FLOATS, [0.0] * LANES)
-    sums = [builder.phi(_FLOATS) for _ in range(rows * VECTORS)]
+    sums = [builder.phi(_FLOATS) for _ in range(rows * vectors)]
     for total in sums:
         total.add_incoming(zeros, before)
     weights = []
-    for vector in range(VECTORS):
-        at = builder.add(builder.mul(word, _INT(VECTORS)), _INT(vector))
+    for vector in range(vectors):
+        at = builder.add(builder.mul(word, _INT(vectors)), _INT(vector))
         weights.append(builder.bitcast(builder.load(builder.gep(weight, [at]), align=64), operand))
     undefined = ir.Constant(_WORDS, ir.Undefined)
     new = []
@@ -106,60 +108,66 @@ def _emit(builder: Any, rows: int, bfloat16: bool, args: Any) -> None:
         one = builder.insert_element(undefined, scalar, _WORD(0))
         everywhere = builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * LANES))
         value = builder.bitcast(everywhere, operand)
-        for vector in range(VECTORS):
-            new.append(multiply_add(sums[row * VECTORS + vector], value, weights[vector]))
+        for vector in range(vectors):
+            new.append(multiply_add(sums[row * vectors + vector], value, weights[vector]))
     following = builder.add(word, _INT(1))
     word.add_incoming(following, loop)
     for total, value in zip(sums, new, strict=True):
         total.add_incoming(value, loop)
     builder.cbranch(builder.icmp_signed("<", following, words), loop, end)
     builder.position_at_end(end)
-    out = builder.inttoptr(tile, _FLOATS.as_pointer())
+    out = builder.inttoptr(tile, _FLOAT.as_pointer())
     for index, value in enumerate(new):
-        builder.store(value, builder.gep(out, [_INT(index)]), align=4)
+        row, vector = divmod(index, vectors)
+        at = builder.add(builder.mul(tile_stride, _INT(row)), _INT(vector * LANES))
+        target = builder.bitcast(builder.gep(out, [at]), _FLOATS.as_pointer())
+        builder.store(value, target, align=4)
 
 
 _KERNELS = {
-    bfloat16: tuple(_make(rows, bfloat16) for rows in (8, 4, 2, 1)) for bfloat16 in (True, False)
+    (vectors, bfloat16): tuple(_make(rows, vectors, bfloat16) for rows in (8, 4, 2, 1))
+    for vectors in (VECTORS, 1)
+    for bfloat16 in (True, False)
 }
 
 
-def compute_tile(x_TK, first, rows, panel_K, tile):
+def compute_tile(x_TK, first, rows, panel_K, tile, narrow=False):
     """Rows ``first`` to ``first + rows`` (at most 8) of x times a panel, into ``tile``.
 
     Args:
-        x_TK: float32, or bfloat16 as uint16.
+        x_TK: float32, or bfloat16 as uint16; rows may lie apart.
         first, rows: which rows.
         panel_K: ``(K, 48)`` float32, or ``(K / 2, 48)`` pairs of bfloat16 as uint32.
-        tile: float32 ``(8, 48)``; row ``first`` comes first.
+        tile: float32 ``(8, 48)``, row ``first`` first; rows may lie apart.
+        narrow: a constant; whether the panel and the tile have 16 columns.
     """
     raise NotImplementedError
 
 
-@overload(compute_tile)
-def _compute_tile(x_TK, first, rows, panel_K, tile):
-    bfloat16 = x_TK.dtype == types.uint16
-    eight, four, two, one = _KERNELS[bfloat16]
-    per_word = 2 if bfloat16 else 1
+@overload(compute_tile, prefer_literal=True)
+def _compute_tile(x_TK, first, rows, panel_K, tile, narrow=False):
+    vectors = 1 if getattr(narrow, "literal_value", narrow) else VECTORS
+    eight, four, two, one = _KERNELS[vectors, x_TK.dtype == types.uint16]
 
-    def compute(x_TK, first, rows, panel_K, tile):
+    def compute(x_TK, first, rows, panel_K, tile, narrow=False):
         words = panel_K.shape[0]
-        stride = x_TK.shape[1] // per_word
+        stride = x_TK.strides[0] // 4
         x, weight, out = x_TK.ctypes.data, panel_K.ctypes.data, tile.ctypes.data
+        tile_stride = tile.strides[0] // 4
         done = 0
         while done < rows:
-            source, target = x + 4 * (first + done) * stride, out + 4 * done * PANEL
+            source, target = x + 4 * (first + done) * stride, out + 4 * done * tile_stride
             if rows - done >= 8:
-                eight(source, weight, target, stride, words)
+                eight(source, weight, target, stride, tile_stride, words)
                 done += 8
             elif rows - done >= 4:
-                four(source, weight, target, stride, words)
+                four(source, weight, target, stride, tile_stride, words)
                 done += 4
             elif rows - done >= 2:
-                two(source, weight, target, stride, words)
+                two(source, weight, target, stride, tile_stride, words)
                 done += 2
             else:
-                one(source, weight, target, stride, words)
+                one(source, weight, target, stride, tile_stride, words)
                 done += 1
 
     return compute

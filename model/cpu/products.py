@@ -14,7 +14,7 @@ from model.cpu.elementwise import assign, sigmoid
 from model.cpu.jit import inner, take, take_next, wait
 from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
 
-ROWS_PER_ITEM = 128  # of a product: one item of work is that many rows of a panel
+ROWS_PER_ITEM = 256  # of a product: one item of work is that many rows of a panel
 
 
 @inner

@@ -19,6 +19,7 @@ from model.cpu.decoder import DecoderKernels
 from model.cpu.jit import address
 from model.cpu.linear import TiledLinear
 from model.cpu.packing import pack, pack_pairs
+from model.cpu.self_attention import SelfAttention
 from model.phi3v.language import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.packing import release
@@ -186,13 +187,14 @@ class CpuDecoder:
 
 
 def _pack_vision(model: Phi3VForCausalLM) -> None:
-    """Tile the linear layers of the tower and the projector, the MLPs' activation with them."""
+    """Tile the linear layers of the tower and the projector, MLPs and attention with them."""
     vision = model.model.vision_embed_tokens
+    config = model.config.vision_config
     linears = [name for name, module in vision.named_modules() if isinstance(module, nn.Linear)]
     for name in tqdm(linears, desc="Packing the tower"):
         linear = vision.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        gelu = name.endswith("fc1") and model.config.vision_config.hidden_act == "quick_gelu"
+        gelu = name.endswith("fc1") and config.hidden_act == "quick_gelu"
         tiled = TiledLinear(
             pack(linear.weight.data),
             linear.bias,
@@ -203,3 +205,8 @@ def _pack_vision(model: Phi3VForCausalLM) -> None:
         if gelu:
             vision.set_submodule(name.replace("fc1", "activation_fn"), nn.Identity())
         release(linear)
+    heads = config.num_attention_heads
+    if config.hidden_size // heads % 2 == 0:
+        for layer in vision.img_processor.encoder.layers:
+            a = layer.self_attn
+            layer.self_attn = SelfAttention(a.q_proj, a.k_proj, a.v_proj, a.out_proj, heads)
