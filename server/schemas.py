@@ -135,7 +135,7 @@ class ChatCompletionRequest(_Strict):
     # The engine's own.
     top_k: int = Field(0, ge=-1, description="0 or -1 keeps all tokens")
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=1024)
