@@ -142,13 +142,13 @@ def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> m
 def _to_image(
     part: ImagePart, max_image_pixels: int, loc: tuple[str | int, ...]
 ) -> model.MessageImage:
-    key = "image" if part.image_url is None else "image_url"
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
-        raise ApiError(422, "invalid_parameter", message, (*loc, key))
-    data_url = DataUrl(image_url.url, max_image_pixels, (*loc, key, "url"))
-    return model.MessageImage(data_url.decode, low_detail=image_url.detail == "low")
+        raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
+    loc = (*loc, "image" if part.image_url is None else "image_url", "url")
+    data_url = DataUrl(image_url.url, max_image_pixels, loc)
+    return model.MessageImage(data_url.decode, image_url.detail == "low", loc)
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
