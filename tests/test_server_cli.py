@@ -158,3 +158,21 @@ def test_a_signal_while_loading_ends_the_server() -> None:
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["pydantic_core", "uvicorn"])
+def test_a_signal_while_importing_is_quiet(module: str, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "server", "--model", "demo", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    imported = next(line for line in process.stdout if line.rstrip().endswith(f" {module}"))
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, -number), rest  # 0 once the server handles signals
+    assert "Traceback" not in imported + rest
