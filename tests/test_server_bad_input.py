@@ -475,7 +475,10 @@ def test_other_protocol_errors(server: LiveServer) -> None:
         return httpx2.request(method, server.url + path, headers=headers, **more)
 
     check_error(ask("GET", "/nowhere"), 404, "not_found", [])
-    check_error(ask("POST", "/embeddings", json={}), 404, "not_found", [])
+    for path in ("/embeddings", "/images/embeddings"):
+        body = check_error(ask("POST", path, json={}), 404, "not_found", [])
+        assert body["message"] == "Modality not supported by the model"
+    assert httpx2.post(f"{server.url}/embeddings", json={}).status_code == 401
     check_error(ask("GET", "/v1/models/other"), 404, "model_not_found", [])
     wrong = ask("DELETE", "/chat/completions")
     check_error(wrong, 405, "method_not_allowed", [])
