@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -85,6 +86,26 @@ def test_broken_checkpoint(tiny: Path, tmp_path: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"nonsense")
     sentence = one_sentence(run("--model", str(directory), "--port", "0"))
     assert f"the checkpoint in {directory} cannot be loaded" in sentence
+
+
+def test_a_checkpoint_that_does_not_fit_its_config(tiny: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 100}))
+    done = run("--model", str(directory), "--port", "0")
+    assert "lm_head.weight has the shape" in one_sentence(done)
+    assert "REPORT" not in done.stderr  # transformers' table of tensors
+    assert "[transformers]" not in done.stderr
+
+
+def test_a_checkpoint_broken_in_a_way_that_is_not_checked(tiny: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": ["<|end|>"]}))
+    sentence = one_sentence(run("--model", str(directory), "--port", "0"))
+    assert f"{directory} cannot be loaded: unhashable type" in sentence
 
 
 def test_taken_port(tiny: Path) -> None:

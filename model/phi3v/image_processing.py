@@ -90,11 +90,18 @@ class ImageProcessor:
         path = directory / "preprocessor_config.json"
         config = read_json(path)
         try:
-            return cls(
-                int(config["num_crops"]), tuple(config["image_mean"]), tuple(config["image_std"])
-            )
+            num_crops = int(config["num_crops"])
+            mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used: {error!r}") from error
+        if num_crops < 1:
+            raise CheckpointError(f"{path} has num_crops = {num_crops}; it must be at least 1")
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise CheckpointError(f"{path} has {name} = {list(values)}; it must be 3 numbers")
+        if not all(std):
+            raise CheckpointError(f"{path} has image_std = {list(std)}; pixels are divided by it")
+        return cls(num_crops, mean, std)
 
     def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
         """Choose the crops for a picture of this size; with low detail, one tile.
