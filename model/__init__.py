@@ -11,6 +11,7 @@ Importing this package does not import torch; ``load_engine`` does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from model.errors import (
     TooManyImagesError,
 )
 from model.phi3v.chat import Message, MessageImage, Role
+from model.phi3v.checkpoint import first_line
 
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine, Generation
@@ -69,6 +71,8 @@ __all__ = [
     "Totals",
     "load_engine",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Read by the OpenMP library when torch is loaded: how long, in turns of a loop, its threads wait for
 # work before they sleep. The default, several milliseconds, takes the cores from everything else
@@ -115,6 +119,16 @@ async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:
 
 
 def _load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
+    try:
+        return _find_and_load(options)
+    except ModelError:
+        raise
+    except Exception as error:  # a checkpoint can be broken in more ways than are checked
+        logger.debug("loading %s failed", options.model, exc_info=True)
+        raise CheckpointError(f"{options.model} cannot be loaded: {first_line(error)}") from error
+
+
+def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     from model.engine import loading
 
     if options.model == DEMO:

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from server import errors
-from server.middleware import ReadBeforeRefusing, RequestIds
+from server.middleware import PlainPaths, ReadBeforeRefusing, RequestIds
 from server.routes import chat, health, info, metrics
 from server.schemas import ChatCompletionRequest
 from server.service import Service
@@ -27,6 +27,7 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for router in (info.router, chat.router, health.router, metrics.router):
         app.include_router(router)
+    app.add_middleware(PlainPaths)
     app.add_middleware(RequestIds)
     app.add_middleware(ReadBeforeRefusing)
     return app

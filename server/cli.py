@@ -1,21 +1,25 @@
 """The command line: read settings, listen, load, say so, serve until told to stop.
 
-Everything slow is imported after the settings are read, so that ``--help`` answers at once. What
-goes wrong at start ends in one sentence and a non-zero status.
+Everything slow is imported after the settings are read, so that ``--help`` answers at once, and the
+settings after Ctrl-C is dealt with. What goes wrong at start ends in one sentence and a non-zero
+status.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
-
-from pydantic import ValidationError
-
-from server.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; returns the exit status."""
+    # Until the server handles signals itself, Ctrl-C ends it as SIGTERM does: without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pydantic import ValidationError
+
+    from server.settings import Settings
+
     try:
         settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))
     except ValidationError as error:
@@ -29,7 +33,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from server.run import run
 
-    try:
-        return run(settings)
-    except KeyboardInterrupt:
-        return 0
+    return run(settings)

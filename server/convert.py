@@ -11,7 +11,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import model
-from server.errors import ApiError, from_validation_error
+from server.errors import (
+    MOST_PROBLEMS,
+    ApiError,
+    Loc,
+    from_validation_error,
+    short_name,
+    short_path,
+)
 from server.images import DataUrl
 from server.schemas import (
     KNOWN,
@@ -23,6 +30,11 @@ from server.schemas import (
 )
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
+
+MOST_KEYS = 1024  # in one object: as many as logit_bias may have
+# Items and keys in the whole body, nested ones included: a dozen for an ordinary message.
+MOST_VALUES_PER_MESSAGE = 24
+MOST_VALUES_ELSEWHERE = 8192
 
 
 def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCompletionRequest:
@@ -38,23 +50,8 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
     """
     if not isinstance(body, dict):
         raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
-    given = {name: value for name, value in body.items() if value is not None}
-    extras = [name for name in given if name not in KNOWN]
-    if extras and extra_policy == "error":
-        # Azure's own sentence, which LiteLLM recognises and recovers from.
-        raise ApiError(
-            400,
-            "extra_forbidden",
-            f"Extra parameters {extras} are not allowed when extra-parameters is not set or set to "
-            "be 'error'. Set extra-parameters to 'pass-through' to pass to the model.",
-            (extras[0],),
-            given[extras[0]],
-        )
-    if extra_policy == "drop":
-        given = {name: value for name, value in given.items() if name in KNOWN}
-    messages = given.get("messages")
+    messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        # Before each of them is validated, which takes a second for some hundred thousand.
         raise ApiError(
             422,
             "invalid_parameter",
@@ -62,12 +59,51 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
             ("messages",),
             len(messages),
         )
+    _refuse_oversized(body, MOST_VALUES_PER_MESSAGE * max_messages + MOST_VALUES_ELSEWHERE)
+    given = {name: value for name, value in body.items() if value is not None}
+    extras = [name for name in given if name not in KNOWN]
+    if extras and extra_policy == "error":
+        # Azure's own sentence, which LiteLLM recognises and recovers from.
+        raise ApiError(
+            400,
+            "extra_forbidden",
+            f"Extra parameters {[short_name(name) for name in extras[:MOST_PROBLEMS]]} are not "
+            "allowed when extra-parameters is not set or set to be 'error'. Set extra-parameters "
+            "to 'pass-through' to pass to the model.",
+            (extras[0],),
+            given[extras[0]],
+        )
+    if extra_policy == "drop":
+        given = {name: value for name, value in given.items() if name in KNOWN}
     try:
         request = ChatCompletionRequest.model_validate(given)
     except ValidationError as error:
         raise from_validation_error(error, given) from error
     _refuse_unsupported(request)
     return request
+
+
+def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
+    """Refuse what a thread that also serves streams would take seconds to validate.
+
+    Raises:
+        ApiError: an object with too many keys, or too many values in all.
+    """
+    left = most_values
+    waiting: list[tuple[Loc, dict[str, Any] | list[Any]]] = [((), body)]
+    while waiting:
+        loc, container = waiting.pop()
+        left -= len(container)
+        if isinstance(container, dict) and len(container) > MOST_KEYS:
+            where = ".".join(map(str, short_path(loc))) or "the body"
+            reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}"
+            raise ApiError(422, "invalid_parameter", reason, loc, container)
+        if left < 0:
+            (field,) = short_path(loc[:1])  # which of its items is one too many is chance
+            reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
+            raise ApiError(422, "invalid_parameter", reason, (field,), container)
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        waiting += [((*loc, key), item) for key, item in items if isinstance(item, dict | list)]
 
 
 def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
@@ -104,16 +140,7 @@ def to_messages(request: ChatCompletionRequest, max_image_pixels: int) -> list[m
 
 def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> model.Message:
     loc = ("messages", position)
-    for name, value in (message.model_extra or {}).items():
-        if value is not None:
-            raise ApiError(
-                422,
-                "parameter_not_supported",
-                f"messages.{position}.{name} is not supported; leave it out",
-                (*loc, name),
-                value,
-            )
-    if message.role == "tool":
+    if message.role == "tool":  # before its tool_call_id, which is only the consequence
         raise ApiError(
             422,
             "parameter_not_supported",
@@ -122,6 +149,15 @@ def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> m
             (*loc, "role"),
             message.role,
         )
+    for name, value in (message.model_extra or {}).items():
+        if value is not None:
+            raise ApiError(
+                422,
+                "parameter_not_supported",
+                f"messages.{position}.{short_name(name)} is not supported; leave it out",
+                (*loc, name),
+                value,
+            )
     if isinstance(message.content, str):
         return model.Message(message.role, message.content)
     texts: list[str] = []
@@ -142,13 +178,13 @@ def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> m
 def _to_image(
     part: ImagePart, max_image_pixels: int, loc: tuple[str | int, ...]
 ) -> model.MessageImage:
-    key = "image" if part.image_url is None else "image_url"
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
-        raise ApiError(422, "invalid_parameter", message, (*loc, key))
-    data_url = DataUrl(image_url.url, max_image_pixels, (*loc, key, "url"))
-    return model.MessageImage(data_url.decode, low_detail=image_url.detail == "low")
+        raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
+    loc = (*loc, "image" if part.image_url is None else "image_url", "url")
+    data_url = DataUrl(image_url.url, max_image_pixels, loc)
+    return model.MessageImage(data_url.decode, image_url.detail == "low", loc)
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:

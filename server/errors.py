@@ -25,6 +25,8 @@ RETRY_AFTER_SECONDS = 1
 CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
 MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
+LONGEST_SHOWN_NAME = 100  # characters of a key that a client made up
+LONGEST_SHOWN_PATH = 10  # steps; nothing that is defined here lies deeper
 
 
 class Problem(NamedTuple):
@@ -33,6 +35,18 @@ class Problem(NamedTuple):
     loc: Loc
     value: object
     message: str
+
+
+def short_name(name: str) -> str:
+    """A key of the client's making as errors repeat it."""
+    return name[:LONGEST_SHOWN_NAME]
+
+
+def short_path(loc: Loc) -> Loc:
+    """A path in the body as errors repeat it."""
+    return tuple(
+        short_name(step) if isinstance(step, str) else step for step in loc[:LONGEST_SHOWN_PATH]
+    )
 
 
 class ApiError(Exception):
@@ -62,9 +76,9 @@ class ApiError(Exception):
         self.status = status
         self.code = code
         self.message = message
-        self.loc = loc
+        self.loc = short_path(loc)
         self.headers = headers or {}
-        self.problems = problems or [Problem(loc, value, message)]
+        self.problems = problems or [Problem(self.loc, value, message)]
 
 
 # The first class in an error's MRO that is listed here decides.
@@ -103,7 +117,7 @@ def from_validation_error(error: ValidationError, body: object) -> ApiError:
     details = error.errors(include_url=False, include_context=False)
     for detail in details[:MOST_PROBLEMS]:
         missing = detail["type"] == "missing"
-        loc = _path_in(body, detail["loc"], missing)
+        loc = short_path(_path_in(body, detail["loc"], missing))
         message = f"{_dotted(loc)}: {detail['msg']}"
         problems.append(Problem(loc, None if missing else detail["input"], message))
     extra = details[0]["type"] == "extra_forbidden"
@@ -218,11 +232,13 @@ def _dotted(loc: Loc) -> str:
 
 
 def _shown(value: object) -> object:
-    """The offending value, when it is JSON and small."""
+    """The offending value, when it is small; of a list or an object only how large it is."""
     if isinstance(value, str) and len(value) > LARGEST_SHOWN_INPUT:
         return value[:LARGEST_SHOWN_INPUT] + "..."
     if value is None or isinstance(value, str | int | bool):
         return value
     if isinstance(value, float):
         return value if abs(value) < float("inf") else str(value)
-    return _shown(repr(value))
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return type(value).__name__

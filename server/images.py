@@ -10,8 +10,9 @@ from PIL import Image
 
 import model
 
+# The parameters of the media type are bounded: nothing is searched for in megabytes of them.
 DATA_URL = re.compile(
-    r"data:image/(jpeg|jpg|png|webp|gif|bmp|tiff)(;[^,;]*)*?;base64,", re.IGNORECASE
+    r"data:image/(jpeg|jpg|png|webp|gif|bmp|tiff)(;[^,;]{0,100}){0,8}?;base64,", re.IGNORECASE
 )
 # The bytes decide; what the URL says of them is often wrong.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -42,7 +43,6 @@ class DataUrl:
         self._url = url
         self._start = match.end()
         self._max_pixels = max_pixels
-        self._loc = loc
 
     def decode(self) -> Image.Image:
         """The picture. Takes a while for large ones.
@@ -54,26 +54,26 @@ class DataUrl:
             characters = re.sub(r"\s+", "", self._url[self._start :])
             data = base64.b64decode(characters, validate=True)
         except ValueError as error:
-            raise self._error(
+            raise model.ImageError(
                 f"the image's base64 is broken or cut off ({error}); encode the whole file again"
             ) from error
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise self._error(self._too_large(str(error))) from error
+            raise model.ImageError(self._too_large(str(error))) from error
         except Exception as error:
-            raise self._error(
+            raise model.ImageError(
                 "the image's data is no JPEG, PNG, WebP, GIF, BMP or TIFF file"
             ) from error
         if image.width * image.height > self._max_pixels:
-            raise self._error(self._too_large(f"it is {image.width}x{image.height}"))
+            raise model.ImageError(self._too_large(f"it is {image.width}x{image.height}"))
         try:
             # The decoder forgives a PNG that ends early once it has all pixels; its check does not.
             image.verify()
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
         except Exception as error:  # decoders raise anything on broken files
-            raise self._error(
+            raise model.ImageError(
                 f"the {image.format} image is cut off or broken ({error}); send the whole file"
             ) from error
         return image
@@ -81,6 +81,3 @@ class DataUrl:
     def _too_large(self, reason: str) -> str:
         limit = self._max_pixels
         return f"the image has more than {limit} pixels, the limit here ({reason}); scale it down"
-
-    def _error(self, message: str) -> model.ImageError:
-        return model.ImageError(message, self._loc)

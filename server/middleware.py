@@ -1,4 +1,4 @@
-"""What happens around every request, whatever its route: ids, and polite refusals."""
+"""What happens around every request, whatever its route: plain paths, ids, polite refusals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ REQUEST_IDS = ("x-ms-client-request-id", "x-request-id")
 LONGEST_ID = 128  # characters; a longer one is not echoed
 READ_AT_MOST = 256_000_000  # bytes of a refused body
 READ_FOR_AT_MOST = 5.0  # seconds
+
+
+class PlainPaths:
+    """Routes ``//chat/completions`` and ``/info/`` as if their slashes were single.
+
+    Clients join an endpoint that ends in a slash and a path that begins with one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its path in plain form; the root stays ``/``."""
+        if scope["type"] == "http":
+            path = "/" + "/".join(filter(None, scope["path"].split("/")))
+            scope = {**scope, "path": path}
+        await self._app(scope, receive, send)
 
 
 class RequestIds:

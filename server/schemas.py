@@ -8,13 +8,44 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 INT64 = 2**63
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        """A null is an absent field, at any depth."""
+        if isinstance(value, dict):
+            return {name: item for name, item in value.items() if item is not None}
+        return value
+
+
+def _no_boolean(value: Any) -> Any:
+    """Python's booleans are numbers, JSON's are not."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
+    return value
+
+
+NotBoolean = BeforeValidator(_no_boolean)  # the last annotation, or bounds miss the JSON schema
+Integer = Annotated[int, NotBoolean]
+Number = Annotated[float, NotBoolean]
+Count = Annotated[int, Field(ge=1), NotBoolean]
 
 
 class TextPart(_Strict):
@@ -48,13 +79,14 @@ class AudioPart(BaseModel):
 
 def _part_kind(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return kind if isinstance(kind, str) else None
+    return f"<{kind}>" if isinstance(kind, str) else None
 
 
+# Tags show up in the paths of errors; spelled so that none is mistaken for a key of the body.
 ContentPart = Annotated[
-    Annotated[TextPart, Tag("text")]
-    | Annotated[ImagePart, Tag("image_url")]
-    | Annotated[AudioPart, Tag("input_audio")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[AudioPart, Tag("<input_audio>")],
     Discriminator(
         _part_kind,
         custom_error_type="invalid_content_part",
@@ -65,13 +97,15 @@ ContentPart = Annotated[
 
 def _content_kind(content: Any) -> str | None:
     if isinstance(content, str):
-        return "string"
-    return "parts" if isinstance(content, list) else None
+        return "<string>"
+    return "<parts>" if isinstance(content, list) else None
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[list[ContentPart], Field(min_length=1, max_length=256), Tag("parts")],
+    Annotated[str, Tag("<string>")]
+    | Annotated[
+        list[ContentPart], Field(min_length=1, max_length=256, fail_fast=True), Tag("<parts>")
+    ],
     Discriminator(
         _content_kind,
         custom_error_type="invalid_content",
@@ -105,40 +139,49 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(_Strict):
-    """Body of a chat completion; numbers may also be sent as strings."""
+    """Body of a chat completion; numbers may also be sent as strings.
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    Lists are validated up to their first fault: there is no use in a million of them.
+    """
+
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     model: str | None = None
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, ge=0, le=1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field([], max_length=32)
+    temperature: Number = Field(1.0, ge=0, le=2)
+    top_p: Number = Field(1.0, ge=0, le=1)
+    presence_penalty: Number = Field(0.0, ge=-2, le=2)
+    frequency_penalty: Number = Field(0.0, ge=-2, le=2)
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), NotBoolean] | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        [], max_length=32, fail_fast=True
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, le=128)
+    n: Integer = Field(1, ge=1, le=128)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=1024)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), NotBoolean] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100), NotBoolean]] = Field(
+        {}, max_length=1024
+    )
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     user: Any = None
     store: Any = None
     metadata: Any = None
     service_tier: Any = None
     parallel_tool_calls: Any = None
     # The engine's own.
-    top_k: int = Field(0, ge=-1, description="0 or -1 keeps all tokens")
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    top_k: Integer = Field(0, ge=-1, description="0 or -1 keeps all tokens")
+    min_p: Number = Field(0.0, ge=0, le=1)
+    repetition_penalty: Number = Field(1.0, ge=0.01, le=10)
     ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0)
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=1024)
+    min_tokens: Integer = Field(0, ge=0)
+    stop_token_ids: list[Annotated[int, Field(ge=0), NotBoolean]] = Field(
+        [], max_length=1024, fail_fast=True
+    )
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from model.engine.config import LoadOptions
 from model.engine.loading import describe, find_checkpoint, load_engine
 from model.errors import CheckpointError
 from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.tokenizer import Phi3VTokenizer
 
 OPTIONS = LoadOptions(model="", dtype="float32")
 
@@ -150,8 +151,8 @@ def _truncate(directory: Path) -> None:
     file.write_bytes(file.read_bytes()[:100_000])
 
 
-def _change_config(directory: Path, **changes: object) -> None:
-    file = directory / "config.json"
+def _change_config(directory: Path, name: str = "config.json", **changes: object) -> None:
+    file = directory / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
@@ -167,7 +168,65 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "truncated weights": (_truncate, "cannot be loaded"),
     "missing tensor": (_drop_tensor, "1 missing tensors, e.g. model.norm.weight"),
     "unexpected tensor": (_add_tensor, "1 unexpected tensors, e.g. model.what"),
-    "wrong shape": (_reshape_tensor, "cannot be loaded|mismatched"),
+    "wrong shape": (
+        _reshape_tensor,
+        r"model.norm.weight has the shape \[3\] and should have \[64\]",
+    ),
+    "smaller vocabulary": (
+        lambda d: _change_config(d, vocab_size=100),
+        r"lm_head.weight has the shape \[\d+, 64\] and should have \[100, 64\]",
+    ),
+    "heads in words": (
+        lambda d: _change_config(d, num_attention_heads="four"),
+        "'num_attention_heads': TypeError: Field 'num_attention_heads' expected int, got str",
+    ),
+    "short rope factors": (
+        lambda d: _change_config(
+            d, rope_scaling={"type": "su", "short_factor": [1.0], "long_factor": [1.0]}
+        ),
+        "short_factor",
+    ),
+    "no such activation": (lambda d: _change_config(d, hidden_act="zz"), "KeyError"),
+    "window of 0": (
+        lambda d: _change_config(d, max_position_embeddings=0),
+        "max_position_embeddings = 0 is too small",
+    ),
+    "window below 0": (
+        lambda d: _change_config(d, max_position_embeddings=-5),
+        "max_position_embeddings = -5 is too small",
+    ),
+    "sliding window below 0": (
+        lambda d: _change_config(d, sliding_window=-1),
+        "sliding_window = -1 is too small",
+    ),
+    "original window of 1": (
+        lambda d: _change_config(d, original_max_position_embeddings=1),
+        "original_max_position_embeddings = 1 is too small",
+    ),
+    "no heads": (
+        lambda d: _change_config(d, num_attention_heads=0),
+        "num_attention_heads = 0 is too small",
+    ),
+    "no crops": (
+        lambda d: _change_config(d, "preprocessor_config.json", num_crops=0),
+        "num_crops = 0; it must be at least 1",
+    ),
+    "mean of two": (
+        lambda d: _change_config(d, "preprocessor_config.json", image_mean=[1, 2]),
+        r"image_mean = \[1.0, 2.0\]; it must be 3 numbers",
+    ),
+    "mean an object": (
+        lambda d: _change_config(d, "preprocessor_config.json", image_mean={}),
+        r"image_mean = \[\]; it must be 3 numbers",
+    ),
+    "deviation of 0": (
+        lambda d: _change_config(d, "preprocessor_config.json", image_std=[1, 1, 0]),
+        "pixels are divided by it",
+    ),
+    "added tokens a list": (
+        lambda d: _change_config(d, "tokenizer_config.json", added_tokens_decoder=[{}]),
+        "the added tokens of .* cannot be used",
+    ),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
     "no preprocessor": (
         lambda d: (d / "preprocessor_config.json").unlink(),
@@ -185,6 +244,15 @@ def test_broken_checkpoints(tiny: Path, tmp_path: Path, what: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load_engine(directory, OPTIONS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_no_added_tokens_in_the_tokenizers_config(
+    tiny: Path, tmp_path: Path, nothing: object
+) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    _change_config(tmp_path, "tokenizer_config.json", added_tokens_decoder=nothing)
+    Phi3VTokenizer(tmp_path)
 
 
 def test_sizes_that_do_not_fit(tiny: Path) -> None:

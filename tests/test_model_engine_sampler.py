@@ -136,6 +136,36 @@ def test_rows_do_not_depend_on_their_neighbours(
     assert together == alone
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.5}, {"top_k": 5}, {"temperature": 2e-5}])
+@pytest.mark.parametrize(
+    ("params", "spoiled"), [({"repetition_penalty": 1e-38}, 10.0), ({}, torch.nan), ({}, torch.inf)]
+)
+def test_rows_of_overflowing_logits_choose_a_token_and_spare_their_neighbours(
+    tokenizer: Phi3VTokenizer,
+    logits: torch.Tensor,
+    params: dict[str, float],
+    spoiled: float,
+    cut: dict[str, float],
+) -> None:
+    odd = logits.clone()
+    odd[7] = spoiled  # a token of the prompt
+    rows = [sequence(tokenizer, seed=seed, **cut) for seed in range(20)]
+    rows[3] = sequence(tokenizer, seed=3, **params, **cut)
+    batch = torch.stack([odd if row == 3 else logits for row in range(20)])
+    chosen = sample(batch, rows)
+    alone = sample(logits.expand(20, -1), [sequence(tokenizer, seed=s, **cut) for s in range(20)])
+    assert 0 <= chosen[3].token_id < VOCABULARY
+    assert chosen[:3] + chosen[4:] == alone[:3] + alone[4:]
+    if params:
+        assert chosen[3].token_id in (1, 7, 8)  # those whose logits went to the limit
+
+
+def test_a_row_of_forbidden_tokens_chooses_one(tokenizer: Phi3VTokenizer) -> None:
+    made = sequence(tokenizer, min_tokens=1)
+    made.stop_ids = frozenset(range(VOCABULARY))
+    assert 0 <= sample(torch.zeros(1, VOCABULARY), [made])[0].token_id < VOCABULARY
+
+
 def test_penalties_and_bias(tokenizer: Phi3VTokenizer) -> None:
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 10], logits[0, 11], logits[0, 12] = 3.0, 2.8, 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from model.errors import ImageError
@@ -106,6 +107,47 @@ def test_exif_orientation_is_applied() -> None:
     assert upright.size == (20, 60)
     assert upright.getpixel((19, 0)) == (255, 0, 0)
     assert processor()(Image.open(file)).grid == processor()(upright).grid
+
+
+def jpeg_with_exif(*entries: bytes) -> Image.Image:
+    """A picture of 40 x 30 whose EXIF block holds these 12-byte entries and says "turn by 90"."""
+    turn = struct.pack("<HHI4s", 0x112, 3, 1, b"\6\0\0\0")
+    block = struct.pack("<IH", 8, 1 + len(entries)) + turn + b"".join(entries) + bytes(4)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "JPEG", exif=b"Exif\0\0II*\0" + block)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_orientations_are_as_pil_turns_them(kind: str, orientation: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (20, 31, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    assert np.array_equal(np.asarray(to_rgb(Image.open(file))), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+def test_odd_exif_tags_do_not_matter() -> None:
+    for entry in (
+        struct.pack("<HHI4s", 0x103, 6, 4, b"\xff" * 4),  # PIL cannot write this one back
+        struct.pack("<HHI4s", 0x8769, 4, 1, b"\x08\0\0\0"),  # a directory within itself
+        struct.pack("<HHI4s", 0x10F, 2, 5000, b"\xff\xff\0\0"),  # beyond the end
+    ):
+        assert to_rgb(jpeg_with_exif(entry)).size == (30, 40)
+
+
+def test_whatever_pil_raises_is_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    image = Image.new("RGB", (40, 30))
+    monkeypatch.setattr(image, "convert", fail)
+    with pytest.raises(ImageError, match="unpack requires a buffer"):
+        processor()(image)
 
 
 @pytest.mark.parametrize("size", [(1, 30000), (30000, 1)])

@@ -74,7 +74,7 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         ["messages", 0, "role"],
     ),
     "tool role": (
-        {"messages": [{"role": "tool", "content": "x", "tool_call_id": None}]},
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "call_1"}]},
         422,
         "parameter_not_supported",
         ["messages", 0, "role"],
@@ -103,6 +103,12 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         "invalid_parameter",
         ["messages", 0, "content", 0],
     ),
+    "extra key in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "smell": 1}]}]},
+        422,
+        "extra_forbidden",
+        ["messages", 0, "content", 0, "smell"],
+    ),
     "audio": (
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
         422,
@@ -114,6 +120,12 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         422,
         "parameter_not_supported",
         ["messages", 0, "tool_calls"],
+    ),
+    "image null": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": None}]}]},
+        422,
+        "invalid_parameter",
+        IMAGE[:-1],
     ),
     "remote image": (with_image("https://example.com/a.png"), 422, "modality_not_supported", IMAGE),
     "file image": (with_image("file:///etc/passwd"), 422, "modality_not_supported", IMAGE),
@@ -131,7 +143,7 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
     "truncated png": (with_image(data_url(GOOD[: len(GOOD) // 2])), 422, "invalid_image", IMAGE),
     "png without its end": (with_image(data_url(GOOD[:-20])), 422, "invalid_image", IMAGE),
     "pixel bomb": (with_image(data_url(huge_png(20000, 20000))), 422, "invalid_image", IMAGE),
-    "1x30000": (with_image(data_url(png(1, 30000))), 422, "invalid_image", []),
+    "1x30000": (with_image(data_url(png(1, 30000))), 422, "invalid_image", IMAGE),
     "two images": (
         {
             "messages": [
@@ -159,6 +171,18 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         422,
         "invalid_parameter",
         ["temperature"],
+    ),
+    "temperature true": (
+        {"messages": HELLO, "temperature": True},
+        422,
+        "invalid_parameter",
+        ["temperature"],
+    ),
+    "max_tokens true": (
+        {"messages": HELLO, "max_tokens": True},
+        422,
+        "invalid_parameter",
+        ["max_tokens"],
     ),
     "top_p 1.5": ({"messages": HELLO, "top_p": 1.5}, 422, "invalid_parameter", ["top_p"]),
     "max_tokens -1": (
@@ -359,6 +383,36 @@ def test_the_azure_sentence(server: LiveServer) -> None:
     )
 
 
+def test_nulls_are_absent_at_any_depth(server: LiveServer) -> None:
+    message = image_message(data_url(GOOD))
+    message[0]["content"][0]["image_url"]["detail"] = None
+    message[0]["content"].append({"type": "text", "text": "x", "cache_control": None})
+    response = httpx2.post(
+        f"{server.url}/chat/completions",
+        json={
+            "messages": message,
+            "max_tokens": 1,
+            "top_p": None,
+            "stream_options": {"include_usage": None},
+        },
+        headers=AUTHORIZED,
+    )
+    assert response.status_code == 200, response.text
+
+
+def test_numbers_may_be_strings(server: LiveServer) -> None:
+    body = {"messages": HELLO, "max_tokens": "2", "temperature": "0.5", "logit_bias": {"5": "-1"}}
+    response = httpx2.post(f"{server.url}/chat/completions", json=body, headers=AUTHORIZED)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("repetition_penalty", [1e-38, 0, -1, 11])
+def test_repetition_penalty_is_bounded(server: LiveServer, repetition_penalty: float) -> None:
+    body = {"messages": HELLO, "max_tokens": 3, "repetition_penalty": repetition_penalty}
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=AUTHORIZED)
+    check_error(response, 422, "invalid_parameter", ["repetition_penalty"])
+
+
 @pytest.mark.parametrize("header", ["extra-parameters", "extra-params"])
 def test_extra_parameters(server: LiveServer, header: str) -> None:
     def post(policy: str, **extras: Any) -> httpx2.Response:
@@ -421,7 +475,10 @@ def test_other_protocol_errors(server: LiveServer) -> None:
         return httpx2.request(method, server.url + path, headers=headers, **more)
 
     check_error(ask("GET", "/nowhere"), 404, "not_found", [])
-    check_error(ask("POST", "/embeddings", json={}), 404, "not_found", [])
+    for path in ("/embeddings", "/images/embeddings"):
+        body = check_error(ask("POST", path, json={}), 404, "not_found", [])
+        assert body["message"] == "Modality not supported by the model"
+    assert httpx2.post(f"{server.url}/embeddings", json={}).status_code == 401
     check_error(ask("GET", "/v1/models/other"), 404, "model_not_found", [])
     wrong = ask("DELETE", "/chat/completions")
     check_error(wrong, 405, "method_not_allowed", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -87,6 +88,26 @@ def test_broken_checkpoint(tiny: Path, tmp_path: Path) -> None:
     assert f"the checkpoint in {directory} cannot be loaded" in sentence
 
 
+def test_a_checkpoint_that_does_not_fit_its_config(tiny: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 100}))
+    done = run("--model", str(directory), "--port", "0")
+    assert "lm_head.weight has the shape" in one_sentence(done)
+    assert "REPORT" not in done.stderr  # transformers' table of tensors
+    assert "[transformers]" not in done.stderr
+
+
+def test_a_checkpoint_broken_in_a_way_that_is_not_checked(tiny: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(tiny, directory)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": ["<|end|>"]}))
+    sentence = one_sentence(run("--model", str(directory), "--port", "0"))
+    assert f"{directory} cannot be loaded: unhashable type" in sentence
+
+
 def test_taken_port(tiny: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -158,3 +179,21 @@ def test_a_signal_while_loading_ends_the_server() -> None:
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["pydantic_core", "uvicorn"])
+def test_a_signal_while_importing_is_quiet(module: str, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "server", "--model", "demo", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    imported = next(line for line in process.stdout if line.rstrip().endswith(f" {module}"))
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, -number), rest  # 0 once the server handles signals
+    assert "Traceback" not in imported + rest

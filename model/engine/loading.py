@@ -97,12 +97,15 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
+    # It prints a table of all tensors at fault; one of them is named below.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         loaded: Any = Phi3VForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             device_map=device,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
             use_safetensors=True,
             local_files_only=True,
         )
@@ -111,7 +114,12 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
             f"the checkpoint in {directory} cannot be loaded: {first_line(error)}"
         ) from error
     model, report = loaded
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"the checkpoint in {directory} does not fit its config.json: {name} has the shape "
+            f"{list(found)} and should have {list(expected)}"
+        )
+    for what in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, report[what])):
             raise CheckpointError(
                 f"the checkpoint in {directory} has {len(names)} {what.replace('_keys', '')} "

@@ -14,28 +14,37 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from model.engine.request import SamplingParams
 from model.engine.sequence import Sequence
+
+LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided by a temperature
 
 
 def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Logits after all processors, in OpenAI's and vLLM's order; the input is left as it is."""
-    params = [sequence.params for sequence in sequences]
-    if not any(
-        p.logit_bias
-        or p.presence_penalty
-        or p.frequency_penalty
-        or p.repetition_penalty != 1
-        or p.min_tokens
-        for p in params
-    ):
+    asking = [row for row, sequence in enumerate(sequences) if _asks(sequence.params)]
+    if not asking:
         return logits_SV
     logits_SV = logits_SV.clone()
-    for row, sequence in enumerate(sequences):
-        _repetition(logits_SV[row], sequence)
-        _presence_and_frequency(logits_SV[row], sequence)
-        _bias(logits_SV[row], sequence)
-        _not_yet(logits_SV[row], sequence)
+    for row in asking:
+        _repetition(logits_SV[row], sequences[row])
+        _presence_and_frequency(logits_SV[row], sequences[row])
+        _bias(logits_SV[row], sequences[row])
+        _not_yet(logits_SV[row], sequences[row])
+        # An infinite logit, or a row of nothing but forbidden tokens, would make NaN of a softmax.
+        logits_SV[row].nan_to_num_(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
+        logits_SV[row].clamp_(-LARGEST, LARGEST)
     return logits_SV
+
+
+def _asks(params: SamplingParams) -> bool:
+    return bool(
+        params.logit_bias
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1
+        or params.min_tokens
+    )
 
 
 def _repetition(logits_V: Tensor, sequence: Sequence) -> None:

@@ -147,7 +147,9 @@ def _invert(weight_RK: Tensor, uniform_R: Tensor) -> Tensor:
     cumulative_RK = weight_RK.double().cumsum(-1)
     total_R = cumulative_RK[:, -1]
     target_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
-    return torch.searchsorted(cumulative_RK, target_R[:, None], right=True)[:, 0]
+    index_R = torch.searchsorted(cumulative_RK, target_R[:, None], right=True)[:, 0]
+    # No share of NaN weights is passed; the row may be nonsense, its token must exist.
+    return index_R.clamp_(max=weight_RK.shape[1] - 1)
 
 
 def uniform(seed: int, position: int) -> float:

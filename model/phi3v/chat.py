@@ -27,10 +27,12 @@ class MessageImage:
     Attributes:
         open: decodes the picture; raises ImageError. Called on a worker thread.
         low_detail: show the model the whole in one crop, for fewer tokens.
+        loc: where it stands in the request, for errors.
     """
 
     open: Callable[[], Image.Image]
     low_detail: bool = False
+    loc: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True)

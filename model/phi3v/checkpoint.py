@@ -22,5 +22,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def first_line(error: Exception) -> str:
     """What a library's error says, short enough for one sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
+    # A KeyError shows its message as a literal.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    if len(lines) > 1 and lines[0].endswith(":"):  # only the header of what went wrong
+        return f"{lines[0]} {lines[1]}"
+    # A name alone says nothing of what is wrong with it.
+    return lines[0] if " " in lines[0] else repr(error)

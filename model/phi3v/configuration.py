@@ -33,6 +33,17 @@ _EMBD_LAYER_SUPPORTED = {
     "with_learnable_separator": True,
 }
 
+_SMALLEST = {
+    "vocab_size": 1,
+    "hidden_size": 1,
+    "intermediate_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2,  # one token of a prompt, one of an answer
+    "original_max_position_embeddings": 2,  # its logarithm is divided by
+}
+
 
 @strict
 class Phi3VConfig(Phi3Config):
@@ -56,6 +67,12 @@ class Phi3VConfig(Phi3Config):
                     f"embd_layer.{key} = {self.embd_layer[key]!r} is not supported; "
                     f"Phi-3-vision checkpoints use {supported!r}"
                 )
+        for key, smallest in _SMALLEST.items():
+            value = getattr(self, key)
+            if isinstance(value, int) and value < smallest:
+                raise ValueError(f"{key} = {value} is too small; it must be at least {smallest}")
+        if (self.sliding_window or 2) < 2:
+            raise ValueError(f"sliding_window = {self.sliding_window} is too small")
         # The official config asks for flash_attention_2, which is a wish about the machine, not a
         # property of the weights; `attn_implementation=` of from_pretrained still decides.
         kwargs.pop("_attn_implementation", None)

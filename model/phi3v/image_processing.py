@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from model.errors import CheckpointError, ImageError
@@ -24,6 +24,16 @@ from model.phi3v.checkpoint import read_json
 
 TILE = 336  # side of a crop, in pixels
 TOKENS_PER_SIDE = 12  # merged patches along a crop's side
+# What turns a picture upright, by its EXIF orientation; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,18 @@ class ImageProcessor:
         path = directory / "preprocessor_config.json"
         config = read_json(path)
         try:
-            return cls(
-                int(config["num_crops"]), tuple(config["image_mean"]), tuple(config["image_std"])
-            )
+            num_crops = int(config["num_crops"])
+            mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used: {error!r}") from error
+        if num_crops < 1:
+            raise CheckpointError(f"{path} has num_crops = {num_crops}; it must be at least 1")
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise CheckpointError(f"{path} has {name} = {list(values)}; it must be 3 numbers")
+        if not all(std):
+            raise CheckpointError(f"{path} has image_std = {list(std)}; pixels are divided by it")
+        return cls(num_crops, mean, std)
 
     def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
         """Choose the crops for a picture of this size; with low detail, one tile.
@@ -115,9 +132,14 @@ class ImageProcessor:
         """Cut a picture of any PIL mode into normalised crops.
 
         Raises:
-            ImageError: no crop plan for its size.
+            ImageError: no crop plan for its size, or PIL fails at it.
         """
-        image = to_rgb(image)
+        try:
+            image = to_rgb(image)
+        except Exception as error:  # PIL raises anything on files it did not expect
+            raise ImageError(
+                f"the image cannot be converted to RGB ({error!r}); save it as a plain PNG or JPEG"
+            ) from error
         plan = self.plan(*image.size, low_detail)
         padded = _pad_to_tiles(_resize(image, plan), plan)
         array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
@@ -147,10 +169,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     where PIL's own conversion would clip all but the darkest 0.4 % to white.
     """
     image.seek(0)
-    image = ImageOps.exif_transpose(image)
+    image.load()  # PIL turns a TIFF itself while loading it, and then forgets its orientation
+    turn = UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.info = {}  # it is upright now, whatever the EXIF block that PIL copies says
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none or it cannot be read.
+
+    Read by hand because ``ImageOps.exif_transpose`` also writes the EXIF block anew, and fails where
+    any of its other tags is odd.
+    """
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken block says nothing of the picture
+        return 1
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

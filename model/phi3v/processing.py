@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import ContextLengthError
-from model.phi3v.chat import Message, Prompt, Text, render
+from model.errors import ContextLengthError, ImageError
+from model.phi3v.chat import Message, MessageImage, Prompt, Text, render
 from model.phi3v.image_processing import ImageInputs, ImageProcessor
 from model.phi3v.tokenizer import Phi3VTokenizer
 
@@ -61,10 +61,17 @@ class Processor:
             check_length(len(token_ids), max_tokens)
             return PromptInputs(token_ids)
         rest = self.tokenizer.encode(prompt.pieces[1])
-        image = self.image_processor(prompt.image.open(), prompt.image.low_detail)
+        image = self._crops(prompt.image)
         token_ids += [IMAGE_TOKEN_ID] * image.num_tokens + rest
         check_length(len(token_ids), max_tokens)
         return PromptInputs(token_ids, image)
+
+    def _crops(self, image: MessageImage) -> ImageInputs:
+        """Decode and cut an image; an ImageError says where in the request it stands."""
+        try:
+            return self.image_processor(image.open(), image.low_detail)
+        except ImageError as error:
+            raise ImageError(error.message, image.loc, error.value) from error
 
     def _refuse_hopeless_length(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse megabytes of text before spending seconds on tokenizing them."""

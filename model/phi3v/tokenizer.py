@@ -50,7 +50,13 @@ class Phi3VTokenizer:
             raise CheckpointError(
                 f"{directory}/tokenizer.json cannot be used: {first_line(error)}"
             ) from error
-        self._added = _added_tokens(spec, config)
+        try:
+            self._added = _added_tokens(spec, config)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the added tokens of {directory}/tokenizer.json or tokenizer_config.json cannot be "
+                f"used: {first_line(error)}"
+            ) from error
         missing = [name for name in (USER, ASSISTANT, END) if name not in self._added]
         if missing:
             raise CheckpointError(f"{directory}/tokenizer.json lacks {', '.join(missing)}")
@@ -124,9 +130,8 @@ def _piece_bytes(piece: str) -> bytes:
 
 def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Added tokens by name. A strip flag set in either file counts: people edit one of the two."""
-    overrides = {
-        token["content"]: token for token in config.get("added_tokens_decoder", {}).values()
-    }
+    decoder = config.get("added_tokens_decoder") or {}
+    overrides = {token["content"]: token for token in decoder.values()}
     return {
         token["content"]: {
             **token,

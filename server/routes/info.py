@@ -1,4 +1,4 @@
-"""What is served: Azure's ``/info`` and OpenAI's ``/v1/models``."""
+"""What is served: Azure's ``/info`` and OpenAI's ``/v1/models``; and what is not."""
 
 from __future__ import annotations
 
@@ -39,3 +39,10 @@ async def model(model_id: str, service: ServiceOf) -> ModelCard:
             f"there is no model {model_id!r} here; this server has {card.id!r}",
         )
     return card
+
+
+@router.post("/embeddings", include_in_schema=False)
+@router.post("/images/embeddings", include_in_schema=False)
+async def embeddings() -> None:
+    """Azure's own words to its embeddings clients."""
+    raise ApiError(404, "not_found", "Modality not supported by the model")
