@@ -69,7 +69,9 @@ def test_the_fields_of_an_answer(server: LiveServer) -> None:
     assert list(choice) == ["index", "message", "finish_reason", "logprobs"]
     assert list(choice["message"]) == ["role", "content", "tool_calls"]
     assert (choice["message"]["tool_calls"], choice["logprobs"]) == (None, None)
-    assert answer["usage"].keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert answer["usage"].keys() == {
+        *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details")
+    }
 
 
 def cpu_seconds(server: LiveServer) -> float:
