@@ -1,4 +1,4 @@
-"""Phi-3-vision on the CPU by compiled kernels: two calls a layer beside the attention.
+"""Phi-3-vision on the CPU by compiled kernels: a step of the decoder is one call.
 
 A token's results are the same bits in any batch, because the kernels sum in an order of their own.
 
@@ -31,6 +31,9 @@ def why_not(model: Phi3VForCausalLM) -> str | None:
         return f"they compute in float32 and bfloat16, not in {model.dtype}"
     if not microkernel.supported(model.dtype is torch.bfloat16):
         return "this CPU has no AVX-512 for them, or has AMX, which oneDNN uses better"
+    config = model.config
+    if config.hidden_act != "silu" or config.hidden_size % 2 or config.intermediate_size % 2:
+        return "the decoder has another activation than SiLU, or odd sizes"
     if any(layer.self_attn.qkv_proj.bias is not None for layer in model.model.layers):
         return "the decoder has biases"
     return None
