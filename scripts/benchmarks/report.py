@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,6 @@ def _plot(report: Report, path: Path) -> None:
         axes.grid(alpha=0.3)
         if len(panel.series) > 1:
             axes.legend()
-    figure.suptitle(report.title, fontsize="small")
+    figure.suptitle(textwrap.fill(report.title, 75 * count), fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
