@@ -1,4 +1,4 @@
-"""Write a random Phi-3-vision checkpoint in the official on-disk format."""
+"""Write a random Phi-3-vision checkpoint in the official on-disk format, or its decoder alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), required=True, help="sizes")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument(
+        "--text-only",
+        action="store_true",
+        help="the same decoder as an ordinary phi3 checkpoint, for programs without vision",
+    )
     args = parser.parse_args()
-    write_checkpoint(args.out, PRESETS[args.preset], args.seed, f"phi3v-{args.preset}")
+    preset, name = PRESETS[args.preset], f"phi3v-{args.preset}"
+    write_checkpoint(args.out, preset, args.seed, name, text_only=args.text_only)
     print(f"wrote {args.out}")
 
 

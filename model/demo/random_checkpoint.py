@@ -3,7 +3,8 @@
 Same file names, tensor names and config keys as ``microsoft/Phi-3-vision-128k-instruct``; the
 tokenizer is ``model.demo.tokenizer_files``'. Weights are scaled so that activations keep their size
 through the layers and logits spread like those of a trained model, which makes greedy decoding
-stable. Each tensor depends on its name and the seed alone, however the files are sharded.
+stable. Each tensor depends on its name and the seed alone, however the files are sharded; so a
+checkpoint without the vision half (``text_only``) has the same decoder as the whole one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from model.phi3v.modeling import Phi3VForCausalLM
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 LOGIT_SPREAD = 2.5  # standard deviation of the logits
+VISION = "vision_embed_tokens"  # in the names of all tensors of the vision half
+GENERATION_CONFIG = {"bos_token_id": 1, "eos_token_id": [32000, 32001, 32007]}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Preset:
 PRESETS = {
     "tiny": Preset(64, 128, 2, 4, 1024, 8192, 32, 3, 2, 64),
     "bench": Preset(768, 2048, 8, 8, 4096, 131072, 128, 4, 4, 256),
+    "bench-tower": Preset(768, 2048, 8, 8, 4096, 131072, 1024, 24, 16, 4096),
+    # Official width, and as many layers as exceed the caches of any CPU: 1.1 GB to read per token.
+    "large": Preset(3072, 8192, 4, 32, 4096, 131072, 128, 4, 4, 256),
     "full": Preset(3072, 8192, 32, 32, 4096, 131072, 1024, 24, 16, 4096),
 }
 
@@ -59,6 +65,7 @@ def write_checkpoint(
     seed: int = 0,
     name: str = "phi3v-random",
     max_shard_bytes: int = 5_000_000_000,
+    text_only: bool = False,
     **changes: int,
 ) -> None:
     """Write a checkpoint of bfloat16 weights.
@@ -69,15 +76,22 @@ def write_checkpoint(
         seed: of the weights.
         name: what ``/info`` will say.
         max_shard_bytes: larger checkpoints become several files with an index.
+        text_only: write the decoder alone, as an ordinary ``phi3`` checkpoint, for programs that do
+            not know Phi-3-vision; its chat template makes the same tokens of a conversation.
         changes: sizes of the preset to change.
     """
     preset = replace(preset, **changes)
     directory.mkdir(parents=True, exist_ok=True)
     config = _config(preset, name)
-    _write_json(directory / "config.json", config)
-    _write_json(directory / "preprocessor_config.json", _preprocessor_config(preset))
-    write_tokenizer(directory)
     shapes = _official_shapes(Phi3VConfig(**config))
+    if text_only:
+        config = _text_config(config)
+        shapes = {name: shape for name, shape in shapes.items() if VISION not in name}
+        _write_json(directory / "generation_config.json", GENERATION_CONFIG)
+    else:
+        _write_json(directory / "preprocessor_config.json", _preprocessor_config(preset))
+    _write_json(directory / "config.json", config)
+    write_tokenizer(directory, chat_template=text_only)
     _write_weights(directory, shapes, seed, max_shard_bytes)
 
 
@@ -207,6 +221,18 @@ def _config(preset: Preset, name: str) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "vocab_size": VOCAB_SIZE,
+    }
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The same decoder as transformers' own Phi-3 class reads it."""
+    vision = ("embd_layer", "img_processor")
+    return {
+        **{key: value for key, value in config.items() if key not in vision},
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "pad_token_id": 32000,
+        "rope_scaling": {**config["rope_scaling"], "type": "longrope"},
     }
 
 

@@ -32,10 +32,21 @@ CONTROL_TOKENS = [
 ]
 # Flags as in the official files: these four do not strip the white space after them.
 KEEPS_SPACE_AFTER = {"<|endoftext|>", "<|system|>", "<|end|>", "<|user|>"}
+# With <s>, which the official template leaves to the tokenizer and most programs then leave out.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
-def write_tokenizer(directory: Path) -> None:
-    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``."""
+def write_tokenizer(directory: Path, chat_template: bool = False) -> None:
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
+
+    Args:
+        directory: which exists.
+        chat_template: whether to name one, for programs that have no template of their own.
+    """
     added = list(_added_tokens())
     special = {
         name: {"content": content, **_flags(rstrip=False)}
@@ -59,6 +70,7 @@ def write_tokenizer(directory: Path) -> None:
         "model_max_length": 131072,
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
+        **({"chat_template": CHAT_TEMPLATE} if chat_template else {}),
     }
     _write(directory / "tokenizer.json", _tokenizer(added))
     _write(directory / "tokenizer_config.json", config)

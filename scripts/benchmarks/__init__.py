@@ -1,0 +1,18 @@
+"""Benchmarks: what the engine and the server are worth, each against a peer or a limit.
+
+| name | measures | against |
+|---|---|---|
+| ``engine`` | output tokens/s at several concurrencies | transformers: ``generate()``, and its continuous batching |
+| ``server`` | tokens/s, time to first token, gaps between tokens, all through HTTP | vLLM on the CPU, and the engine without HTTP |
+| ``image`` | time to first token of a large picture, and of a second turn about it | the time its arithmetic takes at the machine's matrix rate |
+| ``stall`` | the longest gap of running streams while such a picture is admitted | their normal gap |
+| ``stream`` | decode speed with weights that no cache holds, alone and eight together | the machine's speed at reading weights |
+| ``soak`` | blocks leaked and memory grown over thousands of random requests | none, and flat |
+| ``long`` | peak memory of prompts up to 32k tokens | linear growth |
+
+Speeds of a shared machine drift by tens of percent within minutes. So all sides of a comparison are
+measured in turn, several rounds in one run, each side alone while it is measured, and compared by
+the medians of the rounds; figures of different runs do not compare. Everything runs on random
+checkpoints that are made for the purpose. Nothing is asserted: each figure is printed beside its
+target, written as JSON, and plotted.
+"""

@@ -1,0 +1,86 @@
+"""Feeds an engine as a number of clients would, and notes when each token came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from model.engine.config import LoadOptions
+from model.engine.engine import Engine
+from model.engine.loading import load_engine
+from model.engine.request import SamplingParams, TextDelta
+from model.phi3v.processing import PromptInputs
+
+
+@dataclass
+class Answer:
+    """One answer as its reader saw it; times are those of ``time.perf_counter``."""
+
+    asked: float
+    token_ids: list[int] = field(default_factory=list)
+    stamps: list[float] = field(default_factory=list)
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token."""
+        return self.stamps[0] - self.asked
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between tokens."""
+        return [after - before for before, after in pairwise(self.stamps)]
+
+
+def load(directory: Path, dtype: str, max_model_len: int = 4096, **changes: object) -> Engine:
+    """An engine that answers every prompt anew, unless ``changes`` say otherwise."""
+    sizes = {"max_model_len": max_model_len, "prefix_caching": False, **changes}
+    return load_engine(directory, LoadOptions(model=str(directory), dtype=dtype, **sizes))  # type: ignore[arg-type]
+
+
+def greedy(new_tokens: int) -> SamplingParams:
+    """Always the most probable token, and always as many of them."""
+    return SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+
+
+def random_prompts(count: int, length: int, seed: int) -> list[PromptInputs]:
+    """Prompts of random text tokens, none like another."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(300, 32000, (count, length), generator=generator)
+    return [PromptInputs(row) for row in ids.tolist()]
+
+
+def answer(
+    engine: Engine,
+    prompts: Sequence[PromptInputs],
+    params: SamplingParams,
+    concurrency: int | None = None,
+) -> list[Answer]:
+    """Answer all prompts, ``concurrency`` (or all) at a time; the next starts when one ends."""
+    answers: dict[int, Answer] = {}
+
+    def ask() -> None:
+        number = len(answers)
+        if number < len(prompts):
+            answers[number] = Answer(time.perf_counter())
+            engine.add(number, prompts[number], params)
+
+    for _ in range(concurrency or len(prompts)):
+        ask()
+    while engine.has_work:
+        outputs = engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            delta = output.result
+            if not isinstance(delta, TextDelta):
+                raise delta
+            current = answers[output.key[0]]
+            current.token_ids += delta.token_ids
+            current.stamps += [now] * len(delta.token_ids)
+            if delta.finish_reason is not None:
+                ask()
+    return list(answers.values())

@@ -1,0 +1,39 @@
+"""What a run measures: settings from the command line, and the checkpoints they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.demo.random_checkpoint import PRESETS, write_checkpoint
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run; the command line explains them."""
+
+    dtype: str
+    rounds: int
+    concurrency: list[int]
+    prompt_tokens: int
+    new_tokens: int
+    requests: int
+    lengths: list[int]
+    vllm_python: Path | None
+    preload: list[Path] | None
+    server_flags: list[str]
+    smoke: bool
+    out: Path
+    checkpoints: Path
+
+    def checkpoint(self, preset: str, text_only: bool = False, **changes: int) -> Path:
+        """Directory of a random checkpoint, written at first use."""
+        if self.smoke:
+            preset = "tiny"
+        marks = [f"{key}-{value}" for key, value in changes.items()]
+        directory = self.checkpoints / "-".join([preset, *marks, *(["text"] if text_only else [])])
+        if not (directory / "model.safetensors").exists():
+            write_checkpoint(
+                directory, PRESETS[preset], name=f"phi3v-{preset}", text_only=text_only, **changes
+            )
+        return directory

@@ -1,0 +1,23 @@
+"""Pictures that nothing has seen before: smooth noise, as a JPEG file that must be decoded."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from model.phi3v.chat import MessageImage
+
+LARGE = (1900, 1069)  # width and height; about 2,500 tokens
+
+
+def picture(size: tuple[int, int], seed: int) -> MessageImage:
+    """A picture of that size, different for every seed."""
+    width, height = size
+    noise = np.random.default_rng(seed).integers(
+        0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8
+    )
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return MessageImage(lambda: Image.open(io.BytesIO(file.getvalue())))
