@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from model.engine.detokenizer import Detokenizer
 from model.phi3v.chat import Text
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,8 @@ def ids_of(tokenizer: Phi3VTokenizer, text: str) -> list[int]:
     return tokenizer.encode([Text(text)])[1:]
 
 
-@given(st.text(max_size=60))
+# The mark that stands for a space inside tokens cannot be told from one.
+@given(st.text(max_size=60).filter(lambda text: WORD_BOUNDARY not in text))
 def test_pieces_add_up_to_the_text(tokenizer: Phi3VTokenizer, text: str) -> None:
     pieces = run(tokenizer, ids_of(tokenizer, text))
     assert "".join(pieces) == text

@@ -75,10 +75,11 @@ try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the
     from model.cpu.attention import paged_attention
     from model.cpu.decoder import DecoderKernels
     from model.cpu.linear import linear_kernel
+    from model.cpu.self_attention import attention_kernel
 except ImportError:
     pass
 else:
-    paged_attention(True), DecoderKernels(True), linear_kernel(True)
+    paged_attention(True), DecoderKernels(True), linear_kernel(True), attention_kernel(True)
 
 process = psutil.Process()
 before = peak = process.memory_info().rss
