@@ -11,12 +11,16 @@ import itertools
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
+
+import torch
+from threadpoolctl import threadpool_limits
 
 from model.engine.engine import Engine, Output
 from model.engine.request import SamplingParams, TextDelta
@@ -25,6 +29,8 @@ from model.errors import EngineDeadError, ModelError, OverloadedError
 from model.phi3v.chat import Message
 
 logger = logging.getLogger(__name__)
+
+SWITCH_INTERVAL = 0.0005  # seconds
 
 
 class Generation:
@@ -93,6 +99,16 @@ def _joined(deltas: list[TextDelta]) -> TextDelta:
     )
 
 
+def _step_back() -> None:
+    """Make this thread's work on images yield to the steps of running answers."""
+    torch.get_num_threads()  # which a thread's first use of torch would otherwise set again
+    threadpool_limits(1, user_api="openmp")
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19))
+        os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))  # wakes without pushing in
+
+
 class AsyncEngine:
     """Runs an ``Engine`` on its own thread.
 
@@ -103,12 +119,16 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "prepare")
+        workers = max(1, (os.cpu_count() or 1) // 2)
+        self._pool = ThreadPoolExecutor(workers, "prepare", initializer=_step_back)
         self._loop = asyncio.get_running_loop()
         self._generations: dict[int, Generation] = {}  # event loop only
         self._ids = itertools.count()
         self._in_flight = 0  # sequences prepared or unfinished, event loop only
         self._dead: Exception | None = None
+        # The engine's thread asks for the GIL a few times in a step; a thread that computes in Python
+        # gives it up after this long, by default 5 ms each time.
+        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -185,7 +185,8 @@ class Engine:
             self._totals.failed_steps += 1
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
         now = time.perf_counter()
-        self._pacing.measured(sum(map(len, chunks)), now - started)
+        singles = sum(len(chunk) == 1 for chunk in chunks)
+        self._pacing.measured(now - started, singles, sum(map(len, chunks)) - singles)
         for chunk in chunks:
             self.scheduler.computed(chunk)
         return failed + [

@@ -19,7 +19,8 @@ from transformers import CLIPVisionModel
 from model.phi3v.configuration import Phi3VConfig
 
 MERGE = 2  # patches merged along each side
-CROPS_PER_PASS_CPU = 4  # more crops at once only spill the caches
+CROPS_PER_PASS_CPU = 1  # more are no faster, and would stall others for longer
+ROWS_PER_PART = 512  # image tokens projected before others get their turn
 CROPS_PER_PASS_GPU = 68  # four images of 17 crops
 
 
@@ -60,13 +61,16 @@ class Phi3VImageEmbedding(nn.Module):
     def in_parts(
         self, pixel_values: list[Tensor], grids: list[tuple[int, int]]
     ) -> Generator[None, None, list[Tensor]]:
-        """What ``forward`` computes, pausing after each layer so that others get their turn."""
+        """What ``forward`` computes, pausing after each layer and part of the projection."""
         crops = [pixels.shape[0] for pixels in pixel_values]
         patches_CNW = yield from self.patch_features(torch.cat(pixel_values))
         images = []
         for image_CNW, grid in zip(patches_CNW.split(crops), grids, strict=True):
-            images.append(self.img_projection(self._lay_out(image_CNW, grid)))
-            yield
+            projected = []
+            for part in self._lay_out(image_CNW, grid).split(ROWS_PER_PART):
+                projected.append(self.img_projection(part))
+                yield
+            images.append(torch.cat(projected))
         return images
 
     @property

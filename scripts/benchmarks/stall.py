@@ -93,6 +93,8 @@ async def measure(options: Options) -> list[Round]:
 
 async def one_round(engine: AsyncEngine, number: int) -> Round:
     stamps: list[list[float]] = [[] for _ in range(STREAMS)]
+    # Made beforehand: while this thread paints, it reads no stream.
+    pictures = [picture(LARGE, 2 * number + which) for which in (0, 1)]
 
     async def stream(index: int) -> None:
         messages = [Message("user", text(100, number, index))]
@@ -106,14 +108,14 @@ async def one_round(engine: AsyncEngine, number: int) -> Round:
     await reach(SETTLING + NORMAL)
     asked = time.perf_counter()
     answered: list[float] = []
-    image = [Message("user", QUESTION, (picture(LARGE, 2 * number),))]
+    image = [Message("user", QUESTION, (pictures[0],))]
     await read(engine, image, greedy(1), answered)
     await reach(min(map(len, stamps)) + AFTER)
     for task in streams:
         task.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
     alone = time.perf_counter()
-    another = [Message("user", QUESTION, (picture(LARGE, 2 * number + 1),))]
+    another = [Message("user", QUESTION, (pictures[1],))]
     await read(engine, another, greedy(1), answered)
     normal, during = [], []
     for own in stamps:
