@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ def _cache_directory() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         sources.update(path.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return str(home / "phi3v-server" / f"kernels-{sources.hexdigest()[:16]}")
+    directory = home / "phi3v-server" / f"kernels-{sources.hexdigest()[:16]}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or a read-only one: compile anew at each start
+        return tempfile.mkdtemp(prefix="phi3v-kernels-")
+    return str(directory)
 
 
 def _openmp() -> ctypes.CDLL:
