@@ -29,16 +29,19 @@ def answers(engine: Engine, cases: list[dict[str, Any]], golden: Path) -> list[l
     return tokens
 
 
-@pytest.fixture(scope="module", params=[100, 512, 8192, "without kernels"])
+@pytest.fixture(scope="module", params=[100, 512, 8192, "without kernels", "without products"])
 def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
-    chunk = 512 if request.param == "without kernels" else request.param
+    """With chunks of several sizes, and as on machines that some or all CPU kernels do not suit."""
+    chunk = request.param if isinstance(request.param, int) else 512
     options = LoadOptions(model="", dtype="float32", prefill_chunk=chunk)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "without kernels":
             for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
                 patch.setitem(sys.modules, module, None)  # importing it fails
+        if request.param == "without products":
+            patch.setattr("model.cpu.microkernel.supported", lambda bfloat16: False)
         engine = load_engine(golden / "tiny-phi3v", options)
-    if request.param == "without kernels":
+    if isinstance(request.param, str):
         assert isinstance(engine.network.decoder, TorchDecoder)
     return engine
 
