@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from live_server import API_KEY, LiveServer, start_server
+
+if TYPE_CHECKING:
+    from model.engine.engine import Engine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
 
@@ -47,6 +51,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
     write_checkpoint(directory, PRESETS["tiny"], seed=1, name="phi3v-tiny", num_crops=4)
     return directory
+
+
+@pytest.fixture(scope="session")
+def make_engine(tiny: Path) -> Callable[..., Engine]:
+    """Engines on the tiny checkpoint in float32, of the given sizes; caches on unless they are set."""
+    from model.engine.config import LoadOptions
+    from model.engine.engine import Engine
+    from model.engine.loading import load_engine
+
+    loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
+
+    def make(**sizes: int) -> Engine:
+        config = replace(loaded.config, **sizes)
+        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
+
+    return make
 
 
 @pytest.fixture(scope="session")

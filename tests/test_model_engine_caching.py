@@ -29,18 +29,6 @@ MakeEngine = Callable[..., Engine]
 Answers = dict[tuple[int, int], list[int]]
 
 
-@pytest.fixture(scope="module")
-def make_engine(tiny: Path) -> MakeEngine:
-    """Engines on the tiny checkpoint with the given sizes; caches on unless they are set."""
-    loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
-
-    def make(**sizes: int) -> Engine:
-        config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
-
-    return make
-
-
 def text_prompt(length: int, seed: int = 0) -> PromptInputs:
     generator = torch.Generator().manual_seed(seed * 100_000)
     ids = torch.randint(300, 32000, (2000,), generator=generator).tolist()

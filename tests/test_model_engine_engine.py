@@ -17,9 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.engine.config import LoadOptions
 from model.engine.engine import Engine, StepFailedError
-from model.engine.loading import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import RequestError
 from model.phi3v.chat import Message, MessageImage
@@ -34,18 +32,6 @@ MakeEngine = Callable[..., Engine]
 @pytest.fixture(scope="module")
 def network(tiny: Path) -> Phi3VForCausalLM:
     return Phi3VForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def make_engine(tiny: Path) -> MakeEngine:
-    """Engines on the tiny checkpoint with the given sizes."""
-    loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
-
-    def make(**sizes: int) -> Engine:
-        config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
-
-    return make
 
 
 def text_prompt(length: int, seed: int = 0) -> PromptInputs:
