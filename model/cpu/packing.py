@@ -23,26 +23,35 @@ def pack(weight_NK: Tensor) -> Tensor:
     Returns:
         int32 words ``(panels, K or K / 2, 48)``, aligned to 64 bytes; columns past N are zero.
     """
-    columns, inputs = weight_NK.shape
-    panels = -(-columns // PANEL)
-    per_word = 4 // weight_NK.element_size()
-    packed = _aligned(panels, inputs // per_word, PANEL)
-    words_NK = weight_NK.contiguous().view(torch.int32)
-    whole = columns // PANEL
-    packed[:whole] = words_NK[: whole * PANEL].view(whole, PANEL, packed.shape[1]).transpose(1, 2)
-    if whole < panels:
-        rest = words_NK[whole * PANEL :]
-        packed[whole] = 0
-        packed[whole, :, : len(rest)] = rest.T
+    packed = _aligned(*_shape(weight_NK))
+    _fill(packed, weight_NK)
     return packed
 
 
 def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
     """The panels of two weights in turn: one of ``gate``, one of ``up``, and so on."""
-    gate, up = pack(gate_IK), pack(up_IK)
-    packed = _aligned(2 * len(gate), *gate.shape[1:])
-    packed[::2], packed[1::2] = gate, up
+    panels, *panel = _shape(gate_IK)
+    packed = _aligned(2 * panels, *panel)
+    _fill(packed[::2], gate_IK)
+    _fill(packed[1::2], up_IK)
     return packed
+
+
+def _shape(weight_NK: Tensor) -> tuple[int, int, int]:
+    columns, inputs = weight_NK.shape
+    return -(-columns // PANEL), inputs * weight_NK.element_size() // 4, PANEL
+
+
+def _fill(packed: Tensor, weight_NK: Tensor) -> None:
+    """Write a weight's panels; without copies on the way, whose memory would not all come back."""
+    words_NK = weight_NK.contiguous().view(torch.int32)
+    whole = len(words_NK) // PANEL
+    panels = words_NK[: whole * PANEL].view(whole, PANEL, packed.shape[1])
+    packed[:whole] = panels.transpose(1, 2)
+    if whole < len(packed):
+        rest = words_NK[whole * PANEL :]
+        packed[whole] = 0
+        packed[whole, :, : len(rest)] = rest.T
 
 
 def _aligned(*shape: int) -> Tensor:
