@@ -40,11 +40,11 @@ def ids_of(tokenizer: Phi3VTokenizer, text: str) -> list[int]:
     return tokenizer.encode([Text(text)])[1:]
 
 
-# The mark that stands for a space inside tokens cannot be told from one.
-@given(st.text(max_size=60).filter(lambda text: WORD_BOUNDARY not in text))
+@given(st.text(max_size=60))
 def test_pieces_add_up_to_the_text(tokenizer: Phi3VTokenizer, text: str) -> None:
     pieces = run(tokenizer, ids_of(tokenizer, text))
-    assert "".join(pieces) == text
+    # The mark that stands for a space inside tokens cannot be told from one.
+    assert "".join(pieces) == text.replace(WORD_BOUNDARY, " ")
 
 
 # Words, and bytes that are part of no character. (Of bytes that form a character and then go on

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from model.errors import CheckpointError, ContextLengthError
 from model.phi3v.chat import Message, MessageImage, Text, render
 from model.phi3v.processing import Processor
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 
 LANGUAGES = [
     Message("system", "You are a helpful assistant."),
@@ -92,7 +92,9 @@ CONTROL = st.sampled_from(
 def test_user_text_never_becomes_a_control_token(tokenizer: Phi3VTokenizer, text: str) -> None:
     ids = tokenizer.encode([Text(text)])[1:]
     assert not [token_id for token_id in ids if token_id < 3 or token_id >= 32000]
-    assert b"".join(map(tokenizer.token_bytes, ids)).decode()[1:] == text
+    # The mark that stands for a space inside tokens cannot be told from one.
+    seen = text.replace(WORD_BOUNDARY, " ")
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode()[1:] == seen
 
 
 def test_typed_control_tokens_with_the_official_tokenizer(official: Path) -> None:
