@@ -18,12 +18,15 @@ class BlockManager:
         num_blocks: in all.
         block_size: slots in each.
         caching: whether blocks that nobody holds stay readable.
+
+    Attributes:
+        caching: as given; without it, prefix hashes are of no use.
     """
 
     def __init__(self, num_blocks: int, block_size: int, caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._caching = caching
+        self.caching = caching
         self._holders = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # oldest first
         self._by_hash: dict[bytes, int] = {}
@@ -85,7 +88,7 @@ class BlockManager:
 
     def file(self, block: int, prefix_hash: bytes) -> None:
         """Make a full block findable; the first of several with the same content is."""
-        if self._caching and prefix_hash not in self._by_hash and block not in self._hashes:
+        if self.caching and prefix_hash not in self._by_hash and block not in self._hashes:
             self._by_hash[prefix_hash] = block
             self._hashes[block] = prefix_hash
 

@@ -116,11 +116,12 @@ class Scheduler:
         """Take note that a chunk's keys and values are in the cache."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.end
-        size = self.blocks.block_size
-        first, count = chunk.start // size, chunk.end // size
-        hashes = sequence.hashes(count, size)
-        for index in range(first, count):
-            self.blocks.file(sequence.block_table[index], hashes[index])
+        if self.blocks.caching:
+            size = self.blocks.block_size
+            first, count = chunk.start // size, chunk.end // size
+            hashes = sequence.hashes(count, size)
+            for index in range(first, count):
+                self.blocks.file(sequence.block_table[index], hashes[index])
         if chunk.end >= sequence.prompt_len:
             self._release_followers(sequence)
 
@@ -154,6 +155,8 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> None:
         """Start a sequence without blocks from those of its prefix that are in the cache."""
+        if not self.blocks.caching:
+            return
         size = self.blocks.block_size
         full = (len(sequence) - 1) // size  # the last token is always computed, for its logits
         found = self.blocks.find(sequence.hashes(full, size))
