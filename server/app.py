@@ -6,40 +6,73 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from server import errors
-from server.middleware import PlainPaths, ReadBeforeRefusing, RequestIds
-from server.routes import chat, health, info, metrics
-from server.schemas import ChatCompletionRequest
+from server.middleware import (
+    REQUEST_IDS,
+    HeadAsGet,
+    PlainPaths,
+    ReadBeforeRefusing,
+    RequestIds,
+)
+from server.routes import chat, health, info, metrics, tokenize
+from server.schemas.answers import ChatCompletionChunk
+from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
+
+READABLE_BY_SCRIPTS = (*REQUEST_IDS, "x-ms-error-code", "Retry-After")
 
 
 def create_app(service: Service) -> FastAPI:
     """The application that serves ``service``."""
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs loads nothing from elsewhere
         title="Phi-3-vision",
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
+        redoc_url=None,
+        static_url="/docs-files",
         redirect_slashes=False,
     )
     app.state.service = service
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for router in (info.router, chat.router, health.router, metrics.router):
-        app.include_router(router)
+    for routes in (info, chat, tokenize, health, metrics):
+        app.include_router(routes.router)
     app.add_middleware(PlainPaths)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestIds)
     app.add_middleware(ReadBeforeRefusing)
+    if service.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=READABLE_BY_SCRIPTS,
+            allow_private_network=True,  # pages on the web may call a server on localhost
+        )
     return app
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the request body that it does not see because routes read it."""
+    """FastAPI's document, with the bodies that it does not see because routes read or write them."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, request = models_json_schema(
-            [(ChatCompletionRequest, "validation")], ref_template="#/components/schemas/{model}"
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
         )
-        document["components"]["schemas"].update(request["$defs"])
+        _, unseen = models_json_schema(
+            [
+                (ChatCompletionRequest, "validation"),
+                (TokenizeRequest, "validation"),
+                (ChatCompletionChunk, "serialization"),
+            ],
+            ref_template="#/components/schemas/{model}",
+        )
+        document["components"]["schemas"] |= unseen["$defs"]
         app.openapi_schema = document
     return app.openapi_schema

@@ -24,12 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))
     except ValidationError as error:
         for problem in error.errors():
-            flag = "--" + str(problem["loc"][0]).replace("_", "-")
-            print(
-                f"phi3v-server: {flag} (or its PHI3V_ variable): {problem['msg']}, "
-                f"got {problem['input']!r}",
-                file=sys.stderr,
-            )
+            message = problem["msg"]
+            if problem["loc"]:
+                flag = "--" + str(problem["loc"][0]).replace("_", "-")
+                message = f"{flag} (or its PHI3V_ variable): {message}, got {problem['input']!r}"
+            print(f"phi3v-server: {message}", file=sys.stderr)
         return 2
     from server.run import run
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import model
-from server.schemas import (
+from server.schemas.answers import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,

@@ -6,6 +6,7 @@ refused. Works on values; knows nothing of HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -20,16 +21,34 @@ from server.errors import (
     short_path,
 )
 from server.images import DataUrl
-from server.schemas import (
+from server.schemas.requests import (
     KNOWN,
     AudioPart,
     ChatCompletionRequest,
     ChatMessage,
     ImagePart,
     TextPart,
+    TokenizeRequest,
 )
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
+
+NO_TOOLS = "Phi-3-vision was not trained to call tools"
+TEXT_ONLY = "the model writes text only"
+# Parameters of OpenAI's that cannot be served: the values that ask for nothing, and why not.
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "tools": ((None, []), NO_TOOLS),
+    "tool_choice": ((None, "none"), NO_TOOLS),
+    "functions": ((None, []), NO_TOOLS),
+    "function_call": ((None, "none"), NO_TOOLS),
+    "modalities": ((None, ["text"]), TEXT_ONLY),
+    "audio": ((None,), TEXT_ONLY),
+    "moderation": ((None,), "nothing here moderates texts"),
+    "prediction": ((None,), "the engine takes no predicted output"),
+    "reasoning_effort": ((None, "none"), "the model does not reason before it answers"),
+    "verbosity": ((None,), "ask for a short or a long answer in the prompt"),
+    "web_search_options": ((None,), "nothing here searches the web"),
+}
 
 MOST_KEYS = 1024  # in one object: as many as logit_bias may have
 # Items and keys in the whole body, nested ones included: a dozen for an ordinary message.
@@ -48,18 +67,7 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
     """
-    if not isinstance(body, dict):
-        raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
-    messages = body.get("messages")
-    if isinstance(messages, list) and len(messages) > max_messages:
-        raise ApiError(
-            422,
-            "invalid_parameter",
-            f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
-            ("messages",),
-            len(messages),
-        )
-    _refuse_oversized(body, MOST_VALUES_PER_MESSAGE * max_messages + MOST_VALUES_ELSEWHERE)
+    body = _bounded(body, max_messages)
     given = {name: value for name, value in body.items() if value is not None}
     extras = [name for name in given if name not in KNOWN]
     if extras and extra_policy == "error":
@@ -81,6 +89,35 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
         raise from_validation_error(error, given) from error
     _refuse_unsupported(request)
     return request
+
+
+def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
+    """Validate the body of a request to tokenize; raises a 422 ApiError."""
+    body = _bounded(body, max_messages)
+    try:
+        request = TokenizeRequest.model_validate(body)
+    except ValidationError as error:
+        raise from_validation_error(error, body) from error
+    if (request.messages is None) == (request.prompt is None):
+        raise ApiError(422, "invalid_parameter", "send either messages or a prompt", ("messages",))
+    return request
+
+
+def _bounded(body: object, max_messages: int) -> dict[str, Any]:
+    """The body, if it is an object and not too much to validate; raises a 422 ApiError."""
+    if not isinstance(body, dict):
+        raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
+    messages = body.get("messages")
+    if isinstance(messages, list) and len(messages) > max_messages:
+        raise ApiError(
+            422,
+            "invalid_parameter",
+            f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
+            ("messages",),
+            len(messages),
+        )
+    _refuse_oversized(body, MOST_VALUES_PER_MESSAGE * max_messages + MOST_VALUES_ELSEWHERE)
+    return body
 
 
 def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
@@ -128,14 +165,14 @@ def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
     )
 
 
-def to_messages(request: ChatCompletionRequest, max_image_pixels: int) -> list[model.Message]:
-    """The request's messages; their images are decoded when the engine prepares the prompt.
+def to_messages(messages: Sequence[ChatMessage], max_image_pixels: int) -> list[model.Message]:
+    """The messages as the engine takes them; their images are decoded when the engine prepares the prompt.
 
     Raises:
         ApiError: a part that the model does not take.
         model.ModalityError: an image that is not a data URL.
     """
-    return [_to_message(message, i, max_image_pixels) for i, message in enumerate(request.messages)]
+    return [_to_message(message, i, max_image_pixels) for i, message in enumerate(messages)]
 
 
 def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> model.Message:
@@ -150,7 +187,8 @@ def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> m
             message.role,
         )
     for name, value in (message.model_extra or {}).items():
-        if value is not None:
+        # Answers that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
+        if value not in (None, [], {}):
             raise ApiError(
                 422,
                 "parameter_not_supported",
@@ -195,13 +233,12 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
             422, "parameter_not_supported", f"{name} is not supported: {why}", (name,), value
         )
 
-    no_tools = "Phi-3-vision was not trained to call tools"
-    if request.tools:
-        refuse("tools", request.tools, no_tools)
-    if request.tool_choice not in (None, "none", "auto"):
-        refuse("tool_choice", request.tool_choice, no_tools)
-    if request.modalities not in (None, ["text"]):
-        refuse("modalities", request.modalities, "the model writes text only")
+    for name, (harmless, why) in UNSUPPORTED.items():
+        value = getattr(request, name)
+        if value not in harmless:
+            refuse(name, value, why)
+    if request.stream_options and request.stream_options.include_obfuscation:
+        refuse("stream_options", "include_obfuscation", "leave out include_obfuscation")
     if request.response_format and request.response_format.type != "text":
         refuse(
             "response_format",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic_core import from_json
 
 from server.auth import check_api_key
@@ -34,6 +35,28 @@ def require_api_key(request: Request, service: ServiceOf) -> None:
         check_api_key(request.headers, key.get_secret_value())
 
 
+# The schemes are for the documentation alone; ``require_api_key`` reads the headers itself.
+KEY_REQUIRED = [
+    Depends(require_api_key),
+    Depends(HTTPBearer(auto_error=False, description="The API key, as OpenAI's clients send it.")),
+    Depends(
+        APIKeyHeader(
+            name="api-key", auto_error=False, description="The API key, as Azure's clients send it."
+        )
+    ),
+]
+
+
+def documented_body(schema: str) -> dict[str, Any]:
+    """The documentation of a body that ``json_body`` reads: the key is checked before it is.
+
+    Args:
+        schema: name among the document's schemas, where ``server.app`` puts it.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 async def json_body(request: Request, service: ServiceOf) -> object:
     """The body as a JSON value; raises a 400, 413, 415 or 422 ApiError."""
     media_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
@@ -42,6 +65,13 @@ async def json_body(request: Request, service: ServiceOf) -> object:
             415,
             "unsupported_media_type",
             f"the body is {media_type}; send Content-Type: application/json",
+        )
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"the body's Content-Encoding is {encoding}; send it as it is",
         )
     body = await _read(request, int(service.settings.max_body_mb * 1e6))
     if not body:

@@ -1,7 +1,6 @@
 """Errors on the wire: one class, one body shape, one table from the model's errors.
 
-The body satisfies all clients at once: azure-core and openai read ``error``, Azure's REST samples
-the flat ``status``/``code``/``message`` and ``detail``; see ``error_body``.
+The body satisfies all clients at once, see ``server.schemas.errors``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import model
+from server.schemas.errors import ErrorBody, ErrorDetail, ErrorObject
 
 logger = logging.getLogger(__name__)
 
@@ -131,38 +131,65 @@ def from_validation_error(error: ValidationError, body: object) -> ApiError:
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
-    """The superset body of api.md, section 6."""
+    """The body of an error, for all clients at once."""
     param = _dotted(error.loc) or None
     detail = [
-        {
-            "loc": ["body", *problem.loc],
-            "input": _shown(problem.value),
-            "msg": problem.message,
-            "type": error.code,
-        }
+        ErrorDetail(
+            loc=["body", *problem.loc],
+            input=_shown(problem.value),
+            msg=problem.message,
+            type=error.code,
+        )
         for problem in error.problems
     ]
-    return {
-        "error": {
-            "code": error.code,
-            "message": error.message,
-            "type": _openai_type(error.status),
-            "param": param,
-            "target": param,
-            "status": error.status,
-            "details": [],
-        },
-        "status": error.status,
-        "code": error.code,
-        "message": error.message,
-        "detail": detail if error.status in (400, 422) else [],
-    }
+    body = ErrorBody(
+        error=ErrorObject(
+            code=error.code,
+            message=error.message,
+            type=_openai_type(error.status),
+            param=param,
+            target=param,
+            status=error.status,
+        ),
+        status=error.status,
+        code=error.code,
+        message=error.message,
+        detail=detail if error.status in (400, 422) else [],
+    )
+    return body.model_dump()
 
 
 def error_response(error: ApiError) -> JSONResponse:
     """The error as a response."""
     headers = {**error.headers, "x-ms-error-code": error.code}
     return JSONResponse(error_body(error), error.status, headers)
+
+
+DESCRIPTIONS = {
+    400: "not JSON, an extra parameter, or a prompt longer than the context window",
+    401: "no API key, or a wrong one",
+    404: "no such model",
+    413: "the body is larger than the limit",
+    415: "the body is not JSON, or is compressed",
+    422: "a parameter or message is wrong or not supported; detail says where",
+    429: "too many answers are in the making",
+    500: "the server failed; its log says why",
+    503: "loading, shutting down, or dead",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a route's errors."""
+    code = {"x-ms-error-code": {"schema": {"type": "string"}, "description": "error.code"}}
+    wait = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": DESCRIPTIONS[status],
+            "headers": code | (wait if status in (429, 503) else {}),
+        }
+        for status in statuses
+    }
 
 
 def install(app: FastAPI) -> None:
@@ -176,7 +203,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, model.ModelError)
         return error_response(from_model_error(error))
 
-    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "http_error")
         message = {
@@ -184,6 +211,12 @@ def install(app: FastAPI) -> None:
             405: f"{request.url.path} does not take {request.method}",
         }.get(error.status_code, str(error.detail))
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # HEAD is routed as GET, and OPTIONS is answered here for every path.
+            allowed = headers.get("Allow", "").replace("GET", "GET, HEAD")
+            headers["Allow"] = allowed
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": f"{allowed}, OPTIONS"})
         return error_response(ApiError(error.status_code, code, message, headers=headers))
 
     async def on_client_gone(_: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What happens around every request, whatever its route: plain paths, ids, polite refusals."""
+"""What happens around every request, whatever its route: plain paths, HEAD, ids, polite refusals."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ class PlainPaths:
         if scope["type"] == "http":
             path = "/" + "/".join(filter(None, scope["path"].split("/")))
             scope = {**scope, "path": path}
+        await self._app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Routes a HEAD as the GET it asks about; the web server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on as a GET."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
 

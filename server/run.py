@@ -17,6 +17,9 @@ from server.app import create_app
 from server.service import Service
 from server.settings import Settings
 
+KEEP_ALIVE = (
+    75  # seconds that an idle connection stays open: longer than clients' pools keep theirs
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,21 +38,32 @@ def run(settings: Settings) -> int:
             "choose another with --host and --port"
         )
         return 1
-    with listener:
-        return asyncio.run(_serve(settings, listener))
-
-
-async def _serve(settings: Settings, listener: socket.socket) -> int:
-    """Listen at once and load beside it; a failed load ends the server."""
     service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.drain_timeout,
         lifespan="off",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
     )
+    with listener:
+        try:
+            config.load()
+        except OSError as error:  # ssl's errors are such
+            _complain(
+                f"the certificate {settings.ssl_certfile} cannot be used: {error}; --ssl-certfile and "
+                "--ssl-keyfile take PEM files of a certificate and its key"
+            )
+            return 1
+        return asyncio.run(_serve(config, service, listener))
+
+
+async def _serve(config: uvicorn.Config, service: Service, listener: socket.socket) -> int:
+    """Listen at once and load beside it; a failed load ends the server."""
     server = Server(config, service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(service.load())
@@ -63,7 +77,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             status = 1
             server.should_exit = True
         else:
-            print(f"{service.info.name} is ready on {_url(listener)}", flush=True)
+            print(f"{service.info.name} is ready on {_url(config, listener)}", flush=True)
     await serving
     loading.cancel()
     service.close()
@@ -109,9 +123,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(config: uvicorn.Config, listener: socket.socket) -> str:
+    scheme = "https" if config.is_ssl else "http"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _complain(sentence: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -44,6 +45,17 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="key that clients must send; none by default"
     )
+    ssl_certfile: FilePath | None = Field(
+        None, description="certificate chain, in PEM; with it the server speaks https"
+    )
+    ssl_keyfile: FilePath | None = Field(
+        None, description="the certificate's private key, in PEM, where it is in another file"
+    )
+    allowed_origins: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="web origins whose pages may call the server (CORS), parted by commas; * for "
+        "all, none by default",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
     )
@@ -78,3 +90,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages that are logged"
     )
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _parted_by_commas(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return [origin.strip() for part in parts for origin in part.split(",") if origin.strip()]
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Self:
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise PydanticCustomError("no_certificate", "--ssl-keyfile needs --ssl-certfile too")
+        return self

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 import model
 from server.errors import error_body, from_model_error
-from server.schemas import ChatCompletionChunk
+from server.schemas.answers import ChatCompletionChunk
 
 logger = logging.getLogger(__name__)
 

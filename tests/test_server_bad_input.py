@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
-import io
 import json
 import socket
 import struct
@@ -16,18 +14,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
 
 from live_server import API_KEY, LiveServer
-
-AUTHORIZED = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-def png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (width, height)).save(file, "PNG")
-    return file.getvalue()
+from wire import AUTHORIZED, HELLO, check_error, data_url, image_message, png
 
 
 def huge_png(width: int, height: int) -> bytes:
@@ -43,14 +32,6 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
     )
-
-
-def data_url(data: bytes, media: str = "image/png") -> str:
-    return f"data:{media};base64,{base64.b64encode(data).decode()}"
-
-
-def image_message(url: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
 
 def with_image(url: str) -> dict[str, Any]:
@@ -279,29 +260,6 @@ def undisturbed(server: LiveServer) -> Iterator[None]:
     assert json.loads(lines[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 2500
 
 
-def check_error(
-    response: httpx2.Response, status: int, code: str, loc: list[Any]
-) -> dict[str, Any]:
-    """The superset body of the contract."""
-    body = response.json()
-    assert response.status_code == status, body
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["x-ms-error-code"] == code
-    error = body["error"]
-    assert (body["status"], body["code"], body["message"]) == (status, code, error["message"])
-    assert (error["status"], error["code"]) == (status, code)
-    assert error["message"]
-    assert error["details"] == []
-    assert error["type"]
-    dotted = ".".join(map(str, loc)) or None
-    assert error["param"] == error["target"] == dotted
-    if status == 422:
-        assert body["detail"][0]["loc"] == ["body", *loc]
-        assert {"input", "msg", "type"} < body["detail"][0].keys()
-    assert "retry-after" not in response.headers
-    return body
-
-
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_bodies(server: LiveServer, name: str, stream: bool) -> None:
@@ -371,124 +329,3 @@ def test_a_large_body_that_asks_first_is_not_sent(server: LiveServer) -> None:
             "Content-Length: 60000000\r\nExpect: 100-continue\r\n\r\n".encode()
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def test_the_azure_sentence(server: LiveServer) -> None:
-    """LiteLLM looks for these words and retries without the names in brackets."""
-    body = {"messages": HELLO, "foo": 1, "bar": 2}
-    response = httpx2.post(f"{server.url}/chat/completions", json=body, headers=AUTHORIZED)
-    assert response.json()["message"] == (
-        "Extra parameters ['foo', 'bar'] are not allowed when extra-parameters is not set or set to "
-        "be 'error'. Set extra-parameters to 'pass-through' to pass to the model."
-    )
-
-
-def test_nulls_are_absent_at_any_depth(server: LiveServer) -> None:
-    message = image_message(data_url(GOOD))
-    message[0]["content"][0]["image_url"]["detail"] = None
-    message[0]["content"].append({"type": "text", "text": "x", "cache_control": None})
-    response = httpx2.post(
-        f"{server.url}/chat/completions",
-        json={
-            "messages": message,
-            "max_tokens": 1,
-            "top_p": None,
-            "stream_options": {"include_usage": None},
-        },
-        headers=AUTHORIZED,
-    )
-    assert response.status_code == 200, response.text
-
-
-def test_numbers_may_be_strings(server: LiveServer) -> None:
-    body = {"messages": HELLO, "max_tokens": "2", "temperature": "0.5", "logit_bias": {"5": "-1"}}
-    response = httpx2.post(f"{server.url}/chat/completions", json=body, headers=AUTHORIZED)
-    assert response.status_code == 200, response.text
-
-
-@pytest.mark.parametrize("repetition_penalty", [1e-38, 0, -1, 11])
-def test_repetition_penalty_is_bounded(server: LiveServer, repetition_penalty: float) -> None:
-    body = {"messages": HELLO, "max_tokens": 3, "repetition_penalty": repetition_penalty}
-    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=AUTHORIZED)
-    check_error(response, 422, "invalid_parameter", ["repetition_penalty"])
-
-
-@pytest.mark.parametrize("header", ["extra-parameters", "extra-params"])
-def test_extra_parameters(server: LiveServer, header: str) -> None:
-    def post(policy: str, **extras: Any) -> httpx2.Response:
-        return httpx2.post(
-            f"{server.url}/chat/completions",
-            json={"messages": HELLO, "max_tokens": 3, **extras},
-            headers={**AUTHORIZED, header: policy},
-        )
-
-    assert post("drop", colour=1, top_k="nonsense").status_code == 200
-    assert post("pass-through", top_k=1, ignore_eos=True).status_code == 200
-    assert post("error", colour=None).status_code == 200
-    check_error(post("pass-through", colour=1), 422, "extra_forbidden", ["colour"])
-    check_error(post("error", colour=1), 400, "extra_forbidden", ["colour"])
-    check_error(post("sometimes"), 400, "invalid_parameter", [])
-
-
-def test_every_field_at_fault_is_named(server: LiveServer) -> None:
-    body = {"messages": [{"role": "king"}], "temperature": 5, "top_p": "x"}
-    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers=AUTHORIZED)
-    named = [tuple(detail["loc"]) for detail in response.json()["detail"]]
-    assert named == [
-        ("body", "messages", 0, "role"),
-        ("body", "messages", 0, "content"),
-        ("body", "temperature"),
-        ("body", "top_p"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Authorization": "Bearer wrong"},
-        {"Authorization": API_KEY},
-        {"api-key": ""},
-        {"Authorization": f"Basic {API_KEY}"},
-    ],
-)
-@pytest.mark.parametrize("path", ["/info", "/v1/models", "/chat/completions"])
-def test_wrong_keys(server: LiveServer, headers: dict[str, str], path: str) -> None:
-    """Before anything is said of the body, however broken or large it is."""
-    method = "POST" if path == "/chat/completions" else "GET"
-    response = httpx2.request(method, server.url + path, headers=headers, content=b"{")
-    body = check_error(response, 401, "Unauthorized", [])
-    assert body["error"]["type"] != "invalid_request_error"  # or LiteLLM calls it a bad request
-    assert response.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize(
-    "headers", [{"authorization": f"bearer {API_KEY}"}, {"api-key": API_KEY}, AUTHORIZED]
-)
-def test_right_keys(server: LiveServer, headers: dict[str, str]) -> None:
-    assert httpx2.get(f"{server.url}/info", headers=headers).status_code == 200
-
-
-def test_other_protocol_errors(server: LiveServer) -> None:
-    def ask(method: str, path: str, **more: Any) -> httpx2.Response:
-        headers = {"api-key": API_KEY, **more.pop("headers", {})}
-        return httpx2.request(method, server.url + path, headers=headers, **more)
-
-    check_error(ask("GET", "/nowhere"), 404, "not_found", [])
-    for path in ("/embeddings", "/images/embeddings"):
-        body = check_error(ask("POST", path, json={}), 404, "not_found", [])
-        assert body["message"] == "Modality not supported by the model"
-    assert httpx2.post(f"{server.url}/embeddings", json={}).status_code == 401
-    check_error(ask("GET", "/v1/models/other"), 404, "model_not_found", [])
-    wrong = ask("DELETE", "/chat/completions")
-    check_error(wrong, 405, "method_not_allowed", [])
-    assert wrong.headers["allow"] == "POST"
-    form = ask("POST", "/chat/completions", data={"a": "b"})
-    check_error(form, 415, "unsupported_media_type", [])
-
-
-def test_request_ids_are_echoed(server: LiveServer) -> None:
-    sent = {"x-ms-client-request-id": "mine", "x-request-id": "also-mine"}
-    response = httpx2.get(f"{server.url}/info", headers=sent)  # a 401: errors carry them too
-    assert {name: response.headers[name] for name in sent} == sent
-    assert len(httpx2.get(f"{server.url}/health").headers["x-request-id"]) == 32

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from model import ModelError
-from server.schemas import ChatCompletionChunk, ChunkChoice, Delta
+from server.schemas.answers import ChatCompletionChunk, ChunkChoice, Delta
 from server.sse import ChunkStream
 
 CHUNK = ChatCompletionChunk(

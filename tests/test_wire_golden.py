@@ -48,6 +48,9 @@ def test_golden_tokens(
         # Not this server's case: then its prompt must come out with another length.
         assert ask(live, case, golden)["usage"]["prompt_tokens"] != case["prompt_tokens"]
         return
+    messages = wire_messages(case, golden)
+    ids = httpx2.post(f"{live.url}/tokenize", json={"messages": messages}).json()["tokens"]
+    assert ids == case["input_ids"]
     answer = ask(live, case, golden)
     tokenizer = Phi3VTokenizer(golden / "tiny-phi3v")
     expected = case["greedy_no_cache"]
@@ -59,7 +62,7 @@ def test_golden_tokens(
     assert answer["choices"][0]["message"]["content"] == text
 
 
-def ask(live: LiveServer, case: dict[str, Any], golden: Path) -> dict[str, Any]:
+def wire_messages(case: dict[str, Any], golden: Path) -> list[dict[str, Any]]:
     message = user_message(case, golden)
     content: Any = message.text
     if case["image"]:
@@ -68,8 +71,12 @@ def ask(live: LiveServer, case: dict[str, Any], golden: Path) -> dict[str, Any]:
             {"type": "text", "text": message.text},
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
         ]
+    return [{"role": "user", "content": content}]
+
+
+def ask(live: LiveServer, case: dict[str, Any], golden: Path) -> dict[str, Any]:
     body = {
-        "messages": [{"role": "user", "content": content}],
+        "messages": wire_messages(case, golden),
         "temperature": 0,
         "max_tokens": 64,
         "ignore_eos": True,

@@ -17,7 +17,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -31,6 +33,8 @@ from model.phi3v.chat import Message
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005  # seconds
+
+T = TypeVar("T")
 
 
 class Generation:
@@ -137,6 +141,11 @@ class AsyncEngine:
         return self._engine.stats()
 
     @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        return self._engine.config.max_model_len
+
+    @property
     def is_alive(self) -> bool:
         """Whether requests can be served."""
         return self._dead is None and self._thread.is_alive()
@@ -150,23 +159,10 @@ class AsyncEngine:
             EngineDeadError: the engine has ended.
         """
         arrived = time.perf_counter()
-        self._require_alive()
         self._engine.check(params)
-        config = self._engine.config
-        limit = config.max_num_seqs + config.max_waiting
-        if self._in_flight + params.n > limit:
-            raise OverloadedError(
-                f"{self._in_flight} answers are in the making and the limit is {limit}; "
-                "try again in a moment"
-            )
-        self._in_flight += params.n
-        try:
-            inputs = await self._loop.run_in_executor(
-                self._pool, self._engine.processor, messages, config.max_model_len - 1
-            )
-        except BaseException:
-            self._in_flight -= params.n
-            raise
+        inputs = await self._prepare(
+            params.n, partial(self._engine.processor, messages, self.max_model_len - 1)
+        )
         request_id = next(self._ids)
         generation = Generation(
             len(inputs.token_ids), params.n, lambda: self._close(request_id, params.n)
@@ -177,6 +173,52 @@ class AsyncEngine:
             self._require_alive()
         self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived))
         return generation
+
+    async def tokenize(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that ``generate`` would compute on; raises the same errors."""
+        work = partial(self._engine.processor, messages, self.max_model_len - 1)
+        inputs = await self._prepare(1, work)
+        self._in_flight -= 1
+        return inputs.token_ids
+
+    async def tokenize_text(self, text: str, special: bool) -> list[int]:
+        """Token ids of a text on its own; ``special`` adds what every prompt begins with (``<s>``).
+
+        Raises:
+            ContextLengthError: it does not fit into the context window.
+            OverloadedError: too many requests wait.
+            EngineDeadError: the engine has ended.
+        """
+        work = partial(self._engine.processor.encode_text, text, special, self.max_model_len - 1)
+        token_ids = await self._prepare(1, work)
+        self._in_flight -= 1
+        return token_ids
+
+    def token_text(self, token_id: int) -> str:
+        """The token as a reader may see it."""
+        return self._engine.processor.token_text(token_id)
+
+    async def _prepare(self, n: int, work: Callable[[], T]) -> T:
+        """Do ``work`` on the pool; from then on ``n`` answers more are in the making.
+
+        Raises:
+            OverloadedError: those would be too many.
+            EngineDeadError: the engine has ended.
+        """
+        self._require_alive()
+        config = self._engine.config
+        limit = config.max_num_seqs + config.max_waiting
+        if self._in_flight + n > limit:
+            raise OverloadedError(
+                f"{self._in_flight} answers are in the making and the limit is {limit}; "
+                "try again in a moment"
+            )
+        self._in_flight += n
+        try:
+            return await self._loop.run_in_executor(self._pool, work)
+        except BaseException:
+            self._in_flight -= n
+            raise
 
     def _require_alive(self) -> None:
         if not self.is_alive:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import ContextLengthError, ImageError
-from model.phi3v.chat import Message, MessageImage, Prompt, Text, render
+from model.phi3v.chat import Message, MessageImage, Piece, Prompt, Text, render
 from model.phi3v.image_processing import ImageInputs, ImageProcessor
 from model.phi3v.tokenizer import Phi3VTokenizer
 
+IMAGE_TAG = "<|image_1|>"  # as the official prompts write an image
 IMAGE_TOKEN_ID = -1  # marks an image position; no vocabulary entry can be mistaken for it
 
 
@@ -65,6 +66,22 @@ class Processor:
         token_ids += [IMAGE_TOKEN_ID] * image.num_tokens + rest
         check_length(len(token_ids), max_tokens)
         return PromptInputs(token_ids, image)
+
+    def encode_text(self, text: str, special: bool, max_tokens: int) -> list[int]:
+        """Tokenize a text on its own; ``special`` puts before it what every piece gets (``<s>``).
+
+        Raises:
+            ContextLengthError: it is longer than ``max_tokens``.
+        """
+        piece: Piece = [Text(text)]
+        self._refuse_hopeless_length(Prompt([piece]), max_tokens)
+        token_ids = self.tokenizer.encode(piece, special)
+        check_length(len(token_ids), max_tokens)
+        return token_ids
+
+    def token_text(self, token_id: int) -> str:
+        """The token as a reader may see it, special ones and images by name."""
+        return IMAGE_TAG if token_id == IMAGE_TOKEN_ID else self.tokenizer.token_text(token_id)
 
     def _crops(self, image: MessageImage) -> ImageInputs:
         """Decode and cut an image; an ImageError says where in the request it stands."""

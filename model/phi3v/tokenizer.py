@@ -80,9 +80,9 @@ class Phi3VTokenizer:
             self._ids[name] for name in (END, ASSISTANT, eos_name) if name in self._ids
         )
 
-    def encode(self, piece: Piece) -> list[int]:
-        """Token ids of one piece, with the prefix (``<s>``) that every piece gets."""
-        ids = list(self._prefix_ids)
+    def encode(self, piece: Piece, prefix: bool = True) -> list[int]:
+        """Token ids of one piece, by default with the prefix (``<s>``) that every piece gets."""
+        ids = list(self._prefix_ids) if prefix else []
         for i, part in enumerate(piece):
             if isinstance(part, Control):
                 ids.append(self._ids[part.name])

@@ -11,28 +11,51 @@ from fastapi.responses import JSONResponse
 
 from server import completions
 from server.convert import ExtraPolicy, parse, sampling_params, to_messages
-from server.dependencies import ServiceOf, extra_policy, json_body, require_api_key
-from server.errors import CLIENT_CLOSED
-from server.schemas import ChatCompletion
+from server.dependencies import (
+    KEY_REQUIRED,
+    ServiceOf,
+    documented_body,
+    extra_policy,
+    json_body,
+)
+from server.errors import CLIENT_CLOSED, responses
+from server.schemas.answers import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
 
-# The body is read by hand, after the key is checked and no further than the limit, so its schema
-# is told to the documentation here and defined there by ``server.app``.
-REQUEST_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletionRequest"}}
+EXTRA_PARAMETERS: dict[str, Any] = {
+    "name": "extra-parameters",
+    "in": "header",
+    "description": "what to do with parameters that Azure's API does not define",
+    "schema": {"enum": ["error", "drop", "pass-through"], "default": "error"},
+}
+ROUTE: dict[str, Any] = {
+    "response_model": ChatCompletion,
+    "responses": {
+        200: {
+            "description": "The answer, or with `stream` its chunks as server-sent events",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "itemSchema": {"$ref": "#/components/schemas/ChatCompletionChunk"},
+                }
+            },
         },
-    }
+        **responses(400, 401, 413, 415, 422, 429, 500, 503),
+    },
+    "openapi_extra": documented_body("ChatCompletionRequest"),
+}
+AZURE_ROUTE = {
+    **ROUTE,
+    "openapi_extra": {**ROUTE["openapi_extra"], "parameters": [EXTRA_PARAMETERS]},
 }
 
-router = APIRouter(tags=["chat"], dependencies=[Depends(require_api_key)])
+router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 Body = Annotated[object, Depends(json_body)]
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_BODY)
+@router.post("/chat/completions", **AZURE_ROUTE)
+@router.post("/models/chat/completions", **AZURE_ROUTE)
 async def azure_chat_completions(
     request: Request,
     service: ServiceOf,
@@ -43,9 +66,18 @@ async def azure_chat_completions(
     return await _answer(request, service, body, policy)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=REQUEST_BODY)
+@router.post("/v1/chat/completions", **ROUTE)
+@router.post("/openai/v1/chat/completions", **ROUTE)
 async def openai_chat_completions(request: Request, service: ServiceOf, body: Body) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
+    return await _answer(request, service, body, "pass-through")
+
+
+@router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
+async def azure_openai_chat_completions(
+    deployment: str, request: Request, service: ServiceOf, body: Body
+) -> Response:
+    """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
     return await _answer(request, service, body, "pass-through")
 
 
@@ -54,7 +86,7 @@ async def _answer(
 ) -> Response:
     engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
-    messages = to_messages(chat, service.settings.max_image_pixels)
+    messages = to_messages(chat.messages, service.settings.max_image_pixels)
     generation = await engine.generate(messages, sampling_params(chat))
     envelope = completions.Envelope(service.info.name)
     if chat.stream:

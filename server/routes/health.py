@@ -6,11 +6,17 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from server.dependencies import ServiceOf
+from server.schemas.answers import Health
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health", responses={503: {"description": "loading, draining or dead"}})
+@router.get(
+    "/health",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "loading, draining or dead"}},
+)
 async def health(service: ServiceOf) -> JSONResponse:
     """200 when ready; 503 with the state otherwise."""
-    return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+    state = Health(status=service.state)
+    return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
-from server.dependencies import ServiceOf, require_api_key
-from server.errors import ApiError
-from server.schemas import ModelCard, ModelInfo, ModelList
+from server.dependencies import KEY_REQUIRED, ServiceOf
+from server.errors import ApiError, responses, short_name
+from server.schemas.answers import ModelCard, ModelInfo, ModelList
 
 PUBLISHED = 1716249600  # 21 May 2024, the day Phi-3-vision was announced
+AZURE_PREFIXES = ("", "/models")  # Azure's SDKs are given the root, or Foundry's /models
+OPENAI_PREFIXES = ("/v1", "/openai/v1", "/openai")
+NO_EMBEDDINGS = (
+    *(prefix + path for prefix in AZURE_PREFIXES for path in ("/embeddings", "/images/embeddings")),
+    "/v1/embeddings",
+    "/openai/v1/embeddings",
+    "/openai/deployments/{deployment}/embeddings",
+)
 
-router = APIRouter(tags=["models"], dependencies=[Depends(require_api_key)])
+router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=responses(401, 503))
 
 
-@router.get("/info")
 async def info(service: ServiceOf) -> ModelInfo:
     """The deployed model, as Azure's SDKs ask for it."""
     described = service.info
     return ModelInfo(model_name=described.name, model_provider_name=described.provider)
 
 
-@router.get("/v1/models")
 async def models(service: ServiceOf) -> ModelList:
     """The one model served."""
     described = service.info
@@ -28,7 +34,6 @@ async def models(service: ServiceOf) -> ModelList:
     return ModelList(data=[card])
 
 
-@router.get("/v1/models/{model_id:path}")
 async def model(model_id: str, service: ServiceOf) -> ModelCard:
     """The model of that name; 404 for any other."""
     (card,) = (await models(service)).data
@@ -36,13 +41,20 @@ async def model(model_id: str, service: ServiceOf) -> ModelCard:
         raise ApiError(
             404,
             "model_not_found",
-            f"there is no model {model_id!r} here; this server has {card.id!r}",
+            f"there is no model {short_name(model_id)!r} here; this server has {card.id!r}",
         )
     return card
 
 
-@router.post("/embeddings", include_in_schema=False)
-@router.post("/images/embeddings", include_in_schema=False)
 async def embeddings() -> None:
     """Azure's own words to its embeddings clients."""
     raise ApiError(404, "not_found", "Modality not supported by the model")
+
+
+for prefix in AZURE_PREFIXES:
+    router.get(f"{prefix}/info")(info)
+for prefix in OPENAI_PREFIXES:
+    router.get(f"{prefix}/models")(models)
+    router.get(f"{prefix}/models/{{model_id:path}}", responses=responses(404))(model)
+for path in NO_EMBEDDINGS:
+    router.post(path, include_in_schema=False)(embeddings)

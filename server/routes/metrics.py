@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from server import metrics
 from server.dependencies import ServiceOf, require_api_key
+from server.errors import responses
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "in Prometheus' text format"}, **responses(401)},
+)
 async def get_metrics(request: Request, service: ServiceOf) -> Response:
     """Needs the key unless the setting ``open_metrics`` lifts that."""
     if not service.settings.open_metrics:

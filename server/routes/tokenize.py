@@ -1,0 +1,38 @@
+"""How many tokens a conversation takes, in vLLM's form. The model is not run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from server.convert import parse_tokenize, to_messages
+from server.dependencies import KEY_REQUIRED, ServiceOf, documented_body, json_body
+from server.errors import responses
+from server.schemas.answers import Tokenized
+
+router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
+
+
+@router.post(
+    "/tokenize",
+    responses=responses(400, 401, 413, 415, 422, 429, 500, 503),
+    openapi_extra=documented_body("TokenizeRequest"),
+)
+async def tokenize(service: ServiceOf, body: Annotated[object, Depends(json_body)]) -> Tokenized:
+    """Token ids of ``messages``, images included, or of a plain ``prompt``."""
+    engine, settings = service.engine, service.settings
+    request = parse_tokenize(body, settings.max_messages)
+    if request.messages is not None:
+        messages = to_messages(request.messages, settings.max_image_pixels)
+        tokens = await engine.tokenize(messages)
+    else:
+        tokens = await engine.tokenize_text(request.prompt or "", request.add_special_tokens)
+    return Tokenized(
+        count=len(tokens),
+        max_model_len=engine.max_model_len,
+        tokens=tokens,
+        token_strs=[engine.token_text(token) for token in tokens]
+        if request.return_token_strs
+        else None,
+    )
