@@ -8,11 +8,27 @@ from typing import Any
 
 from azure.ai.inference import ChatCompletionsClient, load_client
 from azure.ai.inference.aio import ChatCompletionsClient as AsyncChatCompletionsClient
-from azure.ai.inference.models import ImageContentItem, ImageUrl, SystemMessage
-from azure.ai.inference.models import TextContentItem, UserMessage
+from azure.ai.inference.models import (
+    ImageContentItem,
+    ImageUrl,
+    SystemMessage,
+    TextContentItem,
+    UserMessage,
+)
 from azure.core.credentials import AzureKeyCredential
-from cells import IMAGE, KEY, LOOK, QUESTION, REFUSED, SETTINGS, URL, WEATHER, WRONG_KEY
-from cells import report, result
+from cells import (
+    IMAGE,
+    KEY,
+    LOOK,
+    QUESTION,
+    REFUSED,
+    SETTINGS,
+    URL,
+    WEATHER,
+    WRONG_KEY,
+    report,
+    result,
+)
 
 ASKED = [UserMessage(content=QUESTION)]
 SHOWN = [

@@ -12,13 +12,14 @@ from cells import (
     MODEL,
     PICTURE,
     QUESTION,
-    SETTINGS,
     REFUSED,
+    SETTINGS,
     URL,
     WEATHER,
     WRONG_KEY,
+    report,
+    result,
 )
-from cells import report, result
 from langchain_azure_ai.chat_models import AzureAIOpenAIApiChatModel
 from langchain_azure_ai.chat_models.inference import AzureAIChatCompletionsModel
 from langchain_core.language_models import BaseChatModel

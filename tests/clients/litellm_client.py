@@ -7,8 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import litellm
-from cells import KEY, MODEL, PICTURE, QUESTION, SETTINGS, REFUSED, URL, WEATHER, WRONG_KEY
-from cells import report, result
+from cells import (
+    KEY,
+    MODEL,
+    PICTURE,
+    QUESTION,
+    REFUSED,
+    SETTINGS,
+    URL,
+    WEATHER,
+    WRONG_KEY,
+    report,
+    result,
+)
 
 litellm.suppress_debug_info = True
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cells import IMAGE, KEY, LOOK, MODEL, QUESTION, SETTINGS, REFUSED, URL, WRONG_KEY
-from cells import report, result
+from cells import (
+    IMAGE,
+    KEY,
+    LOOK,
+    MODEL,
+    QUESTION,
+    REFUSED,
+    SETTINGS,
+    URL,
+    WRONG_KEY,
+    report,
+    result,
+)
 from llama_index.core.llms import ChatMessage, ChatResponse, ImageBlock, TextBlock
 from llama_index.llms.openai_like import OpenAILike
 

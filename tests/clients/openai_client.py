@@ -7,8 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
-from cells import KEY, MODEL, PICTURE, QUESTION, REFUSED, SETTINGS, URL, WEATHER, WRONG_KEY
-from cells import report, result
+from cells import (
+    KEY,
+    MODEL,
+    PICTURE,
+    QUESTION,
+    REFUSED,
+    SETTINGS,
+    URL,
+    WEATHER,
+    WRONG_KEY,
+    report,
+    result,
+)
 
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 SHOWN: Any = [{"role": "user", "content": PICTURE}]
