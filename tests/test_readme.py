@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from client_environments import node_directory
 from live_server import ROOT, LiveServer, start_server
 from server.settings import Settings
-from test_wire_azure import node
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -22,8 +22,6 @@ CURL = [code for language, code in BLOCKS if language == "bash" and "curl" in co
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 JAVASCRIPT = [code for language, code in BLOCKS if language == "javascript"]
 ADDRESS = "http://127.0.0.1:8000"
-
-__all__ = ["node"]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +69,9 @@ def test_python(code: str, open_server: LiveServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("code", JAVASCRIPT)
-def test_javascript(code: str, open_server: LiveServer, node: Path) -> None:
+def test_javascript(code: str, open_server: LiveServer) -> None:
     command = ["node", "--input-type=module"]
-    assert run(command, node, code.replace(ADDRESS, open_server.url)).strip()
+    assert run(command, node_directory(), code.replace(ADDRESS, open_server.url)).strip()
 
 
 def test_settings_table() -> None:

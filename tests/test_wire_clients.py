@@ -18,8 +18,7 @@ import pytest
 
 from client_environments import CLIENTS, node_directory, python_with
 from live_server import API_KEY, LiveServer
-from test_wire_azure import chart
-from wire import chat
+from wire import chart, chat
 
 pytestmark = pytest.mark.timeout(600)  # the first test of an environment makes it
 
