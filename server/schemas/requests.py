@@ -19,6 +19,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Strict,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -194,6 +195,12 @@ class StreamOptions(_Strict):
     include_obfuscation: Flag = False
 
 
+# What parameters that cannot be served may be; ``server.convert`` says of the rest why not.
+NULL = WithJsonSchema({"type": "null"})
+NONE = WithJsonSchema({"const": "none"})
+NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})
+TEXT = WithJsonSchema({"const": ["text"]})
+
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
@@ -236,17 +243,17 @@ class ChatCompletionRequest(_Strict):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    modalities: Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
-    audio: Any = None
-    moderation: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
+    tools: Annotated[list[Any] | None, NOTHING] = None
+    tool_choice: Annotated[Any, NONE] = None
+    functions: Annotated[list[Any] | None, NOTHING] = None
+    function_call: Annotated[Any, NONE] = None
+    modalities: Annotated[list[str], Field(max_length=16, fail_fast=True), TEXT] | None = None
+    audio: Annotated[Any, NULL] = None
+    moderation: Annotated[Any, NULL] = None
+    prediction: Annotated[Any, NULL] = None
+    reasoning_effort: Annotated[Any, NONE] = None
+    verbosity: Annotated[Any, NULL] = None
+    web_search_options: Annotated[Any, NULL] = None
     # The engine's own.
     top_k: Integer = Field(0, ge=-1, description="0 or -1 keeps all tokens")
     min_p: Number = Field(0.0, ge=0, le=1)
