@@ -83,13 +83,18 @@ def server(tiny: Path) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="session")
 def secure_server(
-    tiny: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[LiveServer, Path]]:
     """A live server over TLS with an API key, and the certificate of the authority to trust.
 
-    It bears the real model's name, and its window is short: clients that name no length, or a great
-    one, get their answers soon.
+    It bears the real model's name, it shows images in one crop, and its window is short: clients that
+    name no length, or a great one, get their answers soon.
     """
+    from model.demo.random_checkpoint import PRESETS, write_checkpoint
+
+    name = "Phi-3-vision-128k-Instruct"
+    checkpoint = tmp_path_factory.mktemp("checkpoints") / name
+    write_checkpoint(checkpoint, PRESETS["tiny"], seed=1, name=name, num_crops=1)
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
@@ -97,9 +102,8 @@ def secure_server(
     certificate.cert_chain_pems[0].write_to_path(str(folder / "certificate.pem"))
     certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
     live = start_server(
-        *("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY),
-        *("--served-model-name", "Phi-3-vision-128k-Instruct", "--max-model-len", "900"),
-        *("--max-output-tokens", "64"),
+        *("--model", str(checkpoint), "--dtype", "float32", "--api-key", API_KEY),
+        *("--max-model-len", "400", "--max-output-tokens", "64"),
         *("--ssl-certfile", str(folder / "certificate.pem")),
         *("--ssl-keyfile", str(folder / "key.pem")),
     )

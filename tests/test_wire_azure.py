@@ -170,7 +170,7 @@ class StaticToken:
 
 
 class AsyncStaticToken(StaticToken):
-    async def get_token(self, *scopes: str, **options: object) -> AccessToken:  # type: ignore[override]
+    async def get_token(self, *scopes: str, **options: object) -> AccessToken:
         return super().get_token(*scopes, **options)
 
     async def close(self) -> None: ...
@@ -190,7 +190,9 @@ def test_token_credential_over_tls(secure_server: tuple[LiveServer, Path]) -> No
         credential = AsyncStaticToken()
         async with AsyncChatCompletionsClient(live.url, credential, **trusting) as client:
             updates = await client.complete(messages=LANGUAGES, max_tokens=4, stream=True)
-            return [update async for update in updates][-1].usage.completion_tokens
+            tokens = [update async for update in updates][-1].usage.completion_tokens
+            await updates.aclose()
+            return tokens
 
     assert asyncio.run(stream()) == 4
 

@@ -79,7 +79,9 @@ def asyncio_cells() -> dict[str, Callable[[], Any]]:
     async def stream() -> dict[str, Any]:
         async with AsyncChatCompletionsClient(URL, AzureKeyCredential(KEY)) as client:
             updates = await client.complete(messages=ASKED, stream=True, **SETTINGS)
-            return told_stream([update async for update in updates])
+            told = told_stream([update async for update in updates])
+            await updates.aclose()
+            return told
 
     return {
         "answer": lambda: asyncio.run(complete(ASKED)),
