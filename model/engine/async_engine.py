@@ -146,6 +146,11 @@ class AsyncEngine:
         return self._engine.config.max_model_len
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a prompt is being prepared or an answer is in the making."""
+        return self._in_flight > 0
+
+    @property
     def is_alive(self) -> bool:
         """Whether requests can be served."""
         return self._dead is None and self._thread.is_alive()
