@@ -201,7 +201,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the app, also the framework's own, the one shape."""
+    """Give every error of the app, also the framework's own, the one shape; but for bugs.
+
+    Those are answered by ``server.middleware``.
+    """
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -231,15 +234,10 @@ def install(app: FastAPI) -> None:
     async def on_client_gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED)
 
-    async def on_bug(_: Request, error: Exception) -> JSONResponse:
-        message = "the server failed at this request; its log says why"
-        return error_response(ApiError(500, "internal_error", message))
-
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(model.ModelError, on_model_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_client_gone)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _openai_type(status: int) -> str:
