@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server import errors
 from server.middleware import (
     REQUEST_IDS,
+    AnswerBugs,
     HeadAsGet,
     PlainPaths,
     ReadBeforeRefusing,
@@ -40,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for routes in (info, chat, tokenize, health, metrics):
         app.include_router(routes.router)
+    app.add_middleware(AnswerBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestIds)
