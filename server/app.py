@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from server import errors
 from server.middleware import PlainPaths, ReadBeforeRefusing, RequestIds
-from server.routes import chat, health, info, metrics
+from server.routes import chat, health, info, metrics, playground
 from server.schemas import ChatCompletionRequest
 from server.service import Service
 
@@ -27,6 +27,8 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for router in (info.router, chat.router, health.router, metrics.router):
         app.include_router(router)
+    if service.settings.playground:
+        app.include_router(playground.router)
     app.add_middleware(PlainPaths)
     app.add_middleware(RequestIds)
     app.add_middleware(ReadBeforeRefusing)
