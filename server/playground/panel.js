@@ -37,7 +37,7 @@ export class Panel {
   show(open) {
     this.element.hidden = !open;
     this.toggle.setAttribute("aria-expanded", String(open));
-    document.querySelector("main").inert = this.covers;
+    for (const part of document.querySelector("main").children) part.inert = this.covers;
   }
 
   get key() {
