@@ -26,10 +26,22 @@ JSON
 second line\ttab é 漢字 🙂 zero\u200bwidth \u2028 \x7f ${jndi} {curly} \\u0041 '''"""
 
 EVERYTHING = {
-    "system": NASTY, "temperature": 0.5, "top_p": 0.9, "seed": "9007199254740993",
-    "max_tokens": 3, "stop": "it's\n$x", "top_k": 40, "min_p": 0.01, "min_tokens": 1,
-    "presence_penalty": 0.1, "frequency_penalty": -0.1, "repetition_penalty": 1.1,
-    "ignore_eos": True, "logprobs": True, "top_logprobs": 2, "detail": "low",
+    "system": NASTY,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "seed": "9007199254740993",
+    "max_tokens": 3,
+    "stop": "it's\n$x",
+    "top_k": 40,
+    "min_p": 0.01,
+    "min_tokens": 1,
+    "presence_penalty": 0.1,
+    "frequency_penalty": -0.1,
+    "repetition_penalty": 1.1,
+    "ignore_eos": True,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "detail": "low",
 }
 
 
@@ -42,7 +54,7 @@ def copied(playground: Playground, language: str, with_key: bool = False) -> str
     if with_key:
         dialog.get_by_label("Write my API key into it").check()
     dialog.get_by_role("button", name="Copy").click()
-    dialog.get_by_text("Copied").wait_for()
+    dialog.get_by_text("Copied", exact=True).wait_for()
     dialog.get_by_role("button", name="Close").click()
     return str(page.evaluate("navigator.clipboard.readText()"))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
-from live_server import LiveServer, start_server
+from live_server import LiveServer
 from playground_page import Playground, browser, open_page, playground
 
 __all__ = ["browser", "open_page", "playground"]
@@ -166,23 +167,15 @@ def test_other_formats(playground: Playground) -> None:
     assert "no picture that this browser can read" in complaint.inner_text()
 
 
-@pytest.fixture(scope="module")
-def strict_server(tiny: Path) -> Iterator[LiveServer]:
-    """A server that takes small pictures only, and asks for no key."""
-    limits = ("--max-image-pixels", "60000", "--max-body-mb", "0.2")
-    live = start_server("--model", str(tiny), "--dtype", "float32", *limits)
-    yield live
-    assert live.stop() == 0
-
-
 def test_what_is_too_large_is_scaled_down(
-    open_page: Callable[..., Playground], strict_server: LiveServer
+    open_page: Callable[..., Playground], server: LiveServer
 ) -> None:
-    """To the server's limits of pixels and of bytes, upright, and no further than that."""
-    made = open_page(strict_server)
-    made.open()
-    assert made.page.get_by_label("API key", exact=True).is_hidden()
-    made.page.locator("#connection", has_text="phi3v-tiny").wait_for()
+    """To the limits that the server names, of pixels and of bytes; upright, and no further."""
+    limits = httpx2.get(f"{server.url}/playground/settings.json").json()
+    limits |= {"max_image_pixels": 60_000, "max_body_bytes": 200_000}
+    made = open_page()
+    made.page.route("**/settings.json", lambda route: route.fulfill(json=limits))
+    made.open(server.key)
     made.set(max_tokens=2)
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
@@ -194,7 +187,9 @@ def test_what_is_too_large_is_scaled_down(
     assert kind == "image/jpeg"
     assert 58_000 < width * height <= 60_000
     assert width / height == pytest.approx(2 / 3, abs=0.01)
-    pick(made, "noise.png", "image/png", noise((240, 250)))  # 180 KB, so 240 as base64
+    said = pick(made, "noise.png", "image/png", noise((240, 250)))  # 180 KB, so 240 as base64
+    assert "scaled" not in said
     assert made.shown(made.ask("what is this?"))
     assert sent(made)[0] == "image/jpeg"
     assert Image.open(io.BytesIO(sent(made)[1])).size == (240, 250)
+    assert len(json.dumps(made.bodies[-1])) < 200_000

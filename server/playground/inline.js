@@ -53,7 +53,8 @@ const RULES = {
   "[": link,
   "<": (text, start) => {
     const end = find(text, ">", start + 1);
-    const url = end < 0 ? "" : text.slice(start + 1, end);
+    if (end < 0) return null;
+    const url = text.slice(start + 1, end);
     const node = /\s/.test(url) ? null : anchor(url, url);
     return node && { node, end: end + 1 };
   },

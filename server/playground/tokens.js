@@ -3,6 +3,7 @@
 
 const BOUNDS = [0.9, 0.6, 0.3, 0.1]; // of probability, from sure to surprising
 const tip = /** @type {HTMLElement} */ (document.querySelector("#tip"));
+let explained = /** @type {Element | null} */ (null);
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 3 });
 
 /** @typedef {{token: string, logprob: number, bytes: number[], top_logprobs: {token: string, logprob: number}[]}} Token */
@@ -52,7 +53,8 @@ export class TokenList {
     }
     tip.replaceChildren(list);
     tip.hidden = false;
-    place(tip, target.getClientRects()[0] ?? target.getBoundingClientRect());
+    explained = target;
+    place();
     this.element.querySelector("[aria-describedby]")?.removeAttribute("aria-describedby");
     target.setAttribute("aria-describedby", "tip");
   }
@@ -84,8 +86,6 @@ function hideTip() {
   tip.hidden = true;
 }
 
-addEventListener("scroll", hideTip, true); // the tip does not move with its token
-
 function level({ logprob }) {
   const at = BOUNDS.findIndex((bound) => Math.exp(logprob) >= bound);
   return at < 0 ? BOUNDS.length : at;
@@ -98,12 +98,16 @@ function spoken(text) {
   return `“${text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥")}”`;
 }
 
-/** Below what it explains, or above where there is no room. */
-function place(element, around) {
-  const { width, height } = element.getBoundingClientRect();
+/** Puts the tip below its token, or above where there is no room. */
+function place() {
+  const [around] = explained.getClientRects(); // the first of its lines
+  if (tip.hidden || !around) return;
+  const { width, height } = tip.getBoundingClientRect();
   const left = Math.max(8, Math.min(around.left, innerWidth - width - 8));
   const below = around.bottom + 6;
   const top = below + height > innerHeight - 8 ? Math.max(8, around.top - height - 6) : below;
-  element.style.left = `${left}px`;
-  element.style.top = `${top}px`;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${top}px`;
 }
+
+addEventListener("scroll", () => explained && place(), true); // focus may scroll to the token
