@@ -55,7 +55,7 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"]
         )
-        take(browser.new_page(viewport={"width": 1200, "height": 860}), url)
+        take(browser.new_page(viewport={"width": 1180, "height": 960}), url)
         browser.close()
     print(f"wrote {PICTURE}")
 

@@ -62,7 +62,7 @@ def test_an_answer_and_its_figures(playground: Playground, server: LiveServer) -
 
 
 def test_text_appears_while_it_streams(playground: Playground) -> None:
-    playground.set(max_tokens=400)
+    playground.set(max_tokens=200)
     playground.page.get_by_label("Message", exact=True).fill("hello")
     playground.page.keyboard.press("Enter")
     shown = playground.page.locator(".markdown")
@@ -167,6 +167,38 @@ def test_a_broken_connection_is_told(playground: Playground) -> None:
     assert "cannot be reached" in turn.get_by_role("alert").inner_text()
     assert all("ERR_FAILED" in problem for problem in playground.problems)
     playground.problems.clear()
+
+
+def test_the_end_comes_into_view_unless_the_reader_scrolled_back(playground: Playground) -> None:
+    playground.page.set_viewport_size({"width": 1280, "height": 500})
+    playground.set(max_tokens=100)
+    in_view = """(element) => {
+        const { bottom } = element.getBoundingClientRect();
+        return bottom > 0 && bottom < document.querySelector("#composer").offsetTop;
+    }"""
+    for _ in range(2):
+        turn = playground.ask("hello")
+        assert turn.get_by_role("button", name="Regenerate").evaluate(in_view)
+    playground.set(max_tokens=300)
+    playground.page.get_by_label("Message", exact=True).fill("and now?")
+    playground.page.get_by_role("button", name="Send").click()
+    playground.page.locator(".turn").last.locator(".markdown > *").first.wait_for()
+    playground.page.get_by_label("Conversation").evaluate("(log) => (log.scrollTop = 0)")
+    turn = playground.finished()
+    assert not turn.get_by_role("button", name="Regenerate").evaluate(in_view)
+
+
+def test_a_model_that_loads_is_waited_for(
+    open_page: Callable[..., Playground], server: LiveServer
+) -> None:
+    made = open_page()
+    made.refusals.append("503")
+    error = {"error": {"code": "overloaded", "message": "the model is still loading"}}
+    made.page.route("**/info", lambda route: route.fulfill(status=503, json=error), times=1)
+    made.page.add_init_script(f"sessionStorage.setItem('phi3v-api-key', '{server.key}')")
+    made.open()
+    made.page.get_by_text("the model is still loading").wait_for()
+    made.page.locator("#connection", has_text="phi3v-tiny").wait_for()
 
 
 def test_the_key_is_asked_for_and_kept_in_the_tab(

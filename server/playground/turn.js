@@ -79,20 +79,22 @@ export class Turn {
   /** The answer is whole, or as long as it was let become. */
   end(wasStopped) {
     this.failed = wasStopped && !this.answer;
-    this.#close("Regenerate");
-    this.#part(".figures").replaceChildren(...figures(this, wasStopped).map(listItem));
-    this.#part(".figures").hidden = false;
+    this.#close("Regenerate", () => {
+      this.#part(".figures").replaceChildren(...figures(this, wasStopped).map(listItem));
+      this.#part(".figures").hidden = false;
+    });
   }
 
   /** @param {import("./request.js").Failure} failure */
   fail(failure) {
-    this.#close("Try again");
-    const box = this.#part(".failure");
-    box.querySelector("p").textContent = failure.message;
-    const details = [failure.status, failure.code].filter(Boolean).join(" ");
-    const follows = "Later messages are sent without this one.";
-    box.querySelector("small").textContent = details ? `${details} · ${follows}` : follows;
-    box.hidden = false;
+    this.#close("Try again", () => {
+      const box = this.#part(".failure");
+      const what = [failure.status, failure.code].filter(Boolean).join(" ");
+      const follows = "Later messages are sent without this one.";
+      box.querySelector("p").textContent = failure.message;
+      box.querySelector("small").textContent = what ? `${what} · ${follows}` : follows;
+      box.hidden = false;
+    });
   }
 
   /** What a screen reader says of the answer. */
@@ -100,15 +102,19 @@ export class Turn {
     return this.#part(".markdown").textContent;
   }
 
-  #close(again) {
+  /** Shows all of it, how it ended, and what can be done with it. */
+  #close(again, showEnd) {
     cancelAnimationFrame(this.#drawing);
     this.element.classList.remove("waiting");
     this.element.removeAttribute("aria-busy");
-    this.#draw();
-    this.#part("[data-action=again]").textContent = again;
-    this.#part("[data-action=copy]").hidden = !this.answer;
-    this.#part("[data-action=tokens]").hidden = !this.#tokens;
-    this.#part(".actions").hidden = false;
+    this.actions.draw(() => {
+      this.#draw();
+      showEnd();
+      this.#part("[data-action=again]").textContent = again;
+      this.#part("[data-action=copy]").hidden = !this.answer;
+      this.#part("[data-action=tokens]").hidden = !this.#tokens;
+      this.#part(".actions").hidden = false;
+    });
   }
 
   #draw() {
