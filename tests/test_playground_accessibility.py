@@ -29,8 +29,7 @@ x = 1
 """
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize(("scheme", "size"), [("light", (1280, 800)), ("dark", (390, 844))])
 def test_accessibility(
     open_page: Callable[..., Playground], server: LiveServer, scheme: str, size: tuple[int, int]
 ) -> None:

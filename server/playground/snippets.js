@@ -64,7 +64,8 @@ export function openaiPython({ base, body, key, needsKey }) {
     `client = OpenAI(base_url=${json(`${base}/v1`)}, api_key=${pythonKey(key, needsKey)})`,
     "stream = client.chat.completions.create(",
     `    messages=[\n${messages.map((message) => `        ${python(message)},\n`).join("")}    ],`,
-    ...parameters(body, OPENAI, "extra_body"),
+    // The SDK insists on a model; the server takes any name.
+    ...parameters({ model: "any", ...body }, OPENAI, "extra_body"),
     ")",
     "for chunk in stream:",
     "    if chunk.choices:",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from server.dependencies import ServiceOf
@@ -49,15 +49,16 @@ async def page(request: Request) -> Response:
 
 
 @router.get("/playground/settings.json")
-async def settings(service: ServiceOf) -> dict[str, Any]:
+async def settings(service: ServiceOf) -> JSONResponse:
     """What the page must know before it has a key."""
     settings = service.settings
-    return {
+    known = {
         "api_key_required": settings.api_key is not None,
         "max_body_bytes": int(settings.max_body_mb * 1e6),
         "max_image_pixels": settings.max_image_pixels,
         "max_output_tokens": settings.max_output_tokens,
     }
+    return JSONResponse(known, headers=HEADERS)
 
 
 @router.api_route("/playground/{path:path}", methods=["GET", "HEAD"])
