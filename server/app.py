@@ -19,7 +19,7 @@ from server.middleware import (
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, health, info, metrics, tokenize
+from server.routes import chat, health, info, metrics, playground, tokenize
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
@@ -41,6 +41,8 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for routes in (info, chat, tokenize, health, metrics):
         app.include_router(routes.router)
+    if service.settings.playground:
+        app.include_router(playground.router)
     app.add_middleware(AnswerBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
