@@ -20,8 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from server.settings import Settings
 
+    given = list(sys.argv[1:] if argv is None else argv)
+    if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in given):
+        # Such as --api-key "$UNSET", which would otherwise serve everybody.
+        print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
+        return 2
     try:
-        settings = Settings(_cli_parse_args=list(sys.argv[1:] if argv is None else argv))
+        settings = Settings(_cli_parse_args=given)
     except ValidationError as error:
         for problem in error.errors():
             message = problem["msg"]

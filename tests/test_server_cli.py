@@ -67,6 +67,11 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
         (["--dtype", "int4"], "--dtype"),
         (["--max-model-len", "1"], "--max-model-len"),
         (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+        (["--api-key", ""], "the value of a flag is empty"),
+        (["--api-key="], "the value of a flag is empty"),
+        (["--ssl-certfile", "/no/such/file"], "--ssl-certfile"),
+        (["--ssl-certfile", str(ROOT / "README.md")], "README.md cannot be used"),
+        (["--ssl-keyfile", str(ROOT / "README.md")], "--ssl-keyfile needs --ssl-certfile"),
     ],
 )
 def test_bad_starts_end_in_one_sentence(flags: list[str], message: str) -> None:

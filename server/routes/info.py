@@ -56,5 +56,6 @@ for prefix in AZURE_PREFIXES:
 for prefix in OPENAI_PREFIXES:
     router.get(f"{prefix}/models")(models)
     router.get(f"{prefix}/models/{{model_id:path}}", responses=responses(404))(model)
+router.get("/models")(models)  # for OpenAI's clients that are given the root
 for path in NO_EMBEDDINGS:
     router.post(path, include_in_schema=False)(embeddings)

@@ -42,7 +42,7 @@ router = APIRouter(include_in_schema=False)
 files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def page(request: Request) -> Response:
     """The page."""
     return await file("index.html", request)
@@ -61,7 +61,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
     return JSONResponse(known, headers=HEADERS)
 
 
-@router.api_route("/playground/{path:path}", methods=["GET", "HEAD"])
+@router.get("/playground/{path:path}")
 async def file(path: str, request: Request) -> Response:
     """A script, style or picture of the page."""
     response = await files.get_response(path, request.scope)
