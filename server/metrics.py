@@ -49,6 +49,7 @@ class _Collector:
             ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
             ("cached_prompt_tokens", "Of those, found computed.", totals.cached_tokens),
             ("generated_tokens", "Tokens generated.", totals.generated_tokens),
+            ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
             ("preemptions", "Answers that gave up their KV blocks.", stats.preemptions),
             (
                 "regime_recomputes",

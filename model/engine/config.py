@@ -59,6 +59,7 @@ class EngineConfig:
         embedding_cache_bytes: memory for image embeddings kept after use.
         deterministic: results equal to the last bit alone and in any batch, in any dtype; slower,
             and without the prefix cache, whose hits would change how the rest is computed.
+        jump_ahead: whether tokens that a grammar forces are computed together.
     """
 
     max_model_len: int
@@ -71,6 +72,7 @@ class EngineConfig:
     prefix_caching: bool = True
     embedding_cache_bytes: int = 0
     deterministic: bool = False
+    jump_ahead: bool = True
 
     def __post_init__(self) -> None:
         if self.num_blocks * self.block_size < self.max_model_len:

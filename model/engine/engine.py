@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence as Messages
 from dataclasses import dataclass
 
 import torch
+from llguidance import LLMatcher
 
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import make_decode_graphs
-from model.engine.detokenizer import Detokenizer
+from model.engine.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.embedding_cache import EmbeddingCache
+from model.engine.grammar import Grammars, Guide
+from model.engine.guidance import Guidance
 from model.engine.kv_caches import make_kv_cache
 from model.engine.pacing import Pacing
 from model.engine.request import Alternative, FinishReason, SamplingParams, TextDelta, TokenLogprob
 from model.engine.runner import Runner
 from model.engine.sampler import Sample, sample
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import Sequence
+from model.engine.sequence import MOST_TOGETHER, Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
+from model.phi3v.chat import Message
 from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
@@ -85,6 +90,8 @@ class Engine:
         self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
+        self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
+        self._guidance = Guidance(self._vocabulary, device)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
 
@@ -104,6 +111,18 @@ class Engine:
                         (field,),
                         token_id,
                     )
+
+    def prepare(
+        self, messages: Messages[Message], params: SamplingParams
+    ) -> tuple[PromptInputs, LLMatcher | None]:
+        """What ``add`` takes: the prompt, and the compiled grammar. Any thread; takes a while.
+
+        Raises:
+            RequestError: the messages or the grammar cannot be served.
+        """
+        grammar = params.grammar
+        matcher = None if grammar is None else self._grammars.compile(grammar)
+        return self.processor(messages, self.config.max_model_len - 1), matcher
 
     def stats(self) -> Stats:
         """What the engine is doing and has done. Any thread."""
@@ -129,6 +148,7 @@ class Engine:
         inputs: PromptInputs,
         params: SamplingParams,
         arrived: float | None = None,
+        matcher: LLMatcher | None = None,
     ) -> None:
         """Queue the ``n`` answers of a request; the prompt's length has been checked.
 
@@ -137,6 +157,7 @@ class Engine:
             inputs: the prompt.
             params: how to answer.
             arrived: when the request came, by ``time.perf_counter``; now by default.
+            matcher: the grammar of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         room = self.config.max_model_len - len(inputs.token_ids)
@@ -153,14 +174,21 @@ class Engine:
                 params,
                 min(wanted, room),
                 stop_ids,
-                Detokenizer(self.processor.tokenizer, params.stop),
+                self._detokenizer(params),
             )
             sequence.arrived = arrived
+            if matcher is not None and params.grammar is not None:
+                sequence.guide = Guide(matcher.deep_copy(), params.grammar)
             if not self.config.deterministic:  # which computes every answer the same way
                 sequence.leader = leader
             leader = leader or sequence
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
+
+    def _detokenizer(self, params: SamplingParams) -> Detokenizer:
+        # Half a character at the end of an answer that was cut off would not match its grammar.
+        partial = REPLACEMENT if params.grammar is None else ""
+        return Detokenizer(self.processor.tokenizer, params.stop, partial)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; its blocks are free at once."""
@@ -176,10 +204,11 @@ class Engine:
         if not chunks:
             return failed
         started = time.perf_counter()
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        self._guidance.begin(sampling)
         try:
             logits_SV = self._runner.run(chunks)
-            sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            samples = sample(logits_SV, sampling) if sampling else []
+            samples = sample(logits_SV, sampling, self._guidance) if sampling else []
         except Exception as error:
             logger.exception("a step failed; its %d sequences are ended", len(chunks))
             self._totals.failed_steps += 1
@@ -190,7 +219,7 @@ class Engine:
         for chunk in chunks:
             self.scheduler.computed(chunk)
         return failed + [
-            Output(sequence.key, self._accept(sequence, chosen, now))
+            self._accept(sequence, chosen, now)
             for sequence, chosen in zip(sampling, samples, strict=True)
         ]
 
@@ -228,28 +257,57 @@ class Engine:
             totals.itl.observe(now - sequence.newest_at)
         sequence.newest_at = now
 
-    def _accept(self, sequence: Sequence, chosen: Sample, now: float) -> TextDelta:
-        """Append a token, turn it into text, and finish the sequence when it is time."""
+    def _accept(self, sequence: Sequence, chosen: Sample, now: float) -> Output:
+        """Go on by the sampled token, and by those that its grammar forces after it."""
+        if sequence.guide is not None and sequence.guide.error is not None:
+            error = sequence.guide.error
+            self._finish(sequence, "error")
+            return Output(sequence.key, error)
         self._count(sequence, now)
-        sequence.append(chosen.token_id)
-        reason: FinishReason | None = None
-        text, stopped = "", False
-        if chosen.token_id in sequence.stop_ids:
-            reason = "stop"
-        else:
-            text, stopped = sequence.detokenizer.add(chosen.token_id)
-            if not stopped and sequence.num_output >= sequence.max_tokens:
-                reason = "length"
-        if reason is not None:
-            rest, stopped = sequence.detokenizer.finish()
-            text += rest
-        if stopped:
-            reason = "stop"
+        token_ids = [chosen.token_id]
+        text, reason = self._append(sequence, chosen.token_id)
+        if self._jumps(sequence):
+            while reason is None and len(token_ids) < MOST_TOGETHER:
+                forced = sequence.guide.forced if sequence.guide is not None else None
+                if forced is None:
+                    break
+                more, reason = self._append(sequence, forced)
+                text += more
+                token_ids.append(forced)
+            self._totals.generated_tokens += len(token_ids) - 1
+            self._totals.forced_tokens += len(token_ids) - 1
         if reason is not None:
             self._finish(sequence, reason)
         logprobs = () if chosen.logprob is None else (self._describe(chosen, chosen.logprob),)
         cached = sequence.num_cached or 0
-        return TextDelta(sequence.key[1], text, (chosen.token_id,), reason, logprobs, cached)
+        delta = TextDelta(sequence.key[1], text, tuple(token_ids), reason, logprobs, cached)
+        return Output(sequence.key, delta)
+
+    def _jumps(self, sequence: Sequence) -> bool:
+        """Whether forced tokens are computed together; log probabilities need each one's logits."""
+        config = self.config
+        return config.jump_ahead and not config.deterministic and sequence.params.logprobs is None
+
+    def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
+        """Take a token and turn it into text; the reason if the answer ends with it."""
+        sequence.append(token_id)
+        guide = sequence.guide
+        reason: FinishReason | None = None
+        text, stopped = "", False
+        if token_id in sequence.stop_ids:
+            reason = "stop"
+        else:
+            text, stopped = sequence.detokenizer.add(token_id)
+            if guide is not None:
+                guide.accept(token_id)
+            if guide is not None and guide.is_finished:
+                reason = "stop"
+            elif not stopped and sequence.num_output >= sequence.max_tokens:
+                reason = "length"
+        if reason is not None:
+            rest, stopped = sequence.detokenizer.finish()
+            text += rest
+        return text, "stop" if stopped else reason
 
     def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
         def alternative(token_id: int, value: float) -> Alternative:

@@ -14,7 +14,6 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from model.engine.request import SamplingParams
 from model.engine.sequence import Sequence
 
 LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided by a temperature
@@ -22,7 +21,7 @@ LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided b
 
 def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Logits after all processors, in OpenAI's and vLLM's order; the input is left as it is."""
-    asking = [row for row, sequence in enumerate(sequences) if _asks(sequence.params)]
+    asking = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
     if not asking:
         return logits_SV
     logits_SV = logits_SV.clone()
@@ -37,8 +36,9 @@ def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     return logits_SV
 
 
-def _asks(params: SamplingParams) -> bool:
-    return bool(
+def _asks(sequence: Sequence) -> bool:
+    params = sequence.params
+    return sequence.guide is not None or bool(
         params.logit_bias
         or params.presence_penalty
         or params.frequency_penalty

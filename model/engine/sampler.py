@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.engine.guidance import Guidance
 from model.engine.logits_processors import process
 from model.engine.request import SamplingParams
 from model.engine.sequence import Sequence
@@ -37,14 +38,19 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
+def sample(
+    logits_SV: Tensor, sequences: Rows[Sequence], guidance: Guidance | None = None
+) -> list[Sample]:
     """Choose the next token of each sequence.
 
     Args:
         logits_SV: raw float32 logits of the step.
         sequences: whose rows they are, in order.
+        guidance: begun for them, where some have grammars.
     """
     processed_SV = process(logits_SV, sequences)
+    if guidance is not None:
+        processed_SV = guidance.apply(processed_SV)
     token_S = processed_SV.argmax(dim=-1)
     rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
     if rows:

@@ -170,11 +170,22 @@ Stops = Annotated[
 Format = Literal["text", "json_object", "json_schema"]
 
 
+class JsonSchema(_Strict):
+    """A JSON schema that the answer matches; guaranteed, ``strict`` or not."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: Flag = False
+
+
 class ResponseFormat(_Lenient):
     """What the answer must look like."""
 
     type: Format
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = None
 
 
 def _format_of_name(value: Any) -> Any:
@@ -260,13 +271,21 @@ class ChatCompletionRequest(_Strict):
     repetition_penalty: Number = Field(1.0, ge=0.01, le=10)
     ignore_eos: Flag = False
     min_tokens: Integer = Field(0, ge=0)
+    guided_regex: Annotated[str, Field(min_length=1)] | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+    guided_grammar: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="in Lark's or GBNF's syntax; begins at its rule start or root"
+    )
     stop_token_ids: list[Annotated[int, Field(ge=0), IsNumber]] = Field(
         [], max_length=1024, fail_fast=True
     )
 
 
 # Names that are no extra parameters in Azure's sense: its own, and OpenAI's.
-EXTRAS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids"}
+EXTRAS = {
+    *("top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids"),
+    *("guided_regex", "guided_choice", "guided_grammar"),
+}
 KNOWN = set(ChatCompletionRequest.model_fields) - EXTRAS
 
 
