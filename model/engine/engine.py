@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from llguidance import LLMatcher
@@ -23,11 +24,12 @@ from model.engine.embedding_cache import EmbeddingCache
 from model.engine.grammar import Grammars, Guide
 from model.engine.guidance import Guidance
 from model.engine.kv_caches import make_kv_cache
+from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
 from model.engine.request import Alternative, FinishReason, SamplingParams, TextDelta, TokenLogprob
 from model.engine.runner import Runner
 from model.engine.sampler import Sample, sample
-from model.engine.scheduler import Scheduler
+from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import MOST_TOGETHER, Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
@@ -179,11 +181,19 @@ class Engine:
             sequence.arrived = arrived
             if matcher is not None and params.grammar is not None:
                 sequence.guide = Guide(matcher.deep_copy(), params.grammar)
+            if self._may_guess(params):
+                sequence.lookup = Lookup(sequence.prompt_len)
             if not self.config.deterministic:  # which computes every answer the same way
                 sequence.leader = leader
             leader = leader or sequence
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
+
+    def _may_guess(self, params: SamplingParams) -> bool:
+        """Whether an answer's logits depend on nothing but its tokens so far, in order."""
+        changing = params.presence_penalty or params.frequency_penalty or params.min_tokens
+        plain = not changing and params.repetition_penalty == 1 and params.grammar is None
+        return plain and self.config.prompt_lookup and not self.config.deterministic
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
         # Half a character at the end of an answer that was cut off would not match its grammar.
@@ -204,24 +214,26 @@ class Engine:
         if not chunks:
             return failed
         started = time.perf_counter()
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        self._guidance.begin(sampling)
+        rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
+        sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
+        self._guidance.begin(sampled)
         try:
             logits_SV = self._runner.run(chunks)
-            samples = sample(logits_SV, sampling, self._guidance) if sampling else []
+            samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
         except Exception as error:
             logger.exception("a step failed; its %d sequences are ended", len(chunks))
             self._totals.failed_steps += 1
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
         now = time.perf_counter()
-        singles = sum(len(chunk) == 1 for chunk in chunks)
-        self._pacing.measured(now - started, singles, sum(map(len, chunks)) - singles)
+        num_decoding = sum(chunk.decodes for chunk in chunks)
+        self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
+        outputs, left = failed, iter(samples)
         for chunk in chunks:
-            self.scheduler.computed(chunk)
-        return failed + [
-            self._accept(sequence, chosen, now)
-            for sequence, chosen in zip(sampling, samples, strict=True)
-        ]
+            self.scheduler.computed(chunk.sequence, chunk.end)
+            chosen = list(islice(left, chunk.num_sampled))
+            if chosen:
+                outputs.append(self._accept(chunk, chosen, now))
+        return outputs
 
     def _see(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
@@ -248,7 +260,6 @@ class Engine:
     def _count(self, sequence: Sequence, now: float) -> None:
         """Account for a token sampled now."""
         totals = self._totals
-        totals.generated_tokens += 1
         if sequence.num_output == 0:
             totals.prompt_tokens += sequence.prompt_len
             totals.cached_tokens += sequence.num_cached or 0
@@ -257,31 +268,47 @@ class Engine:
             totals.itl.observe(now - sequence.newest_at)
         sequence.newest_at = now
 
-    def _accept(self, sequence: Sequence, chosen: Sample, now: float) -> Output:
-        """Go on by the sampled token, and by those that its grammar forces after it."""
+    def _accept(self, chunk: Chunk, samples: list[Sample], now: float) -> Output:
+        """Go on by what was sampled, as far as the guess was right, and by what that forces."""
+        sequence = chunk.sequence
         if sequence.guide is not None and sequence.guide.error is not None:
             error = sequence.guide.error
             self._finish(sequence, "error")
             return Output(sequence.key, error)
         self._count(sequence, now)
-        token_ids = [chosen.token_id]
-        text, reason = self._append(sequence, chosen.token_id)
-        if self._jumps(sequence):
-            while reason is None and len(token_ids) < MOST_TOGETHER:
-                forced = sequence.guide.forced if sequence.guide is not None else None
-                if forced is None:
-                    break
-                more, reason = self._append(sequence, forced)
-                text += more
-                token_ids.append(forced)
-            self._totals.generated_tokens += len(token_ids) - 1
-            self._totals.forced_tokens += len(token_ids) - 1
+        length, text, reason = len(sequence), "", None
+        for number, chosen in enumerate(samples):
+            more, reason = self._append(sequence, chosen.token_id)
+            text += more
+            if reason is not None or chunk.guess[number : number + 1] != (chosen.token_id,):
+                break
+        samples = samples[: len(sequence) - length]
+        if chunk.guess:
+            self._verified(chunk, len(samples) - 1)
+        while reason is None and self._jumps(sequence) and len(sequence) - length < MOST_TOGETHER:
+            forced = sequence.guide.forced if sequence.guide is not None else None
+            if forced is None:
+                break
+            more, reason = self._append(sequence, forced)
+            text += more
+            self._totals.forced_tokens += 1
+        token_ids = tuple(sequence.token_ids[length:])
+        self._totals.generated_tokens += len(token_ids)
         if reason is not None:
             self._finish(sequence, reason)
-        logprobs = () if chosen.logprob is None else (self._describe(chosen, chosen.logprob),)
+        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
         cached = sequence.num_cached or 0
-        delta = TextDelta(sequence.key[1], text, tuple(token_ids), reason, logprobs, cached)
+        delta = TextDelta(sequence.key[1], text, token_ids, reason, logprobs, cached)
         return Output(sequence.key, delta)
+
+    def _verified(self, chunk: Chunk, right: int) -> None:
+        """Keep what a right guess computed, and learn from it."""
+        sequence = chunk.sequence
+        self.scheduler.computed(sequence, chunk.end + right)
+        self._totals.guessed_tokens += len(chunk.guess)
+        self._totals.guessed_right += right
+        if sequence.lookup is not None:
+            sequence.lookup.learn(len(chunk.guess), right)
 
     def _jumps(self, sequence: Sequence) -> bool:
         """Whether forced tokens are computed together; log probabilities need each one's logits."""

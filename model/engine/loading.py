@@ -164,6 +164,7 @@ def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
         prefix_caching=options.prefix_caching,
         embedding_cache_bytes=int(options.embedding_cache_gib * GIB),
         deterministic=options.deterministic,
+        prompt_lookup=options.prompt_lookup,
         default_max_tokens=options.default_max_tokens,
         block_size=size,
         num_blocks=num_blocks,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.engine.detokenizer import Detokenizer
 from model.engine.grammar import Guide
+from model.engine.lookup import Lookup
 from model.engine.prefix_hash import ImageSpan, prefix_hashes
 from model.engine.request import SamplingParams
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
@@ -42,6 +43,7 @@ class Sequence:
         leader: whose follower it is.
         seed: of its sampling.
         guide: how far it has come in the grammar that it must match, if any.
+        lookup: guesses its next tokens, if it may be guessed.
         arrived, newest_at: when its request came and its newest token, in seconds.
     """
 
@@ -80,6 +82,7 @@ class Sequence:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
         self.guide: Guide | None = None
+        self.lookup: Lookup | None = None
         self.arrived = self.newest_at = 0.0
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ class Totals:
         finished: answers by finish reason, with ``abort`` and ``error`` for those cut short.
         prompt_tokens: of the answers that were begun; ``cached_tokens`` of them were found computed.
         generated_tokens: of all answers; ``forced_tokens`` of them were forced by a grammar and
-            computed together with others.
+            computed together with others, and ``guessed_right`` of ``guessed_tokens`` by lookup.
         failed_steps: steps of the decoder or the vision tower that raised.
         ttft: from a request's arrival to the first token of each answer.
         itl: between tokens of one answer.
@@ -54,6 +54,8 @@ class Totals:
     cached_tokens: int = 0
     generated_tokens: int = 0
     forced_tokens: int = 0
+    guessed_tokens: int = 0
+    guessed_right: int = 0
     failed_steps: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)
