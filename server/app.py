@@ -13,12 +13,13 @@ from starlette.middleware.cors import CORSMiddleware
 from server import errors
 from server.middleware import (
     REQUEST_IDS,
+    AnswerBugs,
     HeadAsGet,
     PlainPaths,
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, health, info, metrics, tokenize
+from server.routes import chat, health, info, metrics, playground, tokenize
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
@@ -40,6 +41,9 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for routes in (info, chat, tokenize, health, metrics):
         app.include_router(routes.router)
+    if service.settings.playground:
+        app.include_router(playground.router)
+    app.add_middleware(AnswerBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestIds)

@@ -24,10 +24,10 @@ from server.grammars import grammar
 from server.images import DataUrl
 from server.schemas.requests import (
     KNOWN,
-    AudioPart,
     ChatCompletionRequest,
     ChatMessage,
     ImagePart,
+    OtherMediaPart,
     TextPart,
     TokenizeRequest,
 )
@@ -198,16 +198,17 @@ def _to_message(message: ChatMessage, position: int, max_image_pixels: int) -> m
                 (*loc, name),
                 value,
             )
-    if isinstance(message.content, str):
-        return model.Message(message.role, message.content)
+    if message.content is None or isinstance(message.content, str):
+        return model.Message(message.role, message.content or "")
     texts: list[str] = []
     images: list[model.MessageImage] = []
     for i, part in enumerate(message.content):
         if isinstance(part, TextPart):
             texts.append(part.text)
-        elif isinstance(part, AudioPart):
+        elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(
-                f"messages.{position} holds audio; Phi-3-vision takes text and images only",
+                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision takes "
+                "text and images only",
                 (*loc, "content", i),
             )
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
@@ -11,13 +12,14 @@ from pydantic_core import from_json
 
 from server.auth import check_api_key
 from server.convert import ExtraPolicy
-from server.errors import ApiError
+from server.errors import ApiError, short_name
 from server.service import Service
 
 PARSE_ON_THREAD_ABOVE = 1_000_000  # bytes; smaller bodies parse in under two milliseconds
 # The parser lets no other thread run, and millions of values take it most of a second. Commas bound
 # them and are counted at once; a text with so many is longer than the context window.
 MOST_COMMAS = 250_000
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def service_of(request: Request) -> Service:
@@ -59,19 +61,20 @@ def documented_body(schema: str) -> dict[str, Any]:
 
 async def json_body(request: Request, service: ServiceOf) -> object:
     """The body as a JSON value; raises a 400, 413, 415 or 422 ApiError."""
-    media_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
+    content_type = request.headers.get("content-type") or "application/json"
+    media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
         raise ApiError(
             415,
             "unsupported_media_type",
-            f"the body is {media_type}; send Content-Type: application/json",
+            f"the body is {short_name(media_type)}; send Content-Type: application/json",
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise ApiError(
             415,
             "unsupported_media_type",
-            f"the body's Content-Encoding is {encoding}; send it as it is",
+            f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
     body = await _read(request, int(service.settings.max_body_mb * 1e6))
     if not body:
@@ -89,7 +92,10 @@ async def json_body(request: Request, service: ServiceOf) -> object:
             return await asyncio.to_thread(from_json, body, allow_inf_nan=False)
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, "invalid_json", f"the body is not valid JSON: {error}") from error
+        reason = f"the body is not valid JSON: {error}"
+        if body.startswith(BYTE_ORDER_MARKS):
+            reason = "the body begins with a byte order mark; send it as UTF-8 without one"
+        raise ApiError(400, "invalid_json", reason) from error
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -121,6 +127,7 @@ def extra_policy(request: Request) -> ExtraPolicy:
         raise ApiError(
             400,
             "invalid_parameter",
-            f"the header extra-parameters is {value!r}; it may be error, drop or pass-through",
+            f"the header extra-parameters is {short_name(value)!r}; it may be error, drop or "
+            "pass-through",
         )
     return cast(ExtraPolicy, value)

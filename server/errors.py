@@ -27,6 +27,13 @@ MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
 LONGEST_SHOWN_NAME = 100  # characters of a key that a client made up
 LONGEST_SHOWN_PATH = 10  # steps; nothing that is defined here lies deeper
+LARGEST_SHOWN_NUMBER = 2**64  # clients may not be able to read larger ones
+# What pydantic says in Python's words, in JSON's.
+IN_JSON = {
+    "model_type": "Input should be an object",
+    "dict_type": "Input should be an object",
+    "list_type": "Input should be a list",
+}
 
 
 class Problem(NamedTuple):
@@ -38,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def short_name(name: str) -> str:
-    """A key of the client's making as errors repeat it."""
+    """A key, a path or the like of the client's making as errors repeat it."""
     return name[:LONGEST_SHOWN_NAME]
 
 
@@ -119,7 +126,8 @@ def from_validation_error(error: ValidationError, body: object) -> ApiError:
     for detail in details[:MOST_PROBLEMS]:
         missing = detail["type"] == "missing"
         loc = short_path(_path_in(body, detail["loc"], missing))
-        message = f"{_dotted(loc)}: {detail['msg']}"
+        reason = IN_JSON.get(detail["type"], detail["msg"].replace(" after validation", ""))
+        message = f"{_dotted(loc)}: {reason}"
         problems.append(Problem(loc, None if missing else detail["input"], message))
     extra = details[0]["type"] == "extra_forbidden"
     return ApiError(
@@ -194,7 +202,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the app, also the framework's own, the one shape."""
+    """Give every error of the app, also the framework's own, the one shape; but for bugs.
+
+    Those are answered by ``server.middleware``.
+    """
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -207,9 +218,10 @@ def install(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "http_error")
+        path = short_name(request.url.path)
         message = {
-            404: f"there is nothing at {request.url.path}; see /docs for the routes",
-            405: f"{request.url.path} does not take {request.method}",
+            404: f"there is nothing at {path}; see /docs for the routes",
+            405: f"{path} does not take {short_name(request.method)}",
         }.get(error.status_code, str(error.detail))
         headers = dict(error.headers or {})
         if error.status_code == 405:
@@ -223,15 +235,10 @@ def install(app: FastAPI) -> None:
     async def on_client_gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED)
 
-    async def on_bug(_: Request, error: Exception) -> JSONResponse:
-        message = "the server failed at this request; its log says why"
-        return error_response(ApiError(500, "internal_error", message))
-
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(model.ModelError, on_model_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_client_gone)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _openai_type(status: int) -> str:
@@ -267,6 +274,8 @@ def _dotted(loc: Loc) -> str:
 
 def _shown(value: object) -> object:
     """The offending value, when it is small; of a list or an object only how large it is."""
+    if isinstance(value, int) and abs(value) > LARGEST_SHOWN_NUMBER:
+        value = str(value)
     if isinstance(value, str) and len(value) > LARGEST_SHOWN_INPUT:
         return value[:LARGEST_SHOWN_INPUT] + "..."
     if value is None or isinstance(value, str | int | bool):

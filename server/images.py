@@ -35,8 +35,9 @@ class DataUrl:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
-                "the image is not a base64 data URL; this server fetches nothing: send "
-                "data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
+                "the image's URL is not a data URL of a kind of image that is taken; this server "
+                "fetches nothing: send the file itself as data:image/png;base64,... (jpeg, jpg, "
+                "png, webp, gif, bmp or tiff)",
                 loc,
                 url,
             )

@@ -1,4 +1,4 @@
-"""What happens around every request, whatever its route: plain paths, HEAD, ids, polite refusals."""
+"""What happens around every request, whatever its route: paths, HEAD, bugs, ids, polite refusals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ApiError, error_response
 
 REQUEST_IDS = ("x-ms-client-request-id", "x-request-id")
 LONGEST_ID = 128  # characters; a longer one is not echoed
@@ -43,6 +45,35 @@ class HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class AnswerBugs:
+    """Answers what nothing else catches with a 500, and lets it go on to the log.
+
+    Starlette would answer outside of all other middleware: without request ids, and unreadable to
+    pages of other origins.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception:
+            if scope["type"] == "http" and not started:
+                reason = "the server failed at this request; its log says why"
+                answer = error_response(ApiError(500, "internal_error", reason))
+                await answer(scope, receive, send)
+            raise
 
 
 class RequestIds:

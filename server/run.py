@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import uvicorn
@@ -85,11 +87,16 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with status 0 when a signal asks it to end."""
+    """uvicorn's server, which ends with status 0 when a signal asks it to end.
+
+    It listens until the last answer is finished, so that load balancers read in ``/health`` that it
+    is draining, and requests get a 503 instead of a refused connection.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._end_by: float | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -103,9 +110,21 @@ class Server(uvicorn.Server):
 
     def _on_signal(self, number: int, _: object) -> None:
         """First signal: finish what runs. Second: drop it."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        if self._end_by is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._end_by = time.monotonic() + self._service.settings.drain_timeout
         self._service.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """End when nothing is left to finish, or when its time is up."""
+        if self._end_by is not None:
+            left = self._end_by - time.monotonic()
+            if left <= 0 or not self._service.busy:
+                # What is left is for uvicorn to send the rest of the answers.
+                self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
+                self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def _listen(host: str, port: int) -> socket.socket:

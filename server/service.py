@@ -86,6 +86,11 @@ class Service:
         """Take no new requests."""
         self._draining = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether answers are in the making."""
+        return self._engine is not None and self._engine.is_busy
+
     def close(self) -> None:
         """End the engine."""
         if self._engine is not None:

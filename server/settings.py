@@ -84,6 +84,7 @@ class Settings(BaseSettings):
         True, description="guess tokens from the prompt and verify several in one step"
     )
     open_metrics: bool = Field(False, description="let /metrics be read without the API key")
+    playground: bool = Field(True, description="serve a page to talk to the model, at /")
     max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_messages: int = Field(1024, ge=1, description="most messages in a conversation")

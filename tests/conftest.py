@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from live_server import API_KEY, LiveServer, start_server
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+SHARED = Path(__file__).parents[2] / "shared"
+REFERENCE = SHARED / "reference"
+SEED = SHARED / "seed"
 
 
 @pytest.fixture(scope="session")
@@ -74,5 +77,36 @@ def server(tiny: Path) -> Iterator[LiveServer]:
     """A live server on the tiny checkpoint, in float32, with an API key."""
     live = start_server("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
     yield live
+    assert live.stop() == 0
+    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+
+
+@pytest.fixture(scope="session")
+def secure_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[LiveServer, Path]]:
+    """A live server over TLS with an API key, and the certificate of the authority to trust.
+
+    It bears the real model's name, it shows images in one crop, and its window is short: clients that
+    name no length, or a great one, get their answers soon.
+    """
+    from model.demo.random_checkpoint import PRESETS, write_checkpoint
+
+    name = "Phi-3-vision-128k-Instruct"
+    checkpoint = tmp_path_factory.mktemp("checkpoints") / name
+    write_checkpoint(checkpoint, PRESETS["tiny"], seed=1, name=name, num_crops=1)
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "certificate.pem"))
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    live = start_server(
+        *("--model", str(checkpoint), "--dtype", "float32", "--api-key", API_KEY),
+        *("--max-model-len", "400", "--max-output-tokens", "64"),
+        *("--ssl-certfile", str(folder / "certificate.pem")),
+        *("--ssl-keyfile", str(folder / "key.pem")),
+    )
+    yield live, folder / "authority.pem"
     assert live.stop() == 0
     assert not [line for line in live.log if "Traceback" in line], "".join(live.log)

@@ -17,6 +17,7 @@ from model import (
     Message,
     MessageImage,
     OverloadedError,
+    RequestError,
     SamplingParams,
     load_engine,
 )
@@ -87,6 +88,8 @@ def test_overload_and_recovery(tiny: Path) -> None:
         running = [await engine.generate(HELLO, long) for _ in range(3)]
         with pytest.raises(OverloadedError, match="the limit is 3"):
             await engine.generate(HELLO, GREEDY)
+        with pytest.raises(RequestError, match="at most 3"):  # no use in trying again
+            await engine.generate(HELLO, SamplingParams(n=4))
         running[1].close()
         assert await text(engine, HELLO, GREEDY)
         for generation in running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from client_environments import node_directory, python_with
 from live_server import ROOT, LiveServer, start_server
 from server.settings import Settings
-from test_wire_azure import node
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -22,8 +23,7 @@ CURL = [code for language, code in BLOCKS if language == "bash" and "curl" in co
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 JAVASCRIPT = [code for language, code in BLOCKS if language == "javascript"]
 ADDRESS = "http://127.0.0.1:8000"
-
-__all__ = ["node"]
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +40,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path, given: str | None = None) -> str:
+def run(command: list[str | Path], folder: Path, given: str | None = None) -> str:
     done = subprocess.run(
-        command, cwd=folder, input=given, capture_output=True, text=True, timeout=120
+        command,
+        cwd=folder,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # or it looks for one online
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_all_samples_are_found() -> None:
-    assert (len(CURL), len(PYTHON), len(JAVASCRIPT)) == (4, 2, 1)
+    assert (len(CURL), len(PYTHON), len(JAVASCRIPT)) == (4, 9, 1)
 
 
+@needs_curl
 @pytest.mark.parametrize("code", CURL)
 def test_curl(code: str, open_server: LiveServer, folder: Path) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
     output = run(["bash", "-c", code.replace(ADDRESS, open_server.url)], folder)
     if "/info" in code:
         assert '"model_type":"chat-completions"' in output
@@ -65,15 +70,37 @@ def test_curl(code: str, open_server: LiveServer, folder: Path) -> None:
         assert '"object":"chat.completion"' in output
 
 
+@needs_curl
+def test_curl_shows_errors(open_server: LiveServer, server: LiveServer, folder: Path) -> None:
+    (code,) = (code for code in CURL if '"temperature": 0' in code)
+    hot = code.replace('"temperature": 0', '"temperature": 9')
+    assert '"status":422' in run(["bash", "-c", hot.replace(ADDRESS, open_server.url)], folder)
+    assert '"status":401' in run(["bash", "-c", code.replace(ADDRESS, server.url)], folder)
+
+
+@pytest.mark.timeout(600)  # the first sample of a framework installs it
 @pytest.mark.parametrize("code", PYTHON)
 def test_python(code: str, open_server: LiveServer, folder: Path) -> None:
-    assert run([sys.executable, "-c", code.replace(ADDRESS, open_server.url)], folder).strip()
+    framework = re.search(r"^from (langchain|litellm|llama_index)", code, re.MULTILINE)
+    python = python_with("frameworks") if framework else Path(sys.executable)
+    assert run([python, "-c", code.replace(ADDRESS, open_server.url)], folder).strip()
 
 
 @pytest.mark.parametrize("code", JAVASCRIPT)
-def test_javascript(code: str, open_server: LiveServer, node: Path) -> None:
-    command = ["node", "--input-type=module"]
-    assert run(command, node, code.replace(ADDRESS, open_server.url)).strip()
+def test_javascript(code: str, open_server: LiveServer) -> None:
+    command: list[str | Path] = ["node", "--input-type=module"]
+    assert run(command, node_directory(), code.replace(ADDRESS, open_server.url)).strip()
+
+
+def test_every_client_of_the_table_has_a_sample() -> None:
+    (table,) = re.findall(r"### Works with\n\n(.*?)\n\n", README, re.DOTALL)
+    rows = re.findall(r"^\| \[(.+?)\]\(#(.+?)\)", table, re.MULTILINE)
+    assert len(rows) == table.count("\n") - 1  # all but the head
+    for title, anchor in rows:
+        assert anchor == title.lower().replace(",", "").replace(" ", "-")
+        (section,) = re.findall(rf"^### {title}\n(.*?)^##", README, re.DOTALL | re.MULTILINE)
+        assert "```" in section
+        assert ADDRESS in section
 
 
 def test_settings_table() -> None:

@@ -166,6 +166,41 @@ def test_signals_drain_and_exit_0(tiny: Path, number: signal.Signals) -> None:
     assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
 
 
+def test_draining_is_said_to_those_who_ask(tiny: Path) -> None:
+    """Load balancers look at ``/health``; a request that comes now is told to try elsewhere."""
+    live = start_server("--model", str(tiny))
+    long = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4000}
+    body = {**long, "ignore_eos": True, "stream": True}
+    url = f"{live.url}/v1/chat/completions"
+    with httpx2.stream("POST", url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        live.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        health = httpx2.get(f"{live.url}/health")
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
+        refused = httpx2.post(url, json=long)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert live.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_answers_that_take_too_long_are_cut_off(tiny: Path, timeout: int) -> None:
+    live = start_server("--model", str(tiny), "--drain-timeout", str(timeout))
+    message = {"role": "user", "content": "hello"}
+    body = {"messages": [message], "max_tokens": 8000, "ignore_eos": True, "stream": True}
+    url = f"{live.url}/v1/chat/completions"
+    with httpx2.stream("POST", url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        started = time.monotonic()
+        assert live.stop() == 0
+        assert time.monotonic() - started < timeout + 5
+        with pytest.raises(httpx2.RemoteProtocolError):
+            list(lines)
+
+
 def test_a_signal_while_loading_ends_the_server() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "--model", "demo", "--port", "0"],

@@ -120,6 +120,30 @@ def test_messages_may_carry_what_answers_carry(
     assert chat(server, messages=[*HELLO, answer, *HELLO]).status_code == 200
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_an_assistant_may_have_said_nothing(server: LiveServer, content: dict[str, Any]) -> None:
+    """Azure's SDK for Python leaves out the content of an ``AssistantMessage()``."""
+    silent = {"role": "assistant", **content}
+    response = chat(server, messages=[*HELLO, silent, *HELLO])
+    assert response.status_code == 200, response.text
+    empty = chat(server, messages=[*HELLO, {"role": "assistant", "content": ""}, *HELLO])
+    assert response.json()["usage"]["prompt_tokens"] == empty.json()["usage"]["prompt_tokens"]
+    called = silent | {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}
+    where = ["messages", 1, "tool_calls"]
+    refused = chat(server, messages=[*HELLO, called, *HELLO])
+    check_error(refused, 422, "parameter_not_supported", where)
+
+
+@pytest.mark.parametrize(
+    "kind", ["input_audio", "audio_url", "input_video", "video", "video_url", "file"]
+)
+def test_other_media_are_refused_by_name(server: LiveServer, kind: str) -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind, kind: {}}]}
+    where = ["messages", 0, "content", 1]
+    body = check_error(chat(server, messages=[message]), 422, "modality_not_supported", where)
+    assert repr(kind) in body["message"]
+
+
 def test_the_rest_of_the_window_is_the_most(server: LiveServer) -> None:
     """The seed's 2048 works with any window; so does more than it has."""
     response = chat(server, max_tokens=1_000_000, stop=["e", "a", "t", " "])

@@ -1,16 +1,9 @@
-"""Azure's SDKs against a live server: the seed's samples, with only the endpoint changed.
-
-Corrected where a sample itself cannot run with the current SDK: ``ImageContentItem`` takes
-``image_url``, and ``ChatCompletionsResponseFormat.TEXT`` is now the string ``"text"``.
-"""
+"""Azure's SDK for Python against a live server, in detail; over TLS with a token credential."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import shutil
-import subprocess
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -23,23 +16,20 @@ from azure.ai.inference.models import (
     TextContentItem,
     UserMessage,
 )
-from azure.core.credentials import AzureKeyCredential
-from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
-from PIL import Image
+from azure.core.credentials import AccessToken, AzureKeyCredential
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+)
 
 from live_server import API_KEY, LiveServer
+from wire import chart
 
 LANGUAGES = [
     SystemMessage("You are a helpful assistant."),
     UserMessage("How many languages are in the world?"),
 ]
-
-
-def chart(media: str = "jpeg") -> str:
-    """A data URL of an image of the seed's size."""
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((1900, 1069)).save(file, "JPEG")
-    return f"data:image/{media};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @pytest.fixture
@@ -154,8 +144,6 @@ def test_an_error_before_a_stream_is_an_error(client: ChatCompletionsClient) -> 
 
 @pytest.mark.parametrize("suffix", ["", "/"])
 def test_async_client(server: LiveServer, suffix: str) -> None:
-    import asyncio
-
     async def talk() -> tuple[str, str]:
         credential = AzureKeyCredential(API_KEY)
         async with AsyncChatCompletionsClient(server.url + suffix, credential) as client:
@@ -173,42 +161,46 @@ def test_async_client(server: LiveServer, suffix: str) -> None:
     assert whole == streamed
 
 
-@pytest.fixture(scope="module")
-def node() -> Path:
-    """The Node samples with their packages installed."""
-    directory = Path(__file__).parent / "node"
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("Node.js and npm are not installed")
-    installed = directory / "node_modules" / ".package-lock.json"
-    lock = directory / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=directory, check=True)
-    return directory
+class StaticToken:
+    """A credential of Entra's kind, which has the API key for a token."""
+
+    def get_token(self, *scopes: str, **options: object) -> AccessToken:
+        assert scopes == ("https://ml.azure.com/.default",)
+        return AccessToken(API_KEY, int(time.time()) + 3600)
 
 
-def test_javascript_samples(server: LiveServer, node: Path) -> None:
-    done = subprocess.run(
-        ["node", node / "azure.mjs", server.url, API_KEY, chart()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    assert results["info"] == {
-        "model_name": "phi3v-tiny",
-        "model_type": "chat-completions",
-        "model_provider_name": "phi3v-server",
-    }
-    assert results["plain"]["usage"]["completion_tokens"] <= 8
-    assert len(results["extras"]["choices"][0]["logprobs"]["content"]) == 4
-    assert results["image"]["usage"]["prompt_tokens"] > 700
-    whole = results["parameters"]
-    assert results["stream"]["done"]
-    assert results["stream"]["text"] == whole["choices"][0]["message"]["content"]
-    assert results["stream"]["usage"] == whole["usage"]
-    assert results["error"]["code"] == "invalid_parameter"
-    assert results["refused"]["unexpected"]
-    assert results["refused"]["status"] == "401"
-    assert results["refused"]["body"]["error"]["code"] == "Unauthorized"
+class AsyncStaticToken(StaticToken):
+    async def get_token(self, *scopes: str, **options: object) -> AccessToken:
+        return super().get_token(*scopes, **options)
+
+    async def close(self) -> None: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+def test_token_credential_over_tls(secure_server: tuple[LiveServer, Path]) -> None:
+    live, authority = secure_server
+    trusting = {"connection_verify": str(authority)}
+    client = ChatCompletionsClient(live.url, StaticToken(), **trusting)
+    assert client.complete(messages=LANGUAGES, max_tokens=4).usage.completion_tokens == 4
+    loaded = load_client(live.url, StaticToken(), **trusting)
+    assert loaded.get_model_info().model_name == "Phi-3-vision-128k-Instruct"
+
+    async def stream() -> int:
+        credential = AsyncStaticToken()
+        async with AsyncChatCompletionsClient(live.url, credential, **trusting) as client:
+            updates = await client.complete(messages=LANGUAGES, max_tokens=4, stream=True)
+            tokens = [update async for update in updates][-1].usage.completion_tokens
+            await updates.aclose()
+            return tokens
+
+    assert asyncio.run(stream()) == 4
+
+
+def test_token_credential_is_refused_by_the_sdk_over_http(server: LiveServer) -> None:
+    """And let through when a call says so, which the README tells."""
+    client = ChatCompletionsClient(server.url, StaticToken())
+    with pytest.raises(ServiceRequestError, match="not permitted for non-TLS protected"):
+        client.get_model_info()
+    answer = client.complete(messages=LANGUAGES, max_tokens=4, enforce_https=False)
+    assert answer.usage.completion_tokens == 4

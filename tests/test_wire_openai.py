@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from live_server import API_KEY, LiveServer
-from test_wire_azure import chart
+from wire import chart
 
 MESSAGES: Any = [{"role": "user", "content": "How many languages are in the world?"}]
 

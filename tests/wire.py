@@ -25,6 +25,13 @@ def data_url(data: bytes, media: str = "image/png") -> str:
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
+def chart(media: str = "jpeg") -> str:
+    """An image of the size of the one in Azure's samples."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((1900, 1069)).save(file, "JPEG")
+    return data_url(file.getvalue(), f"image/{media}")
+
+
 def image_message(url: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 

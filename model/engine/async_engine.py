@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from model.engine.engine import Engine, Output
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, ModelError, OverloadedError
+from model.errors import EngineDeadError, ModelError, OverloadedError, RequestError
 from model.phi3v.chat import Message
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,11 @@ class AsyncEngine:
         return self._engine.config.max_model_len
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a prompt is being prepared or an answer is in the making."""
+        return self._in_flight > 0
+
+    @property
     def is_alive(self) -> bool:
         """Whether requests can be served."""
         return self._dead is None and self._thread.is_alive()
@@ -201,12 +206,17 @@ class AsyncEngine:
         """Do ``work`` on the pool; from then on ``n`` answers more are in the making.
 
         Raises:
+            RequestError: those would be too many even if there were no others.
             OverloadedError: those would be too many.
             EngineDeadError: the engine has ended.
         """
         self._require_alive()
         config = self._engine.config
         limit = config.max_num_seqs + config.max_waiting
+        if n > limit:
+            raise RequestError(
+                f"n asks for {n} answers; this server makes at most {limit} at a time", ("n",), n
+            )
         if self._in_flight + n > limit:
             raise OverloadedError(
                 f"{self._in_flight} answers are in the making and the limit is {limit}; "

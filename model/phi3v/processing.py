@@ -103,7 +103,8 @@ def check_length(length: int, max_tokens: int, at_least: str = "") -> None:
     if length > max_tokens:
         raise ContextLengthError(
             f"the prompt has {at_least}{length} tokens, the limit is {max_tokens} "
-            f"(a context window of {max_tokens + 1} tokens less one to answer with); "
+            # Of this clause LiteLLM makes its ContextWindowExceededError.
+            f"(this model's maximum context length is {max_tokens + 1} tokens, one is for the answer); "
             "shorten the messages or send a smaller image",
             ("messages",),
             length,

@@ -8,7 +8,7 @@ seed's JavaScript sample does), and the JSON schemas say so.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,11 +19,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     Strict,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 INT64 = 2**63
 NUMBER = r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?"
@@ -102,23 +104,27 @@ class ImagePart(_Strict):
     image: ImageUrl | None = None
 
 
-class AudioPart(BaseModel):
-    """Audio, which clients may send and this model refuses."""
+OtherMedia = Literal["input_audio", "audio_url", "input_video", "video", "video_url", "file"]
 
-    type: Literal["input_audio"]
-    input_audio: Any = None
+
+class OtherMediaPart(BaseModel):
+    """What clients may send to other models and this one refuses."""
+
+    type: OtherMedia
 
 
 def _part_kind(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return f"<{kind}>" if isinstance(kind, str) else None
+    if not isinstance(kind, str):
+        return None
+    return "<other>" if kind in get_args(OtherMedia) else f"<{kind}>"
 
 
 # Tags show up in the paths of errors; spelled so that none is mistaken for a key of the body.
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[ImagePart, Tag("<image_url>")]
-    | Annotated[AudioPart, Tag("<input_audio>")],
+    | Annotated[OtherMediaPart, Tag("<other>")],
     Discriminator(
         _part_kind,
         custom_error_type="invalid_content_part",
@@ -152,8 +158,17 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: Content | None = Field(
+        None, validate_default=True, description="only an assistant's message may have none"
+    )
     name: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _assistants_may_say_nothing(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role") != "assistant":
+            raise PydanticKnownError("missing")
+        return content
 
 
 def _one_stop(value: Any) -> Any:

@@ -1,0 +1,48 @@
+// The dialog that shows a request as a program to copy.
+
+import { copyText } from "./clipboard.js";
+import { size } from "./image.js";
+import { azurePython, curl, openaiPython } from "./snippets.js";
+
+const PROGRAMS = { curl, azure: azurePython, openai: openaiPython };
+const dialog = /** @type {HTMLDialogElement} */ (document.querySelector("#code"));
+const form = dialog.querySelector("form");
+const code = dialog.querySelector("pre code");
+const note = dialog.querySelector("#code-note");
+const copied = dialog.querySelector("#copied");
+
+let request = null;
+let program = "";
+
+/**
+ * @param {Record<string, any>} body
+ * @param {string} key as it was sent
+ * @param {boolean} needsKey
+ */
+export function showCode(body, key, needsKey) {
+  const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
+  request = { base, body, needsKey, sentKey: key };
+  form.with_key.checked = false;
+  dialog.querySelector("#code-key").hidden = !(needsKey && key);
+  write();
+  dialog.showModal();
+}
+
+function write() {
+  const { sentKey, ...rest } = request;
+  const write = PROGRAMS[form.language.value];
+  program = write({ ...rest, key: form.with_key.checked ? sentKey : null });
+  copied.textContent = "";
+  // Megabytes of base64 would stall the browser, and say nothing to the reader.
+  let left = 0;
+  code.textContent = program.replace(/(;base64,[\w+/]{40})([\w+/=]{40,})/g, (_, start, rest) => {
+    left += rest.length;
+    return `${start}…`;
+  });
+  note.textContent = left ? `The picture is cut short here, by ${size(left)}; it is copied whole.` : "";
+}
+
+form.addEventListener("change", write);
+dialog.querySelector("#copy").addEventListener("click", async () => {
+  copied.textContent = (await copyText(program)) ? "Copied" : "This browser does not let pages copy";
+});

@@ -1,0 +1,121 @@
+// From the conversation and the settings to a request's body, and from its stream back to chunks.
+
+/**
+ * @typedef {{url: string, name: string, width: number, height: number, note: string}} Picture
+ * @typedef {{text: string, picture: Picture | null, answer: string, failed: boolean}} Exchange
+ * @typedef {{name: string, value: unknown}[]} Parameters
+ */
+
+/** Azure's route; `pass-through` lets the engine's own parameters through, such as top_k. */
+export const ENDPOINT = new URL("chat/completions", document.baseURI);
+export const HEADERS = { "Content-Type": "application/json", "extra-parameters": "pass-through" };
+
+/** What the server said instead of an answer. */
+export class Failure extends Error {
+  /**
+   * @param {string} message
+   * @param {{status?: number, code?: string, param?: string | null}} [details]
+   */
+  constructor(message, { status, code, param } = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.param = param;
+  }
+}
+
+/**
+ * The messages of a conversation. The model sees its last picture only, so only that one is sent;
+ * a question that got no answer is left out of what follows it.
+ *
+ * @param {string} system
+ * @param {Exchange[]} exchanges the last one is being asked
+ * @param {string} detail of the picture; empty for the server's own
+ */
+export function messagesOf(system, exchanges, detail) {
+  const asked = exchanges.at(-1);
+  const sent = exchanges.filter((exchange) => exchange === asked || !exchange.failed);
+  const seen = sent.findLast((exchange) => exchange.picture);
+  const messages = system ? [{ role: "system", content: system }] : [];
+  for (const exchange of sent) {
+    const { text, picture } = exchange;
+    messages.push({
+      role: "user",
+      content: exchange === seen ? parts(text, picture, detail) : text,
+    });
+    if (exchange !== asked) messages.push({ role: "assistant", content: exchange.answer });
+  }
+  return messages;
+}
+
+function parts(text, picture, detail) {
+  const image_url = detail ? { url: picture.url, detail } : { url: picture.url };
+  const image = { type: "image_url", image_url };
+  return text ? [{ type: "text", text }, image] : [image];
+}
+
+/**
+ * Sends a request and yields the chunks of its answer.
+ *
+ * @param {object} body
+ * @param {string} key
+ * @param {AbortSignal} signal
+ * @throws {Failure} anything but a whole answer
+ */
+export async function* chunksOf(body, key, signal) {
+  const response = await ask(ENDPOINT, key, {
+    method: "POST",
+    headers: HEADERS,
+    body: JSON.stringify(body),
+    signal,
+  });
+  for await (const data of eventsOf(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new Failure(chunk.error.message, chunk.error);
+    yield chunk;
+  }
+  throw new Failure("The connection ended before the answer did.");
+}
+
+/** Fetches with the key; throws a Failure for any status but 200. */
+export async function ask(url, key, options = {}) {
+  const headers = { ...options.headers, ...(key && { "api-key": key }) };
+  let response;
+  try {
+    response = await fetch(url, { ...options, headers });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Failure(`The server cannot be reached (${error.message}).`);
+  }
+  if (response.ok) return response;
+  const text = await response.text();
+  try {
+    const { error } = JSON.parse(text);
+    throw new Failure(error.message, { ...error, status: response.status });
+  } catch (error) {
+    if (error instanceof Failure) throw error;
+    // Not this server's own words: a proxy's, perhaps.
+    throw new Failure(text || response.statusText, { status: response.status });
+  }
+}
+
+/** The data of server-sent events. */
+async function* eventsOf(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop();
+      for (const event of events) yield event.replace(/^data: /, "");
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The connection broke before the answer ended.");
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

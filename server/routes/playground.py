@@ -1,0 +1,69 @@
+"""The playground: a page to talk to the model. Static files, and the limits that it must know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from server.dependencies import ServiceOf
+
+# No script, style or picture but our own, no text turned into markup, no frame around the page: a
+# model's answer stays text, whatever it says. Pictures that the user adds are data and blobs.
+CONTENT_SECURITY_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    ]
+)
+HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Kept, but asked for again each time (304): a new server's page never runs old scripts.
+    "Cache-Control": "no-cache",
+}
+
+# Open without the key: there is nothing here that the source does not show. What the page asks of
+# the model needs the key as everybody's requests do.
+router = APIRouter(include_in_schema=False)
+files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page(request: Request) -> Response:
+    """The page."""
+    return await file("index.html", request)
+
+
+@router.get("/playground/settings.json")
+async def settings(service: ServiceOf) -> JSONResponse:
+    """What the page must know before it has a key."""
+    settings = service.settings
+    known = {
+        "api_key_required": settings.api_key is not None,
+        "max_body_bytes": int(settings.max_body_mb * 1e6),
+        "max_image_pixels": settings.max_image_pixels,
+        "max_output_tokens": settings.max_output_tokens,
+    }
+    return JSONResponse(known, headers=HEADERS)
+
+
+@router.api_route("/playground/{path:path}", methods=["GET", "HEAD"])
+async def file(path: str, request: Request) -> Response:
+    """A script, style or picture of the page."""
+    response = await files.get_response(path, request.scope)
+    response.headers.update(HEADERS)
+    return response
