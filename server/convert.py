@@ -22,15 +22,8 @@ from server.errors import (
 )
 from server.grammars import grammar
 from server.images import DataUrl
-from server.schemas.requests import (
-    KNOWN,
-    ChatCompletionRequest,
-    ChatMessage,
-    ImagePart,
-    OtherMediaPart,
-    TextPart,
-    TokenizeRequest,
-)
+from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
+from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 

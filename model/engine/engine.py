@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 from llguidance import LLMatcher
 
+from model.engine.acceptance import Acceptance
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import make_decode_graphs
@@ -26,11 +27,11 @@ from model.engine.guidance import Guidance
 from model.engine.kv_caches import make_kv_cache
 from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
-from model.engine.request import Alternative, FinishReason, SamplingParams, TextDelta, TokenLogprob
+from model.engine.request import SamplingParams, TextDelta
 from model.engine.runner import Runner
-from model.engine.sampler import Sample, sample
-from model.engine.scheduler import Chunk, Scheduler
-from model.engine.sequence import MOST_TOGETHER, Sequence
+from model.engine.sampler import sample
+from model.engine.scheduler import Scheduler
+from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
@@ -96,6 +97,12 @@ class Engine:
         self._guidance = Guidance(self._vocabulary, device)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
+        self._acceptance = Acceptance(
+            processor.tokenizer,
+            self.scheduler,
+            self._totals,
+            jumps=config.jump_ahead and not config.deterministic,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -232,7 +239,11 @@ class Engine:
             self.scheduler.computed(chunk.sequence, chunk.end)
             chosen = list(islice(left, chunk.num_sampled))
             if chosen:
-                outputs.append(self._accept(chunk, chosen, now))
+                result = self._acceptance(chunk, chosen, now)
+                outputs.append(Output(chunk.sequence.key, result))
+                reason = "error" if isinstance(result, ModelError) else result.finish_reason
+                if reason is not None:
+                    self._finish(chunk.sequence, reason)
         return outputs
 
     def _see(self) -> list[Output]:
@@ -256,94 +267,3 @@ class Engine:
         del self._sequences[sequence.key]
         self.scheduler.finish(sequence)
         self._totals.finished[reason] += 1
-
-    def _count(self, sequence: Sequence, now: float) -> None:
-        """Account for a token sampled now."""
-        totals = self._totals
-        if sequence.num_output == 0:
-            totals.prompt_tokens += sequence.prompt_len
-            totals.cached_tokens += sequence.num_cached or 0
-            totals.ttft.observe(now - sequence.arrived)
-        else:
-            totals.itl.observe(now - sequence.newest_at)
-        sequence.newest_at = now
-
-    def _accept(self, chunk: Chunk, samples: list[Sample], now: float) -> Output:
-        """Go on by what was sampled, as far as the guess was right, and by what that forces."""
-        sequence = chunk.sequence
-        if sequence.guide is not None and sequence.guide.error is not None:
-            error = sequence.guide.error
-            self._finish(sequence, "error")
-            return Output(sequence.key, error)
-        self._count(sequence, now)
-        length, text, reason = len(sequence), "", None
-        for number, chosen in enumerate(samples):
-            more, reason = self._append(sequence, chosen.token_id)
-            text += more
-            if reason is not None or chunk.guess[number : number + 1] != (chosen.token_id,):
-                break
-        samples = samples[: len(sequence) - length]
-        if chunk.guess:
-            self._verified(chunk, len(samples) - 1)
-        while reason is None and self._jumps(sequence) and len(sequence) - length < MOST_TOGETHER:
-            forced = sequence.guide.forced if sequence.guide is not None else None
-            if forced is None:
-                break
-            more, reason = self._append(sequence, forced)
-            text += more
-            self._totals.forced_tokens += 1
-        token_ids = tuple(sequence.token_ids[length:])
-        self._totals.generated_tokens += len(token_ids)
-        if reason is not None:
-            self._finish(sequence, reason)
-        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
-        cached = sequence.num_cached or 0
-        delta = TextDelta(sequence.key[1], text, token_ids, reason, logprobs, cached)
-        return Output(sequence.key, delta)
-
-    def _verified(self, chunk: Chunk, right: int) -> None:
-        """Keep what a right guess computed, and learn from it."""
-        sequence = chunk.sequence
-        self.scheduler.computed(sequence, chunk.end + right)
-        self._totals.guessed_tokens += len(chunk.guess)
-        self._totals.guessed_right += right
-        if sequence.lookup is not None:
-            sequence.lookup.learn(len(chunk.guess), right)
-
-    def _jumps(self, sequence: Sequence) -> bool:
-        """Whether forced tokens are computed together; log probabilities need each one's logits."""
-        config = self.config
-        return config.jump_ahead and not config.deterministic and sequence.params.logprobs is None
-
-    def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
-        """Take a token and turn it into text; the reason if the answer ends with it."""
-        sequence.append(token_id)
-        guide = sequence.guide
-        reason: FinishReason | None = None
-        text, stopped = "", False
-        if token_id in sequence.stop_ids:
-            reason = "stop"
-        else:
-            text, stopped = sequence.detokenizer.add(token_id)
-            if guide is not None:
-                guide.accept(token_id)
-            if guide is not None and guide.is_finished:
-                reason = "stop"
-            elif not stopped and sequence.num_output >= sequence.max_tokens:
-                reason = "length"
-        if reason is not None:
-            rest, stopped = sequence.detokenizer.finish()
-            text += rest
-        return text, "stop" if stopped else reason
-
-    def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
-        def alternative(token_id: int, value: float) -> Alternative:
-            tokenizer = self.processor.tokenizer
-            text = tokenizer.token_text(token_id)
-            raw = tokenizer.token_bytes(token_id) or text.encode()
-            # JSON has no infinity; OpenAI's own floor for "never" is -9999.
-            return Alternative(text, raw, max(value, -9999.0))
-
-        return TokenLogprob(
-            alternative(chosen.token_id, logprob), tuple(alternative(*pair) for pair in chosen.top)
-        )

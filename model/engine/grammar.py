@@ -167,7 +167,8 @@ class Guide:
         """Write a bit for each token, set where it may come next; or return the only one."""
         if self._forced:
             return self.forced
-        self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
+        if not self._matcher.is_error():  # then nothing may come, and the answer ends
+            self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
         return None
 
 

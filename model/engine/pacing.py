@@ -59,13 +59,14 @@ class Pacing:
         return min(max(tokens, SMALLEST_CHUNK), self._prefill_chunk)
 
     def spare_tokens(self, num_decoding: int) -> int:
-        """Further tokens that a decode step can compute and still not take twice as long."""
+        """Further tokens that a decode step can compute and hardly take twice as long."""
         if num_decoding == 0 or self._fixed:
             return 0
+        least = max(num_decoding, SMALLEST_CHUNK)  # as many again, if they cost the same
         decode = self._decode(num_decoding)
         if decode is None or self._token_seconds is None:
-            return SMALLEST_CHUNK
-        return int(decode / self._token_seconds)
+            return least
+        return max(int(decode / self._token_seconds), least)
 
     def _decode(self, rows: int) -> float | None:
         """Seconds of a pure decode step, from those of the most similar number of rows."""

@@ -144,21 +144,22 @@ class Scheduler:
         """Chunks of the decoding sequences, with guesses as far as the step can spare."""
         spare = self._pacing.spare_tokens(len(decoding))
         chunks = []
-        for sequence in decoding:
+        for number, sequence in enumerate(decoding):
             guess: list[int] = []
             if sequence.lookup is not None and sequence.num_pending == 1:
+                share = -(-spare // (len(decoding) - number))
                 guess = sequence.lookup.guess(
-                    sequence.token_ids, self._most_guessed(sequence, spare)
+                    sequence.token_ids, self._most_guessed(sequence, share)
                 )
                 spare -= len(guess)
                 self.blocks.grow(sequence.block_table, len(sequence) + len(guess))
             chunks.append(Chunk(sequence, sequence.num_computed, len(sequence), tuple(guess)))
         return chunks
 
-    def _most_guessed(self, sequence: Sequence, spare: int) -> int:
+    def _most_guessed(self, sequence: Sequence, share: int) -> int:
         """How many tokens may be guessed: within the answer, its rope regime, and its share."""
         length = len(sequence)
-        most = min(spare, sequence.max_tokens - sequence.num_output - 1, LONGEST_GUESS)
+        most = min(share, sequence.max_tokens - sequence.num_output - 1, LONGEST_GUESS)
         while most > 0 and (
             self._rope.regime(length + most) is not sequence.regime
             or not self.blocks.can_grow(sequence.block_table, length + most)
