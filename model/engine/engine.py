@@ -94,7 +94,7 @@ class Engine:
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
         self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
-        self._guidance = Guidance(self._vocabulary, device)
+        self._guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
@@ -129,9 +129,12 @@ class Engine:
         Raises:
             RequestError: the messages or the grammar cannot be served.
         """
-        grammar = params.grammar
-        matcher = None if grammar is None else self._grammars.compile(grammar)
+        matcher = self.compile(params)
         return self.processor(messages, self.config.max_model_len - 1), matcher
+
+    def compile(self, params: SamplingParams) -> LLMatcher | None:
+        """The grammar of ``params``, if there is one; raises GrammarError. Any thread."""
+        return None if params.grammar is None else self._grammars.compile(params.grammar)
 
     def stats(self) -> Stats:
         """What the engine is doing and has done. Any thread."""

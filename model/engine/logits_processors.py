@@ -14,6 +14,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from model.engine.request import SamplingParams
 from model.engine.sequence import Sequence
 
 LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided by a temperature
@@ -21,7 +22,7 @@ LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided b
 
 def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """Logits after all processors, in OpenAI's and vLLM's order; the input is left as it is."""
-    asking = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
+    asking = [row for row, sequence in enumerate(sequences) if _asks(sequence.params)]
     if not asking:
         return logits_SV
     logits_SV = logits_SV.clone()
@@ -36,9 +37,8 @@ def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     return logits_SV
 
 
-def _asks(sequence: Sequence) -> bool:
-    params = sequence.params
-    return sequence.guide is not None or bool(
+def _asks(params: SamplingParams) -> bool:
+    return bool(
         params.logit_bias
         or params.presence_penalty
         or params.frequency_penalty
