@@ -6,6 +6,7 @@
     │   ├── ImageError          the image cannot be read or shaped into crops
     │   ├── ModalityError       something other than text and user images, or a remote image
     │   ├── TooManyImagesError  two images in one turn
+    │   ├── GrammarError        what the answer must match cannot be used
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
     └── EngineDeadError         the engine thread has ended; nothing can be served any more
@@ -50,6 +51,10 @@ class ModalityError(RequestError):
 
 class TooManyImagesError(RequestError):
     """A turn holds more than one image."""
+
+
+class GrammarError(RequestError):
+    """A schema, expression or grammar that is broken, not supported, or too complex."""
 
 
 class ContextLengthError(RequestError):

@@ -20,16 +20,10 @@ from server.errors import (
     short_name,
     short_path,
 )
+from server.grammars import grammar
 from server.images import DataUrl
-from server.schemas.requests import (
-    KNOWN,
-    ChatCompletionRequest,
-    ChatMessage,
-    ImagePart,
-    OtherMediaPart,
-    TextPart,
-    TokenizeRequest,
-)
+from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
+from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 
@@ -161,6 +155,7 @@ def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        grammar=grammar(request),
         n=request.n,
     )
 
@@ -240,11 +235,5 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
             refuse(name, value, why)
     if request.stream_options and request.stream_options.include_obfuscation:
         refuse("stream_options", "include_obfuscation", "leave out include_obfuscation")
-    if request.response_format and request.response_format.type != "text":
-        refuse(
-            "response_format",
-            request.response_format.type,
-            "Phi-3 does not guarantee JSON; ask for JSON in the prompt instead",
-        )
     if request.top_logprobs is not None and not request.logprobs:
         refuse("top_logprobs", request.top_logprobs, "it needs logprobs to be true")

@@ -94,6 +94,7 @@ MODEL_ERRORS: dict[type[model.ModelError], tuple[int, str]] = {
     model.TooManyImagesError: (422, "too_many_images"),
     model.ModalityError: (422, "modality_not_supported"),
     model.ImageError: (422, "invalid_image"),
+    model.GrammarError: (422, "invalid_grammar"),
     model.RequestError: (422, "invalid_parameter"),
     model.OverloadedError: (429, "too_many_requests"),
     model.EngineDeadError: (503, "engine_dead"),

@@ -49,6 +49,9 @@ class _Collector:
             ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
             ("cached_prompt_tokens", "Of those, found computed.", totals.cached_tokens),
             ("generated_tokens", "Tokens generated.", totals.generated_tokens),
+            ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
+            ("guessed_tokens", "Guessed by prompt lookup.", totals.guessed_tokens),
+            ("guessed_right", "Of them, right.", totals.guessed_right),
             ("preemptions", "Answers that gave up their KV blocks.", stats.preemptions),
             (
                 "regime_recomputes",

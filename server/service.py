@@ -40,6 +40,7 @@ class Service:
                 prefix_caching=settings.prefix_caching,
                 embedding_cache_gib=settings.embedding_cache_memory,
                 deterministic=settings.deterministic,
+                prompt_lookup=settings.prompt_lookup,
             )
         )
 

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         False,
         description="answers equal to the last bit alone and in any batch, in any dtype; slower",
     )
+    prompt_lookup: bool = Field(
+        True, description="guess tokens from the prompt and verify several in one step"
+    )
     open_metrics: bool = Field(False, description="let /metrics be read without the API key")
     playground: bool = Field(True, description="serve a page to talk to the model, at /")
     max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")

@@ -247,7 +247,7 @@ def logits_of(engine: Engine, lengths: list[int], key: int) -> Tensor:
 
     def keep(chunks: list[Chunk]) -> Tensor:
         logits_SV = compute(chunks)
-        keys = [chunk.sequence.key[0] for chunk in chunks if chunk.samples]
+        keys = [chunk.sequence.key[0] for chunk in chunks if chunk.num_sampled]
         rows.extend(logits_SV[[i for i, found in enumerate(keys) if found == key]])
         return logits_SV
 

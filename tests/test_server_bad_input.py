@@ -205,12 +205,6 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         "parameter_not_supported",
         ["tools"],
     ),
-    "json_object": (
-        {"messages": HELLO, "response_format": {"type": "json_object"}},
-        422,
-        "parameter_not_supported",
-        ["response_format"],
-    ),
     "unknown parameter": ({"messages": HELLO, "colour": 1}, 400, "extra_forbidden", ["colour"]),
     "engine's extra without the header": (
         {"messages": HELLO, "top_k": 5},

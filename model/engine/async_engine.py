@@ -165,9 +165,8 @@ class AsyncEngine:
         """
         arrived = time.perf_counter()
         self._engine.check(params)
-        inputs = await self._prepare(
-            params.n, partial(self._engine.processor, messages, self.max_model_len - 1)
-        )
+        work = partial(self._engine.prepare, messages, params)
+        inputs, matcher = await self._prepare(params.n, work)
         request_id = next(self._ids)
         generation = Generation(
             len(inputs.token_ids), params.n, lambda: self._close(request_id, params.n)
@@ -176,7 +175,7 @@ class AsyncEngine:
         if not self.is_alive:  # it ended meanwhile, and may already have told those who waited
             generation.close()
             self._require_alive()
-        self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived))
+        self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived, matcher))
         return generation
 
     async def tokenize(self, messages: Sequence[Message]) -> list[int]:

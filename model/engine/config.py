@@ -33,6 +33,7 @@ class LoadOptions:
     prefix_caching: bool = True
     embedding_cache_gib: float = 0.5
     deterministic: bool = False
+    prompt_lookup: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class EngineConfig:
         embedding_cache_bytes: memory for image embeddings kept after use.
         deterministic: results equal to the last bit alone and in any batch, in any dtype; slower,
             and without the prefix cache, whose hits would change how the rest is computed.
+        prompt_lookup: whether tokens are guessed from the prompt and the answer so far, and several
+            verified in one step.
+        jump_ahead: whether tokens that a grammar forces are computed together.
     """
 
     max_model_len: int
@@ -71,6 +75,8 @@ class EngineConfig:
     prefix_caching: bool = True
     embedding_cache_bytes: int = 0
     deterministic: bool = False
+    prompt_lookup: bool = True
+    jump_ahead: bool = True
 
     def __post_init__(self) -> None:
         if self.num_blocks * self.block_size < self.max_model_len:

@@ -106,7 +106,7 @@ class DecodeGraphs:
         self._records[:rows].copy_(torch.from_numpy(records))
         logits_RV = self._replays[rows]()
         # A copy: the next replay overwrites these.
-        return logits_RV[[row for row, chunk in enumerate(chunks) if chunk.samples]]
+        return logits_RV[[row for row, chunk in enumerate(chunks) if chunk.num_sampled]]
 
     def _computation(self, rows: int) -> Callable[[], Tensor]:
         """From the first ``rows`` records to their logits."""

@@ -18,11 +18,15 @@ class Detokenizer:
     Args:
         tokenizer: of the checkpoint.
         stop: strings that end the answer.
+        partial: what stands at the end for each byte of an incomplete character.
     """
 
-    def __init__(self, tokenizer: Phi3VTokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(
+        self, tokenizer: Phi3VTokenizer, stop: tuple[str, ...], partial: str = REPLACEMENT
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
+        self._partial = partial
         self._bytes = b""  # byte tokens that are not yet characters
         self._held = ""  # text that may be the start of a stop string
         self._at_start = True  # the decoder drops one space at the start of an answer
@@ -55,8 +59,8 @@ class Detokenizer:
         return text
 
     def _end_bytes(self) -> str:
-        """A run of byte tokens ended without forming characters: one U+FFFD for each byte."""
-        text = REPLACEMENT * len(self._bytes)
+        """A run of byte tokens ended without forming characters: one mark for each byte."""
+        text = self._partial * len(self._bytes)
         self._bytes = b""
         return text
 

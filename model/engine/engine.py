@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence as Messages
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
+from llguidance import LLMatcher
 
+from model.engine.acceptance import Acceptance
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import make_decode_graphs
-from model.engine.detokenizer import Detokenizer
+from model.engine.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.embedding_cache import EmbeddingCache
+from model.engine.grammar import Grammars, Guide
+from model.engine.guidance import Guidance
 from model.engine.kv_caches import make_kv_cache
+from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
-from model.engine.request import Alternative, FinishReason, SamplingParams, TextDelta, TokenLogprob
+from model.engine.request import SamplingParams, TextDelta
 from model.engine.runner import Runner
-from model.engine.sampler import Sample, sample
+from model.engine.sampler import sample
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
+from model.phi3v.chat import Message
 from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
@@ -85,8 +93,16 @@ class Engine:
         self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
+        self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
+        self._guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
+        self._acceptance = Acceptance(
+            processor.tokenizer,
+            self.scheduler,
+            self._totals,
+            jumps=config.jump_ahead and not config.deterministic,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -104,6 +120,21 @@ class Engine:
                         (field,),
                         token_id,
                     )
+
+    def prepare(
+        self, messages: Messages[Message], params: SamplingParams
+    ) -> tuple[PromptInputs, LLMatcher | None]:
+        """What ``add`` takes: the prompt, and the compiled grammar. Any thread; takes a while.
+
+        Raises:
+            RequestError: the messages or the grammar cannot be served.
+        """
+        matcher = self.compile(params)
+        return self.processor(messages, self.config.max_model_len - 1), matcher
+
+    def compile(self, params: SamplingParams) -> LLMatcher | None:
+        """The grammar of ``params``, if there is one; raises GrammarError. Any thread."""
+        return None if params.grammar is None else self._grammars.compile(params.grammar)
 
     def stats(self) -> Stats:
         """What the engine is doing and has done. Any thread."""
@@ -129,6 +160,7 @@ class Engine:
         inputs: PromptInputs,
         params: SamplingParams,
         arrived: float | None = None,
+        matcher: LLMatcher | None = None,
     ) -> None:
         """Queue the ``n`` answers of a request; the prompt's length has been checked.
 
@@ -137,6 +169,7 @@ class Engine:
             inputs: the prompt.
             params: how to answer.
             arrived: when the request came, by ``time.perf_counter``; now by default.
+            matcher: the grammar of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         room = self.config.max_model_len - len(inputs.token_ids)
@@ -153,14 +186,29 @@ class Engine:
                 params,
                 min(wanted, room),
                 stop_ids,
-                Detokenizer(self.processor.tokenizer, params.stop),
+                self._detokenizer(params),
             )
             sequence.arrived = arrived
+            if matcher is not None and params.grammar is not None:
+                sequence.guide = Guide(matcher.deep_copy(), params.grammar)
+            if self._may_guess(params):
+                sequence.lookup = Lookup(sequence.prompt_len)
             if not self.config.deterministic:  # which computes every answer the same way
                 sequence.leader = leader
             leader = leader or sequence
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
+
+    def _may_guess(self, params: SamplingParams) -> bool:
+        """Whether an answer's logits depend on nothing but its tokens so far, in order."""
+        changing = params.presence_penalty or params.frequency_penalty or params.min_tokens
+        plain = not changing and params.repetition_penalty == 1 and params.grammar is None
+        return plain and self.config.prompt_lookup and not self.config.deterministic
+
+    def _detokenizer(self, params: SamplingParams) -> Detokenizer:
+        # Half a character at the end of an answer that was cut off would not match its grammar.
+        partial = REPLACEMENT if params.grammar is None else ""
+        return Detokenizer(self.processor.tokenizer, params.stop, partial)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; its blocks are free at once."""
@@ -176,23 +224,30 @@ class Engine:
         if not chunks:
             return failed
         started = time.perf_counter()
+        rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
+        sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
+        self._guidance.begin(sampled)
         try:
             logits_SV = self._runner.run(chunks)
-            sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            samples = sample(logits_SV, sampling) if sampling else []
+            samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
         except Exception as error:
             logger.exception("a step failed; its %d sequences are ended", len(chunks))
             self._totals.failed_steps += 1
             return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
         now = time.perf_counter()
-        singles = sum(len(chunk) == 1 for chunk in chunks)
-        self._pacing.measured(now - started, singles, sum(map(len, chunks)) - singles)
+        num_decoding = sum(chunk.decodes for chunk in chunks)
+        self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
+        outputs, left = failed, iter(samples)
         for chunk in chunks:
-            self.scheduler.computed(chunk)
-        return failed + [
-            Output(sequence.key, self._accept(sequence, chosen, now))
-            for sequence, chosen in zip(sampling, samples, strict=True)
-        ]
+            self.scheduler.computed(chunk.sequence, chunk.end)
+            chosen = list(islice(left, chunk.num_sampled))
+            if chosen:
+                result = self._acceptance(chunk, chosen, now)
+                outputs.append(Output(chunk.sequence.key, result))
+                reason = "error" if isinstance(result, ModelError) else result.finish_reason
+                if reason is not None:
+                    self._finish(chunk.sequence, reason)
+        return outputs
 
     def _see(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
@@ -215,50 +270,3 @@ class Engine:
         del self._sequences[sequence.key]
         self.scheduler.finish(sequence)
         self._totals.finished[reason] += 1
-
-    def _count(self, sequence: Sequence, now: float) -> None:
-        """Account for a token sampled now."""
-        totals = self._totals
-        totals.generated_tokens += 1
-        if sequence.num_output == 0:
-            totals.prompt_tokens += sequence.prompt_len
-            totals.cached_tokens += sequence.num_cached or 0
-            totals.ttft.observe(now - sequence.arrived)
-        else:
-            totals.itl.observe(now - sequence.newest_at)
-        sequence.newest_at = now
-
-    def _accept(self, sequence: Sequence, chosen: Sample, now: float) -> TextDelta:
-        """Append a token, turn it into text, and finish the sequence when it is time."""
-        self._count(sequence, now)
-        sequence.append(chosen.token_id)
-        reason: FinishReason | None = None
-        text, stopped = "", False
-        if chosen.token_id in sequence.stop_ids:
-            reason = "stop"
-        else:
-            text, stopped = sequence.detokenizer.add(chosen.token_id)
-            if not stopped and sequence.num_output >= sequence.max_tokens:
-                reason = "length"
-        if reason is not None:
-            rest, stopped = sequence.detokenizer.finish()
-            text += rest
-        if stopped:
-            reason = "stop"
-        if reason is not None:
-            self._finish(sequence, reason)
-        logprobs = () if chosen.logprob is None else (self._describe(chosen, chosen.logprob),)
-        cached = sequence.num_cached or 0
-        return TextDelta(sequence.key[1], text, (chosen.token_id,), reason, logprobs, cached)
-
-    def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
-        def alternative(token_id: int, value: float) -> Alternative:
-            tokenizer = self.processor.tokenizer
-            text = tokenizer.token_text(token_id)
-            raw = tokenizer.token_bytes(token_id) or text.encode()
-            # JSON has no infinity; OpenAI's own floor for "never" is -9999.
-            return Alternative(text, raw, max(value, -9999.0))
-
-        return TokenLogprob(
-            alternative(chosen.token_id, logprob), tuple(alternative(*pair) for pair in chosen.top)
-        )

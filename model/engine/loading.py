@@ -12,6 +12,7 @@ import psutil
 import torch
 from huggingface_hub import snapshot_download
 
+from model.cpu.memory import keep_freed_memory
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_caches import block_size, storage_dtype
@@ -80,6 +81,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     processor = Processor.from_checkpoint(directory)
     model = _load_model(directory, _dtype(options.dtype, device, raw), device)
     network = make_network(model)
+    keep_freed_memory()
     config = _engine_config(network, options)
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
     engine = Engine(network, processor, stop_ids, config)
@@ -164,6 +166,7 @@ def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
         prefix_caching=options.prefix_caching,
         embedding_cache_bytes=int(options.embedding_cache_gib * GIB),
         deterministic=options.deterministic,
+        prompt_lookup=options.prompt_lookup,
         default_max_tokens=options.default_max_tokens,
         block_size=size,
         num_blocks=num_blocks,

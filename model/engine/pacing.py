@@ -32,13 +32,13 @@ class Pacing:
         self._token_seconds: float | None = None
 
     def measured(self, seconds: float, num_decoding: int, prefill_tokens: int) -> None:
-        """Learn from a step of ``num_decoding`` single tokens and ``prefill_tokens`` others."""
+        """Learn from a step of one token each of ``num_decoding`` sequences, and others."""
         if self._is_first:  # it finds nothing in memory that later ones find
             self._is_first = False
         elif prefill_tokens == 0:
             old = self._decode_seconds.get(num_decoding)
             self._decode_seconds[num_decoding] = _mixed(old, seconds)
-        else:
+        elif prefill_tokens >= SMALLEST_CHUNK:  # what fewer add is lost in the noise
             decode = self._decode(num_decoding) or 0.0
             added = max(seconds - decode, seconds / 10) / prefill_tokens
             self._token_seconds = _mixed(self._token_seconds, added)
@@ -57,6 +57,16 @@ class Pacing:
             return self._prefill_chunk
         tokens = int(spare / self._token_seconds) // SMALLEST_CHUNK * SMALLEST_CHUNK
         return min(max(tokens, SMALLEST_CHUNK), self._prefill_chunk)
+
+    def spare_tokens(self, num_decoding: int) -> int:
+        """Further tokens that a decode step can compute and hardly take twice as long."""
+        if num_decoding == 0 or self._fixed:
+            return 0
+        least = max(num_decoding, SMALLEST_CHUNK)  # as many again, if they cost the same
+        decode = self._decode(num_decoding)
+        if decode is None or self._token_seconds is None:
+            return least
+        return max(int(decode / self._token_seconds), least)
 
     def _decode(self, rows: int) -> float | None:
         """Seconds of a pure decode step, from those of the most similar number of rows."""

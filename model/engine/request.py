@@ -10,6 +10,22 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class GrammarSpec:
+    """What an answer must match.
+
+    Attributes:
+        kind: what ``source`` is.
+        source: a JSON schema as JSON text, a regular expression, or a grammar in Lark's or GBNF's
+            syntax.
+        loc: where it stands in the request, for errors.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    source: str
+    loc: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when an answer ends. Values are validated at the server's door.
 
@@ -30,6 +46,8 @@ class SamplingParams:
         stop_token_ids: further ids that end the answer.
         ignore_eos: generate past the checkpoint's own stop tokens.
         logprobs: how many alternatives to report per token; None reports nothing.
+        grammar: what the answer must match, whatever the other parameters; a stop string or stop
+            token that comes before its end cuts it off.
         n: answers to the same prompt; answer i is sampled with ``seed + i``.
     """
 
@@ -48,6 +66,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: GrammarSpec | None = None
     n: int = 1
 
 

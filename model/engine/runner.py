@@ -42,7 +42,7 @@ class Runner:
         self._device = decoder.device
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Compute the chunks; returns float32 logits ``(S, V)`` of those that sample, in order."""
+        """Compute the chunks; returns float32 logits ``(S, V)``: each chunk's ``num_sampled`` rows."""
         if not self._fixed_rows:
             return self._compute(chunks, 0)
         decoding = [chunk for chunk in chunks if chunk.is_text_token]
@@ -50,10 +50,10 @@ class Runner:
         logits_V = {}
         for group in ([decoding] if decoding else []) + others:
             rows = self._fixed_rows if group is decoding else 0
-            sampled = [chunk for chunk in group if chunk.samples]
+            sampled = [chunk for chunk in group if chunk.num_sampled]
             for chunk, row_V in zip(sampled, self._compute(group, rows), strict=False):
                 logits_V[chunk.sequence.key] = row_V
-        found = [logits_V[chunk.sequence.key] for chunk in chunks if chunk.samples]
+        found = [logits_V[chunk.sequence.key] for chunk in chunks if chunk.num_sampled]
         return torch.stack(found) if found else torch.empty(0)
 
     def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
@@ -61,15 +61,15 @@ class Runner:
         if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
             return self._graphs.run(chunks)
         hidden_TE = self._embed(chunks)
-        position_T = self._tensor([p for c in chunks for p in range(c.start, c.end)])
+        position_T = self._tensor([c.start + i for c in chunks for i in range(len(c))])
         regime_T = self._tensor([int(c.sequence.regime) for c in chunks for _ in range(len(c))])
-        spans = [Span(c.sequence.block_table, c.start, c.end) for c in chunks]
+        spans = [Span(c.sequence.block_table, c.start, c.start + len(c)) for c in chunks]
         attend = self._cache.attention(spans)
-        last, sampled = -1, []
+        end = 0
+        sampled: list[int] = []
         for chunk in chunks:
-            last += len(chunk)
-            if chunk.samples:
-                sampled.append(last)
+            end += len(chunk)
+            sampled += range(end - chunk.num_sampled, end)
         if rows:
             count = len(hidden_TE)
             attend = _Padded(attend, count)
@@ -84,7 +84,7 @@ class Runner:
 
     def _embed(self, chunks: list[Chunk]) -> Tensor:
         """Embeddings of the chunks' tokens, images' at their positions."""
-        ids = [i for c in chunks for i in c.sequence.token_ids[c.start : c.end]]
+        ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
         embedded_TE = self._decoder.embed(self._tensor(ids).clamp(min=0))
         row = 0
         for chunk in chunks:

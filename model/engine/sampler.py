@@ -2,7 +2,7 @@
 
 A sampled row draws a single number from its own seed and position and looks it up in its cumulative
 distribution, so that the result never depends on the other rows of the batch nor on the device's
-random state. Log probabilities are those of the raw logits, before penalties and temperature.
+random state, nor on whether it was guessed. Log probabilities are those of the raw logits, before penalties and temperature.
 
 Shape suffixes: S sequences sampled in the step, R rows of them that are not greedy, V vocabulary,
 K candidate tokens.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.engine.guidance import Guidance
 from model.engine.logits_processors import process
 from model.engine.request import SamplingParams
 from model.engine.sequence import Sequence
@@ -37,18 +38,31 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
+def sample(
+    logits_SV: Tensor,
+    sequences: Rows[Sequence],
+    guidance: Guidance | None = None,
+    ahead: Rows[int] | None = None,
+) -> list[Sample]:
     """Choose the next token of each sequence.
 
     Args:
         logits_SV: raw float32 logits of the step.
         sequences: whose rows they are, in order.
+        guidance: begun for them, where some have grammars.
+        ahead: how many guessed tokens lie between a sequence's end and the row's token.
     """
     processed_SV = process(logits_SV, sequences)
+    if guidance is not None:
+        processed_SV = guidance.apply(processed_SV)
     token_S = processed_SV.argmax(dim=-1)
     rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
     if rows:
-        token_S[rows] = _draw(processed_SV[rows], [sequences[i] for i in rows])
+        uniforms = [
+            uniform(sequences[i].seed, sequences[i].num_output + (ahead[i] if ahead else 0))
+            for i in rows
+        ]
+        token_S[rows] = _draw(processed_SV[rows], [sequences[i].params for i in rows], uniforms)
     tokens: list[int] = token_S.tolist()
     samples = [Sample(token) for token in tokens]
     reported = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
@@ -65,15 +79,12 @@ def _with_logprobs(token_id: int, logprobs_V: Tensor, top: int) -> Sample:
     return Sample(token_id, float(logprobs_V[token_id]), tuple(pairs))
 
 
-def _draw(logits_RV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+def _draw(logits_RV: Tensor, params: Rows[SamplingParams], uniforms: Rows[float]) -> Tensor:
     """Sample rows by temperature, top_k, top_p and min_p; returns int64 ``(R,)``."""
-    params = [s.params for s in sequences]
     device = logits_RV.device
     temperature_R = torch.tensor([p.temperature for p in params], device=device)
     scaled_RV = logits_RV / temperature_R[:, None]
-    uniform_R = torch.tensor(
-        [uniform(s.seed, s.num_output) for s in sequences], dtype=torch.float64, device=device
-    )
+    uniform_R = torch.tensor(uniforms, dtype=torch.float64, device=device)
     token_R = torch.empty(len(params), dtype=torch.int64, device=device)
     whole = [i for i, p in enumerate(params) if p.top_p >= 1 and not p.top_k and not p.min_p]
     if whole:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
+from model.engine.lookup import LONGEST_GUESS
 from model.engine.pacing import Pacing
 from model.engine.sequence import Sequence, Status
 from model.phi3v.rope import LongRope
@@ -20,19 +21,34 @@ from model.phi3v.rope import LongRope
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one sequence to compute in a step: positions ``start`` to ``end``."""
+    """Tokens of one sequence to compute in a step: positions ``start`` to ``end``, and a guess.
+
+    Attributes:
+        guess: how the sequence may go on at its end; verified in the same step.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    guess: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return self.end - self.start
+        return self.end - self.start + len(self.guess)
 
     @property
-    def samples(self) -> bool:
-        """Whether the step yields the sequence's next token."""
-        return self.end == len(self.sequence)
+    def token_ids(self) -> list[int]:
+        """The tokens."""
+        return [*self.sequence.token_ids[self.start : self.end], *self.guess]
+
+    @property
+    def num_sampled(self) -> int:
+        """How many next tokens the step yields, if the guess is right."""
+        return 1 + len(self.guess) if self.end == len(self.sequence) else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it makes the answer longer, rather than computing what is there."""
+        return self.num_sampled > 0 and self.sequence.is_decoding
 
     @property
     def is_text_token(self) -> bool:
@@ -102,7 +118,7 @@ class Scheduler:
                 self._choose_regime(sequence)
                 self._make_room(sequence)
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
-        chunks = [Chunk(s, s.num_computed, len(s)) for s in decoding]
+        chunks = self._decode(decoding)
         num_prefilling = len(self.running) - len(decoding) + len(self.waiting)
         budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
         for sequence in self.running:
@@ -112,18 +128,44 @@ class Scheduler:
             budget -= self._prefill(self.running[-1], budget, chunks)
         return chunks
 
-    def computed(self, chunk: Chunk) -> None:
-        """Take note that a chunk's keys and values are in the cache."""
-        sequence = chunk.sequence
-        sequence.num_computed = chunk.end
+    def computed(self, sequence: Sequence, end: int) -> None:
+        """Take note that a sequence's keys and values are in the cache up to ``end``."""
+        start, sequence.num_computed = sequence.num_computed, end
         if self.blocks.caching:
             size = self.blocks.block_size
-            first, count = chunk.start // size, chunk.end // size
+            first, count = start // size, end // size
             hashes = sequence.hashes(count, size)
             for index in range(first, count):
                 self.blocks.file(sequence.block_table[index], hashes[index])
-        if chunk.end >= sequence.prompt_len:
+        if end >= sequence.prompt_len:
             self._release_followers(sequence)
+
+    def _decode(self, decoding: list[Sequence]) -> list[Chunk]:
+        """Chunks of the decoding sequences, with guesses as far as the step can spare."""
+        spare = self._pacing.spare_tokens(len(decoding))
+        chunks = []
+        for number, sequence in enumerate(decoding):
+            guess: list[int] = []
+            if sequence.lookup is not None and sequence.num_pending == 1:
+                share = -(-spare // (len(decoding) - number))
+                guess = sequence.lookup.guess(
+                    sequence.token_ids, self._most_guessed(sequence, share)
+                )
+                spare -= len(guess)
+                self.blocks.grow(sequence.block_table, len(sequence) + len(guess))
+            chunks.append(Chunk(sequence, sequence.num_computed, len(sequence), tuple(guess)))
+        return chunks
+
+    def _most_guessed(self, sequence: Sequence, share: int) -> int:
+        """How many tokens may be guessed: within the answer, its rope regime, and its share."""
+        length = len(sequence)
+        most = min(share, sequence.max_tokens - sequence.num_output - 1, LONGEST_GUESS)
+        while most > 0 and (
+            self._rope.regime(length + most) is not sequence.regime
+            or not self.blocks.can_grow(sequence.block_table, length + most)
+        ):
+            most -= 1
+        return max(most, 0)
 
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Add the sequence's next chunk of at most ``budget`` tokens; returns its length."""

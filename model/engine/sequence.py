@@ -9,10 +9,14 @@ from collections import Counter
 from torch import Tensor
 
 from model.engine.detokenizer import Detokenizer
+from model.engine.grammar import Guide
+from model.engine.lookup import Lookup
 from model.engine.prefix_hash import ImageSpan, prefix_hashes
 from model.engine.request import SamplingParams
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
+
+MOST_TOGETHER = 32  # tokens that one step may add to an answer
 
 
 class Status(enum.Enum):
@@ -38,6 +42,8 @@ class Sequence:
         followers: other answers to the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
         seed: of its sampling.
+        guide: how far it has come in the grammar that it must match, if any.
+        lookup: guesses its next tokens, if it may be guessed.
         arrived, newest_at: when its request came and its newest token, in seconds.
     """
 
@@ -75,6 +81,8 @@ class Sequence:
         self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
+        self.guide: Guide | None = None
+        self.lookup: Lookup | None = None
         self.arrived = self.newest_at = 0.0
 
     def __len__(self) -> int:
@@ -87,7 +95,7 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens to compute before the next one can be sampled; 1 while decoding."""
+        """Tokens to compute before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed
 
     def append(self, token_id: int) -> None:
@@ -97,8 +105,9 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the next token is all that is missing."""
-        return self.num_pending == 1
+        """Whether the next token is all that is missing, or some that came together."""
+        together = self.num_computed >= self.prompt_len and self.num_pending <= MOST_TOGETHER
+        return self.num_pending == 1 or together
 
     @property
     def needs_tower(self) -> bool:

@@ -42,7 +42,8 @@ class Totals:
     Attributes:
         finished: answers by finish reason, with ``abort`` and ``error`` for those cut short.
         prompt_tokens: of the answers that were begun; ``cached_tokens`` of them were found computed.
-        generated_tokens: of all answers.
+        generated_tokens: of all answers; ``forced_tokens`` of them were forced by a grammar and
+            computed together with others, and ``guessed_right`` of ``guessed_tokens`` by lookup.
         failed_steps: steps of the decoder or the vision tower that raised.
         ttft: from a request's arrival to the first token of each answer.
         itl: between tokens of one answer.
@@ -52,6 +53,9 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    forced_tokens: int = 0
+    guessed_tokens: int = 0
+    guessed_right: int = 0
     failed_steps: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)

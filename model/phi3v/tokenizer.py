@@ -46,6 +46,7 @@ class Phi3VTokenizer:
             full = Tokenizer.from_str(json.dumps(spec))
             plain = {**spec, "added_tokens": [], "post_processor": None}
             self._text = Tokenizer.from_str(json.dumps(plain))
+            self._inner = Tokenizer.from_str(json.dumps(_without_prefix(plain)))
         except Exception as error:
             raise CheckpointError(
                 f"{directory}/tokenizer.json cannot be used: {first_line(error)}"
@@ -96,6 +97,16 @@ class Phi3VTokenizer:
                 ids += self._text.encode(text).ids
         return ids
 
+    def encode_inner(self, text: str) -> list[int]:
+        """Token ids of text that goes on from other text: as it is, with no space put before it."""
+        ids: list[int] = self._inner.encode(text).ids
+        return ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        return frozenset(self._special_ids)
+
     def _flag(self, part: object, flag: str) -> bool:
         return isinstance(part, Control) and bool(self._added[part.name][flag])
 
@@ -126,6 +137,27 @@ def _piece_bytes(piece: str) -> bytes:
     if match := BYTE_PIECE.fullmatch(piece):
         return bytes.fromhex(match[1])
     return piece.replace(WORD_BOUNDARY, " ").encode()
+
+
+def _without_prefix(spec: Any) -> Any:
+    """The tokenizer's spec without the steps that put a space before a text."""
+    if isinstance(spec, list):
+        steps = [_without_prefix(step) for step in spec]
+        return [step for step in steps if not (isinstance(step, dict) and _is_prepend(step))]
+    if not isinstance(spec, dict):
+        return spec
+    changed = {
+        key: value if key == "model" else _without_prefix(value) for key, value in spec.items()
+    }
+    if changed.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if isinstance(spec.get("normalizer"), dict) and _is_prepend(spec["normalizer"]):
+        changed["normalizer"] = None
+    return changed
+
+
+def _is_prepend(step: dict[str, Any]) -> bool:
+    return step.get("type") == "Prepend"
 
 
 def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:

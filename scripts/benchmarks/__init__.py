@@ -9,6 +9,8 @@
 | ``stream`` | decode speed with weights that no cache holds, alone and eight together | the machine's speed at reading weights |
 | ``soak`` | blocks leaked and memory grown over thousands of random requests | none, and flat |
 | ``long`` | peak memory of prompts up to 32k tokens | linear growth |
+| ``guidance`` | steps for answers to a JSON schema, and what a grammar adds to a step | no jump-ahead; no grammar |
+| ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
 
 Speeds of a shared machine drift by tens of percent within minutes. So all sides of a comparison are
 measured in turn, several rounds in one run, each side alone while it is measured, and compared by

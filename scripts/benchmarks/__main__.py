@@ -13,7 +13,7 @@ from pathlib import Path
 import scripts.benchmarks
 from scripts.benchmarks.options import Options
 
-NAMES = ["engine", "server", "image", "stall", "stream", "soak", "long"]
+NAMES = ["engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"]
 SMOKE = {
     "rounds": 1,
     "concurrency": [1, 4],
@@ -46,7 +46,12 @@ def main() -> None:
         help="server: libraries to preload for vLLM; by default libiomp5 and libtcmalloc_minimal "
         "where they are found in its environment or beside it",
     )
-    flag("--server-flags", nargs="*", default=["--no-prefix-caching"], help="more of our server's")
+    flag(
+        "--server-flags",
+        nargs="*",
+        default=["--no-prefix-caching", "--no-prompt-lookup"],
+        help="more of our server's",
+    )
     flag("--smoke", action="store_true", help="tiny checkpoints, one round: does it run at all?")
     flag("--out", type=Path, default=Path("bench-results"), help="where results are written")
     flag("--checkpoints", type=Path, help="where checkpoints are kept; by default they are not")

@@ -37,8 +37,9 @@ class Answer:
 
 
 def load(directory: Path, dtype: str, max_model_len: int = 4096, **changes: object) -> Engine:
-    """An engine that answers every prompt anew, unless ``changes`` say otherwise."""
-    sizes = {"max_model_len": max_model_len, "prefix_caching": False, **changes}
+    """An engine that computes every token of every prompt, unless ``changes`` say otherwise."""
+    plain = {"prefix_caching": False, "prompt_lookup": False}
+    sizes = {"max_model_len": max_model_len, **plain, **changes}
     return load_engine(directory, LoadOptions(model=str(directory), dtype=dtype, **sizes))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,122 @@
+"""From sampled tokens to what they add to an answer: its tokens, its text, and whether it ends."""
+
+from __future__ import annotations
+
+from model.engine.request import Alternative, FinishReason, TextDelta, TokenLogprob
+from model.engine.sampler import Sample
+from model.engine.scheduler import Chunk, Scheduler
+from model.engine.sequence import MOST_TOGETHER, Sequence
+from model.engine.stats import Totals
+from model.errors import ModelError
+from model.phi3v.tokenizer import Phi3VTokenizer
+
+
+class Acceptance:
+    """Makes sequences longer.
+
+    Args:
+        tokenizer: of the checkpoint.
+        scheduler: told what a right guess has computed.
+        totals: counts what is generated.
+        jumps: whether tokens that a grammar forces are appended without a step for each.
+    """
+
+    def __init__(
+        self, tokenizer: Phi3VTokenizer, scheduler: Scheduler, totals: Totals, jumps: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._totals = totals
+        self._may_jump = jumps
+
+    def __call__(self, chunk: Chunk, samples: list[Sample], now: float) -> TextDelta | ModelError:
+        """Go on by what was sampled, as far as the guess was right, and by what that forces.
+
+        Args:
+            chunk: of the step.
+            samples: what came after its end, and after each guessed token.
+            now: in seconds, by ``time.perf_counter``.
+        """
+        sequence = chunk.sequence
+        if sequence.guide is not None and sequence.guide.error is not None:
+            return sequence.guide.error
+        self._count(sequence, now)
+        length, text = len(sequence), ""
+        reason: FinishReason | None = None
+        for number, chosen in enumerate(samples):
+            more, reason = self._append(sequence, chosen.token_id)
+            text += more
+            if reason is not None or chunk.guess[number : number + 1] != (chosen.token_id,):
+                break
+        samples = samples[: len(sequence) - length]
+        if chunk.guess:
+            self._verified(chunk, len(samples) - 1)
+        while reason is None and len(sequence) - length < MOST_TOGETHER:
+            forced = self._forced(sequence)
+            if forced is None:
+                break
+            more, reason = self._append(sequence, forced)
+            text += more
+            self._totals.forced_tokens += 1
+        token_ids = tuple(sequence.token_ids[length:])
+        self._totals.generated_tokens += len(token_ids)
+        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
+        cached = sequence.num_cached or 0
+        return TextDelta(sequence.key[1], text, token_ids, reason, logprobs, cached)
+
+    def _forced(self, sequence: Sequence) -> int | None:
+        """What comes next without a step; log probabilities need one for each token."""
+        if sequence.guide is None or not self._may_jump or sequence.params.logprobs is not None:
+            return None
+        return sequence.guide.forced
+
+    def _verified(self, chunk: Chunk, right: int) -> None:
+        """Keep what a right guess computed, and learn from it."""
+        self._scheduler.computed(chunk.sequence, chunk.end + right)
+        self._totals.guessed_tokens += len(chunk.guess)
+        self._totals.guessed_right += right
+        if chunk.sequence.lookup is not None:
+            chunk.sequence.lookup.learn(len(chunk.guess), right)
+
+    def _count(self, sequence: Sequence, now: float) -> None:
+        """Account for a token sampled now."""
+        totals = self._totals
+        if sequence.num_output == 0:
+            totals.prompt_tokens += sequence.prompt_len
+            totals.cached_tokens += sequence.num_cached or 0
+            totals.ttft.observe(now - sequence.arrived)
+        else:
+            totals.itl.observe(now - sequence.newest_at)
+        sequence.newest_at = now
+
+    def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
+        """Take a token and turn it into text; the reason if the answer ends with it."""
+        sequence.append(token_id)
+        guide = sequence.guide
+        reason: FinishReason | None = None
+        text, stopped = "", False
+        if token_id in sequence.stop_ids:
+            reason = "stop"
+        else:
+            text, stopped = sequence.detokenizer.add(token_id)
+            if guide is not None:
+                guide.accept(token_id)
+            if guide is not None and guide.is_finished:
+                reason = "stop"
+            elif not stopped and sequence.num_output >= sequence.max_tokens:
+                reason = "length"
+        if reason is not None:
+            rest, stopped = sequence.detokenizer.finish()
+            text += rest
+        return text, "stop" if stopped else reason
+
+    def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
+        def alternative(token_id: int, value: float) -> Alternative:
+            text = self._tokenizer.token_text(token_id)
+            raw = self._tokenizer.token_bytes(token_id) or text.encode()
+            # JSON has no infinity; OpenAI's own floor for "never" is -9999.
+            return Alternative(text, raw, max(value, -9999.0))
+
+        return TokenLogprob(
+            alternative(chosen.token_id, logprob), tuple(alternative(*pair) for pair in chosen.top)
+        )

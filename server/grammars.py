@@ -1,0 +1,64 @@
+"""What an answer must match, as a request says it in one of several ways."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import model
+from server.errors import ApiError
+from server.schemas.requests import ChatCompletionRequest, ResponseFormat
+
+
+def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
+    """The grammar that the request asks for, if any.
+
+    Raises:
+        ApiError: two of them, or one whose answer could never end.
+    """
+    asked = {
+        "response_format": _of_format(request.response_format),
+        "guided_regex": _of_regex(request.guided_regex),
+        "guided_choice": _of_choices(request.guided_choice),
+        "guided_grammar": _of_grammar(request.guided_grammar),
+    }
+    named = [name for name, spec in asked.items() if spec is not None]
+    if not named:
+        return None
+    if len(named) > 1 or request.ignore_eos:
+        other = named[1] if len(named) > 1 else "ignore_eos"
+        reason = f"{named[0]} and {other} cannot both be honoured; leave one out"
+        raise ApiError(422, "invalid_parameter", reason, (other,))
+    return asked[named[0]]
+
+
+def _of_format(wanted: ResponseFormat | None) -> model.GrammarSpec | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return model.GrammarSpec("json_schema", '{"type": "object"}', ("response_format",))
+    if wanted.json_schema is None:
+        raise ApiError(
+            422,
+            "invalid_parameter",
+            "response_format.json_schema is missing; it holds a name and a schema",
+            ("response_format", "json_schema"),
+        )
+    loc = ("response_format", "json_schema", "schema")
+    return model.GrammarSpec("json_schema", json.dumps(wanted.json_schema.json_schema), loc)
+
+
+def _of_choices(choices: list[str] | None) -> model.GrammarSpec | None:
+    if choices is None:
+        return None
+    # Only ASCII marks mean something in an expression; all of them may be escaped.
+    escaped = [re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", choice) for choice in choices]
+    return model.GrammarSpec("regex", "|".join(escaped), ("guided_choice",))
+
+
+def _of_regex(regex: str | None) -> model.GrammarSpec | None:
+    return None if regex is None else model.GrammarSpec("regex", regex, ("guided_regex",))
+
+
+def _of_grammar(source: str | None) -> model.GrammarSpec | None:
+    return None if source is None else model.GrammarSpec("grammar", source, ("guided_grammar",))

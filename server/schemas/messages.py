@@ -1,0 +1,107 @@
+"""Messages of a conversation, as both dialects share them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from server.schemas.values import Body
+
+
+class TextPart(Body):
+    """Text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Body):
+    """An image as a data URL; ``low`` detail is the whole image in one crop, with fewer tokens."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(Body):
+    """An image in a user message. The seed's JavaScript sample writes ``image`` for the key."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | None = None
+    image: ImageUrl | None = None
+
+
+OtherMedia = Literal["input_audio", "audio_url", "input_video", "video", "video_url", "file"]
+
+
+class OtherMediaPart(BaseModel):
+    """What clients may send to other models and this one refuses."""
+
+    type: OtherMedia
+
+
+def _part_kind(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    if not isinstance(kind, str):
+        return None
+    return "<other>" if kind in get_args(OtherMedia) else f"<{kind}>"
+
+
+# Tags show up in the paths of errors; spelled so that none is mistaken for a key of the body.
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[OtherMediaPart, Tag("<other>")],
+    Discriminator(
+        _part_kind,
+        custom_error_type="invalid_content_part",
+        custom_error_message="a content part has a type of 'text' or 'image_url'",
+    ),
+]
+
+
+def _content_kind(content: Any) -> str | None:
+    if isinstance(content, str):
+        return "<string>"
+    return "<parts>" if isinstance(content, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[
+        list[ContentPart], Field(min_length=1, max_length=256, fail_fast=True), Tag("<parts>")
+    ],
+    Discriminator(
+        _content_kind,
+        custom_error_type="invalid_content",
+        custom_error_message="content is a string or a list of parts",
+    ),
+]
+
+
+class ChatMessage(BaseModel):
+    """One message. Further keys that answers carry are taken back as long as they are empty."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = Field(
+        None, validate_default=True, description="only an assistant's message may have none"
+    )
+    name: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _assistants_may_say_nothing(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role") != "assistant":
+            raise PydanticKnownError("missing")
+        return content
