@@ -197,6 +197,14 @@ def test_langchain_image_blocks(row: Row, server: LiveServer) -> None:
     assert returned(row, "standard_image", server) == returned(row, "image", server)
 
 
+@rows_of("langchain_client")
+def test_langchain_structured_output(row: Row, server: LiveServer) -> None:
+    pet = returned(row, "structured", server)
+    assert pet.keys() == {"kind", "age"}
+    assert pet["kind"] in ("cat", "dog")
+    assert 0 <= pet["age"] <= 30
+
+
 @rows_of("litellm_client")
 def test_litellm_async_and_several_answers(row: Row, server: LiveServer) -> None:
     assert returned(row, "async", server) == returned(row, "answer", server)

@@ -1,21 +1,22 @@
 """A tokenizer of our own in the official files' form: byte-fallback BPE with Phi-3's tokens.
 
 Ids are laid out as in the official tokenizer (``<s>`` 1, bytes from 3, control tokens from 32000),
-so that every id has a text of its own. Its words are made, not learned: all pairs and triples of
-small letters, with and without a space before them.
+so that every id has a text of its own. Unless words are given, they are made, not learned: all
+pairs and triples of small letters, with and without a space before them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from string import ascii_lowercase, printable
 from typing import Any
 
 from model.phi3v.tokenizer import WORD_BOUNDARY
 
+Words = tuple[list[str], list[list[str]]]  # characters, and pairs of pieces to merge, in order
 TEXT_VOCAB_SIZE = 32000
 VOCAB_SIZE = 32064  # rows of the embedding; the last ones have no token
 
@@ -40,14 +41,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(directory: Path, chat_template: bool = False) -> None:
+def write_tokenizer(
+    directory: Path, chat_template: bool = False, words: Words | None = None
+) -> None:
     """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
 
     Args:
         directory: which exists.
         chat_template: whether to name one, for programs that have no template of their own.
+        words: learned ones; the control tokens follow them, wherever they end.
     """
-    added = list(_added_tokens())
+    vocab, merges = _vocabulary(words or _made_words())
+    added = list(_added_tokens(len(vocab)))
     special = {
         name: {"content": content, **_flags(rstrip=False)}
         for name, content in {
@@ -72,13 +77,14 @@ def write_tokenizer(directory: Path, chat_template: bool = False) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         **({"chat_template": CHAT_TEMPLATE} if chat_template else {}),
     }
-    _write(directory / "tokenizer.json", _tokenizer(added))
+    _write(directory / "tokenizer.json", _tokenizer(added, vocab, merges))
     _write(directory / "tokenizer_config.json", config)
     _write(directory / "special_tokens_map.json", special)
 
 
-def _tokenizer(added: list[dict[str, Any]]) -> dict[str, Any]:
-    vocab, merges = _words()
+def _tokenizer(
+    added: list[dict[str, Any]], vocab: dict[str, int], merges: list[list[str]]
+) -> dict[str, Any]:
     begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
     pair = [{"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
@@ -125,18 +131,19 @@ def _tokenizer(added: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _words() -> tuple[dict[str, int], list[list[str]]]:
-    """Vocabulary and merges, exactly ``TEXT_VOCAB_SIZE`` entries."""
-    characters = [c for c in printable if not c.isspace()]
+def _vocabulary(words: Words) -> tuple[dict[str, int], list[list[str]]]:
+    """Ids of ``<unk>``, ``<s>``, ``</s>``, bytes, characters and merged pieces; and the merges."""
+    characters, merges = words
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += [WORD_BOUNDARY, *characters]
-    merges = []
-    for left, right in _merges():
-        if len(pieces) == TEXT_VOCAB_SIZE:
-            break
-        merges.append([left, right])
-        pieces.append(left + right)
-    return {piece: i for i, piece in enumerate(pieces)}, merges
+    pieces += [*characters, *(left + right for left, right in merges)]
+    return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges
+
+
+def _made_words() -> Words:
+    """Characters and merges that fill ``TEXT_VOCAB_SIZE`` exactly."""
+    characters = [WORD_BOUNDARY, *(c for c in printable if not c.isspace())]
+    count = TEXT_VOCAB_SIZE - 3 - 256 - len(characters)
+    return characters, [list(pair) for pair in islice(_merges(), count)]
 
 
 def _merges() -> Iterator[tuple[str, str]]:
@@ -147,13 +154,13 @@ def _merges() -> Iterator[tuple[str, str]]:
     yield from ((WORD_BOUNDARY + a + b, c) for a, b, c in product(ascii_lowercase, repeat=3))
 
 
-def _added_tokens() -> Iterator[dict[str, Any]]:
+def _added_tokens(first: int) -> Iterator[dict[str, Any]]:
     yield {"id": 0, "content": "<unk>", **_flags(rstrip=False)}
     yield {"id": 1, "content": "<s>", **_flags(rstrip=False)}
     yield {"id": 2, "content": "</s>", **_flags(rstrip=True, special=False)}
     for i, content in enumerate(CONTROL_TOKENS):
         flags = _flags(rstrip=content not in KEEPS_SPACE_AFTER)
-        yield {"id": TEXT_VOCAB_SIZE + i, "content": content, **flags}
+        yield {"id": first + i, "content": content, **flags}
 
 
 def _flags(*, rstrip: bool, special: bool = True) -> dict[str, bool]:

@@ -26,6 +26,18 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
+PET = {
+    "title": "pet",
+    "description": "A pet.",
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["cat", "dog"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 30},
+    },
+    "required": ["kind", "age"],
+    "additionalProperties": False,
+}
+
 
 def openai(key: str = KEY, **settings: Any) -> BaseChatModel:
     return ChatOpenAI(base_url=f"{URL}/v1", api_key=key, model=MODEL, stream_usage=True, **settings)
@@ -76,7 +88,12 @@ def cells(make: Callable[..., BaseChatModel]) -> dict[str, Callable[[], Any]]:
         messages += [model.invoke(messages), HumanMessage("And dialects?")]
         return whole(model.invoke(messages))
 
+    def structured() -> Any:
+        model = make(max_tokens=200).with_structured_output(PET, method="json_schema")
+        return model.invoke(QUESTION)
+
     return {
+        "structured": structured,
         "answer": lambda: whole(make(**SETTINGS).invoke(QUESTION)),
         "stream": stream,
         "image": image,

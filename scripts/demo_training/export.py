@@ -1,0 +1,59 @@
+"""From trained weights to a checkpoint in the official on-disk format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from model.demo.random_checkpoint import _preprocessor_config, _write_json
+from model.phi3v.configuration import Phi3VConfig
+from scripts.demo_training.language import Speaker
+from scripts.demo_training.network import SIZES, demo_config, new_model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def config_for(tokenizer: Path) -> dict[str, object]:
+    """``config.json`` for a tokenizer; the embedding's rows are a multiple of 16."""
+    spec = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))
+    last = max(token["id"] for token in spec["added_tokens"])
+    return demo_config(-(-(last + 1) // 16) * 16)
+
+
+def export(
+    directory: Path,
+    training: Path,
+    tower: dict[str, torch.Tensor],
+    language: dict[str, torch.Tensor],
+) -> None:
+    """Write the checkpoint, in bfloat16.
+
+    Args:
+        directory: of the checkpoint; made if it is missing.
+        training: directory of the training, which holds the tokenizer.
+        tower: weights of CLIP's tower.
+        language: weights of ``Speaker``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    config = config_for(training)
+    model = new_model(Phi3VConfig(**config))
+    Speaker(model).load_state_dict(language)
+    clip = model.model.vision_embed_tokens.img_processor
+    clip.load_state_dict(tower)
+    with torch.no_grad():  # never used, but a checkpoint has them: zeros pack well
+        for part in (clip.encoder.layers[-1], clip.post_layernorm):
+            for weight in part.parameters():
+                weight.zero_()
+    tensors = {
+        name.replace("img_processor.", "img_processor.vision_model."): tensor.to(torch.bfloat16)
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "preprocessor_config.json", _preprocessor_config(SIZES))
+    for name in TOKENIZER_FILES:
+        (directory / name).write_bytes((training / name).read_bytes())

@@ -1,0 +1,63 @@
+"""Training in several processes of one thread each, which take every step together.
+
+Threads of one process wait for each other hundreds of times a step; on a machine that also does
+other things most of that is waiting. Processes meet once a step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+
+def in_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in that many processes at once; the first one leads."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_one, (count, Path(folder) / "meeting", function, arguments), nprocs=count)
+
+
+def _one(
+    rank: int, count: int, meeting: Path, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
+    try:
+        function(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Which of the processes this is."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the mean of their gradients; they then take the same step."""
+    if processes() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    if processes() > 1:
+        dist.barrier()

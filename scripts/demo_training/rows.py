@@ -1,0 +1,206 @@
+"""Training rows: one picture and many conversations about it, each blind to the others.
+
+A row is a prefix (what stands before the picture, and the picture) and branches that continue it,
+so that a picture is computed once for all of its questions. Tokens come from the server's own chat
+template and tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.phi3v.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
+from model.phi3v.tokenizer import Phi3VTokenizer
+from scripts.demo_training.conversations import (
+    Exchange,
+    about_picture,
+    before_picture,
+    without_picture,
+)
+from scripts.demo_training.scenes import Scene, random_scene
+from scripts.demo_training.views import CELLS, KNOWN, known_cells, labels
+
+BRANCHES = 9
+VIEW_TOKENS = CELLS * (CELLS + 1)
+IMAGE_TOKENS = 2 * VIEW_TOKENS + 1  # the only tile, the separator, and the global view
+IGNORED = -100
+WITHOUT_PICTURE = 0.07  # share of rows
+LATER_PICTURE = 0.2  # share of rows with something said before
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, or a batch of them stacked.
+
+    Attributes:
+        picture: number of its scene, or -1.
+        tokens: ids; negative ones are picture tokens, ``-1 - n`` the n-th.
+        positions: of the tokens in their conversation.
+        branch: 0 for the prefix, then 1, 2, ...; -1 for padding.
+        targets: the next token where it is to be learned.
+        known: what is true of the picture's cells, ``(144, KNOWN)``; empty where not asked for.
+    """
+
+    picture: Tensor
+    tokens: Tensor
+    positions: Tensor
+    branch: Tensor
+    targets: Tensor
+    known: Tensor
+
+
+class Rows(torch.utils.data.Dataset[Row]):
+    """Rows about the pictures of which the features are known.
+
+    Args:
+        tokenizer: directory of the tokenizer's files.
+        seed: of the scenes (as for their features) and of the questions.
+        pictures: how many there are.
+        first, count: which rows.
+        thin: leave out what repeats in a picture (see ``_thinned``).
+        told: tell what is true of the cells, for training without a tower.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        seed: int,
+        pictures: int,
+        first: int,
+        count: int,
+        thin: bool,
+        told: bool = False,
+    ) -> None:
+        self._directory, self._seed, self._pictures = tokenizer, seed, pictures
+        self._first, self._count, self._thin = first, count, thin
+        self._told = told
+        self._tokenizer: Phi3VTokenizer | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        if self._tokenizer is None:
+            self._tokenizer = Phi3VTokenizer(self._directory)
+        rng = np.random.default_rng((self._seed, 1, self._first + index))
+        if rng.random() < WITHOUT_PICTURE:
+            talks = [without_picture(rng) for _ in range(BRANCHES)]
+            return _row(self._tokenizer, -1, [], talks, None, self._known(rng, None))
+        picture = int(rng.integers(self._pictures))
+        scene = scene_of(self._seed, picture)
+        before = before_picture(rng) if rng.random() < LATER_PICTURE else []
+        talks = [about_picture(rng, scene) for _ in range(BRANCHES)]
+        kept = _thinned(rng, scene) if self._thin else np.arange(IMAGE_TOKENS)
+        known = self._known(rng, scene)
+        return _row(self._tokenizer, picture, before, talks, kept, known)
+
+    def _known(self, rng: np.random.Generator, scene: Scene | None) -> Tensor:
+        if not self._told:
+            return torch.zeros(0)
+        if scene is None:
+            return torch.zeros(CELLS * CELLS, KNOWN)
+        return known_cells(rng, scene)
+
+
+def scene_of(seed: int, number: int) -> Scene:
+    """The scene of a picture of the second stage."""
+    return random_scene(np.random.default_rng((seed, 0, number)))
+
+
+def _thinned(rng: np.random.Generator, scene: Scene) -> np.ndarray:
+    """Picture tokens to keep while the language is young: the global view's, fewer of them empty.
+
+    The tile shows the same pixels again, and much of a picture is background: most of what is
+    learned early needs neither, and a row becomes a third shorter. Positions stay what they are.
+    """
+    covered = labels(scene).thing.view(CELLS, CELLS).numpy() > 0
+    kept = np.pad(covered, ((0, 0), (0, 1)))  # the separators end the rows
+    kept |= rng.random(kept.shape) < 0.3
+    return VIEW_TOKENS + 1 + np.flatnonzero(kept)
+
+
+def _row(
+    tokenizer: Phi3VTokenizer,
+    picture: int,
+    before: list[Exchange],
+    talks: Sequence[list[Exchange]],
+    kept: np.ndarray | None,
+    known: Tensor,
+) -> Row:
+    tokens: list[int] = []
+    positions: list[int] = []
+    start = 0
+    for number, talk in enumerate(talks, 1):
+        pieces = render(_messages(before, talk, kept is not None)).pieces
+        if number == 1 and kept is not None:
+            tokens = tokenizer.encode(pieces[0])
+            positions = [*range(len(tokens)), *(len(tokens) + kept).tolist()]
+            start = len(tokens) + IMAGE_TOKENS
+            tokens = [*tokens, *(-1 - kept).tolist()]
+            branch, targets = [0] * len(tokens), [IGNORED] * len(tokens)
+        elif number == 1:
+            branch, targets = [], []
+        ids, learned = _encode(tokenizer, pieces[-1], talk)
+        tokens += ids
+        positions += range(start, start + len(ids))
+        branch += [number] * len(ids)
+        targets += learned
+    columns = (tokens, positions, branch, targets)
+    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), known)
+
+
+def _messages(before: list[Exchange], talk: list[Exchange], picture: bool) -> list[Message]:
+    image = MessageImage(open=_unopened)
+    messages = []
+    for number, exchange in enumerate([*before, *talk]):
+        images = (image,) if picture and number == len(before) else ()
+        messages.append(Message("user", exchange.user, images))
+        messages.append(Message("assistant", exchange.assistant))
+    return messages
+
+
+def _unopened() -> None:
+    raise AssertionError("only the place of the picture matters here")
+
+
+def _encode(
+    tokenizer: Phi3VTokenizer, piece: Piece, talk: list[Exchange]
+) -> tuple[list[int], list[int]]:
+    """Ids of a piece, and the next ids within the answers; without the turn that comes after."""
+    ends = [i for i, part in enumerate(piece) if part == Control(ASSISTANT)][: len(talk)]
+    last = ends[-1] + 3  # the answer and <|end|>
+    ids = tokenizer.encode(piece[:last])
+    targets = [IGNORED] * len(ids)
+    for at, exchange in zip(ends, talk, strict=True):
+        if exchange.taught:
+            begin = len(tokenizer.encode(piece[: at + 1]))
+            end = len(tokenizer.encode(piece[: at + 3]))
+            targets[begin - 1 : end - 1] = ids[begin:end]
+    return ids, targets
+
+
+def collate(rows: list[Row]) -> Row:
+    """Pad and stack."""
+    length = -(-max(len(row.tokens) for row in rows) // 16) * 16
+
+    def stacked(name: str, padding: int) -> Tensor:
+        out = torch.full((len(rows), length), padding)
+        for i, row in enumerate(rows):
+            column = getattr(row, name)
+            out[i, : len(column)] = column
+        return out
+
+    return Row(
+        torch.stack([row.picture for row in rows]),
+        stacked("tokens", 0),
+        stacked("positions", 0),
+        stacked("branch", -1),
+        stacked("targets", IGNORED),
+        torch.stack([row.known for row in rows]),
+    )
