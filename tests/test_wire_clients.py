@@ -20,7 +20,10 @@ from client_environments import CLIENTS, node_directory, python_with
 from live_server import API_KEY, LiveServer
 from wire import chart, chat
 
-pytestmark = pytest.mark.timeout(600)  # the first test of an environment makes it
+pytestmark = [
+    pytest.mark.slow,  # in all
+    pytest.mark.timeout(600),  # the first test of an environment makes it
+]
 
 AZURE_ERRORS = ("HttpResponseError", "ClientAuthenticationError")
 OPENAI_ERRORS = ("UnprocessableEntityError", "AuthenticationError")

@@ -58,6 +58,7 @@ def test_every_operation_behind_the_key_says_so(document: dict[str, Any]) -> Non
             assert bool(operation.get("security")) == (path not in ("/health", "/metrics")), path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_answer_is_documented(tiny: Path, tmp_path: Path) -> None:
     """Thousands of requests, good and bad: no 5xx, no answer out of shape, no bad one let in.

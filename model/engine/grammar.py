@@ -130,19 +130,19 @@ class Guide:
     """How far one answer has come in its grammar.
 
     Args:
-        matcher: a copy of its own.
+        matcher: a copy of its own; tells what may come next where nothing is forced.
         spec: what it was compiled from, for errors.
     """
 
     def __init__(self, matcher: LLMatcher, spec: GrammarSpec) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._spec = spec
         self._forced = deque(matcher.compute_ff_tokens())
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing may follow."""
-        matcher = self._matcher
+        matcher = self.matcher
         return not self._forced and matcher.is_stopped() and not matcher.is_error()
 
     @property
@@ -153,23 +153,15 @@ class Guide:
     @property
     def error(self) -> GrammarError | None:
         """What went wrong, if anything: the grammar took too much."""
-        return _error(self._spec, self._matcher.get_error()) if self._matcher.is_error() else None
+        return _error(self._spec, self.matcher.get_error()) if self.matcher.is_error() else None
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was allowed, and does not end the answer."""
-        self._matcher.consume_token(token_id)
+        self.matcher.consume_token(token_id)
         if self._forced:
             self._forced.popleft()
         if not self._forced:
-            self._forced.extend(self._matcher.compute_ff_tokens())
-
-    def fill(self, address: int, num_bytes: int) -> int | None:
-        """Write a bit for each token, set where it may come next; or return the only one."""
-        if self._forced:
-            return self.forced
-        if not self._matcher.is_error():  # then nothing may come, and the answer ends
-            self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
-        return None
+            self._forced.extend(self.matcher.compute_ff_tokens())
 
 
 class _Words:

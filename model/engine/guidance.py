@@ -4,7 +4,7 @@ The masks are computed on a thread of their own while the decoder runs, and appl
 once, guided and not.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
-in a mask (eight tokens each).
+in a mask, C the eight tokens of one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from llguidance import LLExecutor
 from torch import Tensor
 
 from model.engine.logits_processors import LARGEST
 from model.engine.sequence import Sequence
 
-FORBIDDEN = 3e38  # taken from a forbidden logit; a temperature makes minus infinity of it
+FORBIDDEN = 3e38  # below it no logit is
 
 
 class Guidance:
@@ -34,14 +35,14 @@ class Guidance:
         self._vocabulary = vocabulary
         self._num_bytes = -(-vocabulary // 32) * 4  # llguidance fills words of 32 bits
         bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
-        # For each byte of a mask, eight bytes: 1 where it forbids the token.
-        self._forbidden = (bits == 0).to(torch.uint8).view(torch.int64).flatten().to(device)
+        # For each byte of a mask, what its eight logits may be at most.
+        self._highest = torch.where(bits == 1, FORBIDDEN, -FORBIDDEN).to(device)
         # Made once: the system hands out fresh memory of this size page by page, which takes longer
         # than what is computed in it.
-        self._words = torch.empty(rows * self._num_bytes, dtype=torch.int64, device=device)
-        self._floats = torch.empty(rows, vocabulary, device=device)
+        self._limits = torch.empty(rows * self._num_bytes, 8, device=device)
         self._masked = torch.empty(rows, vocabulary, device=device)
         self._pool = ThreadPoolExecutor(1, "guidance")
+        self._executor = LLExecutor(1)
         self._rows: list[int] = []
         self._filled: Future[Tensor] | None = None
 
@@ -57,12 +58,9 @@ class Guidance:
         if self._filled is None:
             return logits_SV
         mask_GB = self._filled.result().to(logits_SV.device)
-        count = len(mask_GB)
-        words_W, floats_GV = self._words[: mask_GB.numel()], self._floats[:count]
-        torch.index_select(self._forbidden, 0, mask_GB.flatten().int(), out=words_W)
-        bits_GV = words_W.view(count, -1).view(torch.uint8)[:, : self._vocabulary]
-        torch.mul(bits_GV, FORBIDDEN, out=floats_GV)
-        whole = count == len(logits_SV)
+        count, whole = len(mask_GB), len(mask_GB) == len(logits_SV)
+        limits_BC = self._limits[: mask_GB.numel()]
+        torch.index_select(self._highest, 0, mask_GB.flatten().int(), out=limits_BC)
         # Whatever the weights: nothing that is allowed is NaN or as low as what is not.
         logits_GV = self._masked[:count]
         torch.nan_to_num(
@@ -70,7 +68,8 @@ class Guidance:
             *(-LARGEST, LARGEST, -LARGEST),
             out=logits_GV,
         )
-        logits_GV.clamp_(-LARGEST, LARGEST).sub_(floats_GV)
+        limits_GV = limits_BC.view(count, -1)[:, : self._vocabulary]
+        torch.minimum(logits_GV, limits_GV, out=logits_GV)
         if whole:
             return logits_GV
         logits_SV = logits_SV.clone()
@@ -79,9 +78,16 @@ class Guidance:
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:
         mask_GB = torch.zeros(len(sequences), self._num_bytes, dtype=torch.uint8)
-        for row_B, sequence in zip(mask_GB, sequences, strict=True):
-            assert sequence.guide is not None
-            only = sequence.guide.fill(row_B.data_ptr(), self._num_bytes)
-            if only is not None:
-                row_B[only // 8] = 1 << only % 8
+        matchers = []
+        for row, sequence in enumerate(sequences):
+            guide = sequence.guide
+            assert guide is not None
+            if guide.forced is not None:
+                mask_GB[row, guide.forced // 8] = 1 << guide.forced % 8
+            elif guide.error is None:  # otherwise the answer ends with it
+                matchers.append((guide.matcher, row))
+        if matchers:
+            self._executor.unsafe_compute_mask_ptr(
+                matchers, mask_GB.data_ptr(), self._num_bytes, len(sequences)
+            )
         return mask_GB

@@ -62,7 +62,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
     if isinstance(value, str) and not re.fullmatch(NUMBER, value):
-        raise PydanticCustomError("number_type", "Input should be a number")
+        raise PydanticCustomError("number_type", "Input should be a valid number")
     return value
 
 
