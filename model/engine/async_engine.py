@@ -181,9 +181,7 @@ class AsyncEngine:
     async def tokenize(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that ``generate`` would compute on; raises the same errors."""
         work = partial(self._engine.processor, messages, self.max_model_len - 1)
-        inputs = await self._prepare(1, work)
-        self._in_flight -= 1
-        return inputs.token_ids
+        return (await self._prepare_only(work)).token_ids
 
     async def tokenize_text(self, text: str, special: bool) -> list[int]:
         """Token ids of a text on its own; ``special`` adds what every prompt begins with (``<s>``).
@@ -194,9 +192,7 @@ class AsyncEngine:
             EngineDeadError: the engine has ended.
         """
         work = partial(self._engine.processor.encode_text, text, special, self.max_model_len - 1)
-        token_ids = await self._prepare(1, work)
-        self._in_flight -= 1
-        return token_ids
+        return await self._prepare_only(work)
 
     def token_text(self, token_id: int) -> str:
         """The token as a reader may see it."""
@@ -228,6 +224,12 @@ class AsyncEngine:
         except BaseException:
             self._in_flight -= n
             raise
+
+    async def _prepare_only(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on the pool, as ``_prepare`` does for an answer, and have no answer made."""
+        result = await self._prepare(1, work)
+        self._in_flight -= 1
+        return result
 
     def _require_alive(self) -> None:
         if not self.is_alive:

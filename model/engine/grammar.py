@@ -51,7 +51,7 @@ class Grammars:
 
     Args:
         tokenizer: of the checkpoint.
-        vocabulary: rows of the logits.
+        vocabulary: size of the logits' rows.
         stop_ids: tokens that may end an answer.
     """
 

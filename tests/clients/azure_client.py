@@ -27,7 +27,8 @@ from cells import (
     WEATHER,
     WRONG_KEY,
     report,
-    result,
+    told,
+    told_stream,
 )
 
 ASKED = [UserMessage(content=QUESTION)]
@@ -37,19 +38,6 @@ SHOWN = [
     )
 ]
 TOOLS = [{"type": "function", "function": WEATHER}]
-
-
-def told(answer: Any) -> dict[str, Any]:
-    text = answer.choices[0].message.content
-    return result([text], answer.usage.prompt_tokens, answer.usage.completion_tokens)
-
-
-def told_stream(updates: list[Any]) -> dict[str, Any]:
-    pieces = [update.choices[0].delta.content for update in updates if update.choices]
-    usage = updates[-1].usage
-    return result(
-        [piece for piece in pieces if piece], usage.prompt_tokens, usage.completion_tokens
-    )
 
 
 def blocking(key: str = KEY) -> ChatCompletionsClient:

@@ -40,6 +40,21 @@ def result(pieces: list[str], prompt_tokens: Any, completion_tokens: Any) -> dic
     }
 
 
+def told(answer: Any) -> dict[str, Any]:
+    """The same of an answer in OpenAI's shape, which several clients give back as it is."""
+    text = answer.choices[0].message.content
+    return result([text], answer.usage.prompt_tokens, answer.usage.completion_tokens)
+
+
+def told_stream(chunks: list[Any]) -> dict[str, Any]:
+    """The same of a stream's chunks; the last one has the usage."""
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    usage = chunks[-1].usage
+    return result(
+        [piece for piece in pieces if piece], usage.prompt_tokens, usage.completion_tokens
+    )
+
+
 def report(clients: dict[str, dict[str, Callable[[], Any]]]) -> None:
     """Run all cells of all clients and print what became of them."""
     results: dict[str, dict[str, Any]] = {}

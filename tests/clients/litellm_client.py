@@ -19,6 +19,7 @@ from cells import (
     WRONG_KEY,
     report,
     result,
+    told,
 )
 
 litellm.suppress_debug_info = True
@@ -30,11 +31,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "azure/": {"api_base": URL, "api_version": "2024-05-01-preview"},
 }
 MESSAGES = [{"role": "user", "content": QUESTION}]
-
-
-def told(answer: Any) -> dict[str, Any]:
-    text = answer.choices[0].message.content
-    return result([text], answer.usage.prompt_tokens, answer.usage.completion_tokens)
 
 
 def cells(prefix: str, way: dict[str, Any]) -> dict[str, Callable[[], Any]]:

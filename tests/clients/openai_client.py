@@ -18,26 +18,14 @@ from cells import (
     WEATHER,
     WRONG_KEY,
     report,
-    result,
+    told,
+    told_stream,
 )
 
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 SHOWN: Any = [{"role": "user", "content": PICTURE}]
 STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 GIVEN: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, **SETTINGS}
-
-
-def told(answer: Any) -> dict[str, Any]:
-    text = answer.choices[0].message.content
-    return result([text], answer.usage.prompt_tokens, answer.usage.completion_tokens)
-
-
-def told_stream(chunks: list[Any]) -> dict[str, Any]:
-    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-    usage = chunks[-1].usage
-    return result(
-        [piece for piece in pieces if piece], usage.prompt_tokens, usage.completion_tokens
-    )
 
 
 def openai_v1(key: str = KEY) -> openai.OpenAI:
