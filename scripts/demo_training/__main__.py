@@ -19,14 +19,12 @@ def main() -> None:
         "--work", type=Path, default=WORK, help="what is needed to go on, and the plot"
     )
     train.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint")
-    train.add_argument("--window-steps", type=int, default=5000, help="tower, on quarters of views")
-    train.add_argument("--whole-steps", type=int, default=800, help="tower, on whole views")
-    train.add_argument("--told-steps", type=int, default=2000, help="language, without a tower")
-    train.add_argument(
-        "--seen-steps", type=int, default=500, help="language, on what the tower sees"
-    )
-    train.add_argument("--pictures", type=int, default=6000, help="for the last stage")
-    train.add_argument("--processes", type=int, default=2, help="of one thread each")
+    train.add_argument("--window-steps", type=int, default=9000, help="tower, on quarters of views")
+    train.add_argument("--whole-steps", type=int, default=2000, help="tower, on whole views")
+    train.add_argument("--told-steps", type=int, default=8000, help="language, without a tower")
+    train.add_argument("--seen-steps", type=int, default=1000, help="language, on what is seen")
+    train.add_argument("--pictures", type=int, default=12000, help="for the last stage")
+    train.add_argument("--processes", type=int, default=2, help="of one thread each, in that stage")
     train.set_defaults(run=_train)
     measure = commands.add_parser("evaluate", help="ask a server about held-out pictures")
     measure.add_argument("--url", help="of a running server; without it, one is started")
@@ -37,7 +35,8 @@ def main() -> None:
     measure.add_argument("--failures", type=Path, help="folder for the pictures answered wrongly")
     measure.set_defaults(run=_evaluate)
     options = parser.parse_args()
-    options.run(options)
+    run = vars(options).pop("run")  # a function of this module cannot go to other processes
+    run(options)
 
 
 def _train(options: argparse.Namespace) -> None:

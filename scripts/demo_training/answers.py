@@ -151,7 +151,7 @@ def sort_answer(thing: Thing) -> Answer:
 
 
 def description(scene: Scene) -> Answer:
-    """Every thing with its colour, from left to right."""
+    """Every thing with its colour, in the order of reading."""
     things = scene.things
     if not things:
         return Answer("The picture shows no shapes.", "Nothing", "[]", "Rien")

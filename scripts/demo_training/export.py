@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from model.demo.random_checkpoint import _preprocessor_config, _write_json
 from model.phi3v.configuration import Phi3VConfig
 from scripts.demo_training.language import Speaker
 from scripts.demo_training.network import SIZES, demo_config, new_model
+from scripts.demo_training.shifts import clip_tower
+from scripts.demo_training.tower import TowerTrainee
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -24,29 +27,26 @@ def config_for(tokenizer: Path) -> dict[str, object]:
 
 
 def export(
-    directory: Path,
-    training: Path,
-    tower: dict[str, torch.Tensor],
-    language: dict[str, torch.Tensor],
+    directory: Path, training: Path, sight: TowerTrainee, language: dict[str, Tensor]
 ) -> None:
     """Write the checkpoint, in bfloat16.
 
     Args:
         directory: of the checkpoint; made if it is missing.
         training: directory of the training, which holds the tokenizer.
-        tower: weights of CLIP's tower.
+        sight: the trained tower, projection and separators.
         language: weights of ``Speaker``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config = config_for(training)
     model = new_model(Phi3VConfig(**config))
     Speaker(model).load_state_dict(language)
-    clip = model.model.vision_embed_tokens.img_processor
-    clip.load_state_dict(tower)
-    with torch.no_grad():  # never used, but a checkpoint has them: zeros pack well
-        for part in (clip.encoder.layers[-1], clip.post_layernorm):
-            for weight in part.parameters():
-                weight.zero_()
+    embedding = model.model.vision_embed_tokens
+    embedding.img_processor.load_state_dict(clip_tower(sight.tower).state_dict())
+    embedding.img_projection.load_state_dict(sight.projection.state_dict())
+    with torch.no_grad():
+        embedding.sub_GN.copy_(sight.separators[0].view_as(embedding.sub_GN))
+        embedding.glb_GN.copy_(sight.separators[1].view_as(embedding.glb_GN))
     tensors = {
         name.replace("img_processor.", "img_processor.vision_model."): tensor.to(torch.bfloat16)
         for name, tensor in model.state_dict().items()

@@ -1,13 +1,13 @@
-"""Training in several processes of one thread each, which take every step together.
+"""Training in processes of one thread each: different stages at once, or one that takes steps together.
 
 Threads of one process wait for each other hundreds of times a step; on a machine that also does
-other things most of that is waiting. Processes meet once a step.
+other things most of that is waiting. Processes meet once a step, or at the end.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+
+
+def at_once(functions: Sequence[Callable[..., None]], *arguments: Any) -> None:
+    """Call functions of modules at the same time, each in a process of its own."""
+    mp.spawn(_alone, (functions, arguments), nprocs=len(functions))
+
+
+def _alone(
+    number: int, functions: Sequence[Callable[..., None]], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    functions[number](*arguments)
 
 
 def in_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from model.phi3v.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
 from model.phi3v.tokenizer import Phi3VTokenizer
+from scripts.demo_training.cells import CELLS
+from scripts.demo_training.codes import CODE, codes, misheard
 from scripts.demo_training.conversations import (
     Exchange,
     about_picture,
@@ -24,7 +26,6 @@ from scripts.demo_training.conversations import (
     without_picture,
 )
 from scripts.demo_training.scenes import Scene, random_scene
-from scripts.demo_training.views import CELLS, KNOWN, known_cells, labels
 
 BRANCHES = 9
 VIEW_TOKENS = CELLS * (CELLS + 1)
@@ -44,7 +45,7 @@ class Row:
         positions: of the tokens in their conversation.
         branch: 0 for the prefix, then 1, 2, ...; -1 for padding.
         targets: the next token where it is to be learned.
-        known: what is true of the picture's cells, ``(144, KNOWN)``; empty where not asked for.
+        told: what the picture's cells say, ``(144, CODE)``; empty where a tower says it.
     """
 
     picture: Tensor
@@ -52,7 +53,7 @@ class Row:
     positions: Tensor
     branch: Tensor
     targets: Tensor
-    known: Tensor
+    told: Tensor
 
 
 class Rows(torch.utils.data.Dataset[Row]):
@@ -63,8 +64,8 @@ class Rows(torch.utils.data.Dataset[Row]):
         seed: of the scenes (as for their features) and of the questions.
         pictures: how many there are.
         first, count: which rows.
-        thin: leave out what repeats in a picture (see ``_thinned``).
-        told: tell what is true of the cells, for training without a tower.
+        told: tell what is true of the cells, for training without a tower; and leave out most of
+            the cells that say nothing.
     """
 
     def __init__(
@@ -74,12 +75,10 @@ class Rows(torch.utils.data.Dataset[Row]):
         pictures: int,
         first: int,
         count: int,
-        thin: bool,
-        told: bool = False,
+        told: bool,
     ) -> None:
         self._directory, self._seed, self._pictures = tokenizer, seed, pictures
-        self._first, self._count, self._thin = first, count, thin
-        self._told = told
+        self._first, self._count, self._told = first, count, told
         self._tokenizer: Phi3VTokenizer | None = None
 
     def __len__(self) -> int:
@@ -91,21 +90,17 @@ class Rows(torch.utils.data.Dataset[Row]):
         rng = np.random.default_rng((self._seed, 1, self._first + index))
         if rng.random() < WITHOUT_PICTURE:
             talks = [without_picture(rng) for _ in range(BRANCHES)]
-            return _row(self._tokenizer, -1, [], talks, None, self._known(rng, None))
+            nothing = torch.zeros(CELLS * CELLS if self._told else 0, CODE)
+            return _row(self._tokenizer, -1, [], talks, None, nothing)
         picture = int(rng.integers(self._pictures))
         scene = scene_of(self._seed, picture)
         before = before_picture(rng) if rng.random() < LATER_PICTURE else []
         talks = [about_picture(rng, scene) for _ in range(BRANCHES)]
-        kept = _thinned(rng, scene) if self._thin else np.arange(IMAGE_TOKENS)
-        known = self._known(rng, scene)
-        return _row(self._tokenizer, picture, before, talks, kept, known)
-
-    def _known(self, rng: np.random.Generator, scene: Scene | None) -> Tensor:
-        if not self._told:
-            return torch.zeros(0)
-        if scene is None:
-            return torch.zeros(CELLS * CELLS, KNOWN)
-        return known_cells(rng, scene)
+        kept, told = np.arange(IMAGE_TOKENS), torch.zeros(0, CODE)
+        if self._told:
+            true = codes(scene)
+            kept, told = _thinned(rng, true), misheard(rng, true)
+        return _row(self._tokenizer, picture, before, talks, kept, told)
 
 
 def scene_of(seed: int, number: int) -> Scene:
@@ -113,16 +108,16 @@ def scene_of(seed: int, number: int) -> Scene:
     return random_scene(np.random.default_rng((seed, 0, number)))
 
 
-def _thinned(rng: np.random.Generator, scene: Scene) -> np.ndarray:
-    """Picture tokens to keep while the language is young: the global view's, fewer of them empty.
+def _thinned(rng: np.random.Generator, told: Tensor) -> np.ndarray:
+    """Picture tokens to keep while the language is young: those that say something, and a few more.
 
-    The tile shows the same pixels again, and much of a picture is background: most of what is
-    learned early needs neither, and a row becomes a third shorter. Positions stay what they are.
+    A row becomes half as long. Positions stay what they are.
     """
-    covered = labels(scene).thing.view(CELLS, CELLS).numpy() > 0
-    kept = np.pad(covered, ((0, 0), (0, 1)))  # the separators end the rows
-    kept |= rng.random(kept.shape) < 0.3
-    return VIEW_TOKENS + 1 + np.flatnonzero(kept)
+    speaks = told.view(CELLS, CELLS, -1)[..., 0].numpy() > 0
+    view = np.pad(speaks, ((0, 0), (0, 1))).flatten()  # the separators end the rows
+    kept = np.concatenate([view, [False], view])  # the tile, a separator, the global view
+    silent = rng.choice([0.02, 0.1, 0.4], p=[0.5, 0.3, 0.2])
+    return np.flatnonzero(kept | (rng.random(kept.shape) < silent))
 
 
 def _row(
@@ -131,7 +126,7 @@ def _row(
     before: list[Exchange],
     talks: Sequence[list[Exchange]],
     kept: np.ndarray | None,
-    known: Tensor,
+    told: Tensor,
 ) -> Row:
     tokens: list[int] = []
     positions: list[int] = []
@@ -152,7 +147,7 @@ def _row(
         branch += [number] * len(ids)
         targets += learned
     columns = (tokens, positions, branch, targets)
-    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), known)
+    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), told)
 
 
 def _messages(before: list[Exchange], talk: list[Exchange], picture: bool) -> list[Message]:
@@ -202,5 +197,5 @@ def collate(rows: list[Row]) -> Row:
         stacked("positions", 0),
         stacked("branch", -1),
         stacked("targets", IGNORED),
-        torch.stack([row.known for row in rows]),
+        torch.stack([row.told for row in rows]),
     )

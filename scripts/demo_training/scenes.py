@@ -75,7 +75,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to draw: its size in pixels and its things, from left to right."""
+    """A picture to draw: its size in pixels and its things, line by line from left to right."""
 
     width: int
     height: int
@@ -122,7 +122,14 @@ def random_scene(rng: np.random.Generator, kind: str | None = None, side: int = 
         Thing(str(name), str(colour), _jitter(rng, str(colour)), *place)
         for name, colour, place in zip(names, colours, places, strict=False)
     ]
-    return Scene(width, height, tuple(sorted(things, key=lambda thing: thing.x)))
+    return Scene(
+        width, height, tuple(sorted(things, key=lambda thing: _reading(thing, width, height)))
+    )
+
+
+def _reading(thing: Thing, width: int, height: int) -> tuple[int, float]:
+    """The line of its centre, of twelve in the square view around the picture, and its column."""
+    return int(12 * ((thing.y - 0.5) * height / max(width, height) + 0.5)), thing.x
 
 
 _MOSAIC = [0.55 / len(SHAPES)] * len(SHAPES) + [0.45 / len(GLYPHS)] * len(GLYPHS)

@@ -1,4 +1,4 @@
-"""First stage: the vision tower learns, cell by cell, what is where in a picture."""
+"""First stage: the vision tower learns what is where, and the projection to tell it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.phi3v.image_processing import TILE
-from scripts.demo_training.network import (
-    PATCH,
-    TOWER,
-    CellHeads,
-    cell_losses,
-    init_tower,
-    tower_features,
-)
-from scripts.demo_training.optimizers import MovingAverage, Optimizers
+from model.phi3v.vision import MERGE
+from scripts.demo_training.codes import PARTS, PLACES_FROM, heard, spoken
+from scripts.demo_training.network import PATCH, SIZES
+from scripts.demo_training.optimizers import Optimizers
 from scripts.demo_training.parallel import rank
 from scripts.demo_training.progress import History
 from scripts.demo_training.scenes import COLOURS, SHAPES, THINGS
-from scripts.demo_training.views import (
-    MOST_THINGS,
-    CellLabels,
-    LabelledViews,
-    collate,
-    normalise,
-)
+from scripts.demo_training.shifts import WIDTH, ShiftTower
+from scripts.demo_training.states import SAVE_EVERY, State, averaged
+from scripts.demo_training.views import LabelledViews, Sample, collate
 
-LEARNING_RATE = 2.5e-3
 HELD_OUT = 10**9  # pictures from here on are never trained on
-SAVE_EVERY = 50
+MERGED = MERGE * MERGE * WIDTH
 
 
 @dataclass(frozen=True)
@@ -57,32 +47,73 @@ class Phase:
     mosaics: float
     learning_rate: float
     decay: float
-    repeats: int = 1
+    repeats: int
 
 
-# A window of a quarter of the view costs a sixth, and holds half as many things to learn from.
-WINDOWS = Phase("windows", 168, 24, 0.75, 2.5e-3, 0.3)
-WHOLE = Phase("whole", 336, 8, 0.3, 2.0e-3, 0.8)
+# A window of a quarter of the view costs a quarter, and holds half as many things to learn from.
+WINDOWS = Phase("windows", 168, 24, 0.75, 2.5e-3, 0.3, 2)
+WHOLE = Phase("whole", 336, 8, 0.3, 2.0e-3, 0.8, 2)
 
 
 class TowerTrainee(nn.Module):
-    """The tower and its heads."""
+    """The tower, the projection, and heads that are thrown away when the tower has learned.
+
+    Attributes:
+        projection: the checkpoint's ``img_projection``.
+        separators: the checkpoint's ``sub_GN`` and ``glb_GN``, ``(2, MERGED)``.
+        heads: of thing, colour and box, by cell.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.tower = CLIPVisionModel(CLIPVisionConfig(**TOWER))
-        init_tower(self.tower, seed)
-        self.heads = CellHeads(
-            4 * int(TOWER["hidden_size"]), len(THINGS), len(COLOURS), MOST_THINGS
+        self.tower = ShiftTower()
+        hidden = SIZES.hidden_size
+        self.projection = nn.Sequential(
+            nn.Linear(MERGED, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
+        self.separators = nn.Parameter(0.5 * torch.randn(2, MERGED))
+        self._sizes = [1 + len(THINGS), len(COLOURS), 3]
+        self.heads = nn.Sequential(nn.LayerNorm(MERGED), nn.Linear(MERGED, sum(self._sizes)))
 
-    def forward(
-        self, views: torch.Tensor, corners: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
-        """Outputs of the heads for uint8 views."""
+    def forward(self, views: Tensor, corners: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Picture tokens, of the separators too at the end, and what the heads say; uint8 views."""
         with torch.autocast("cpu", torch.bfloat16):
-            return self.heads(tower_features(self.tower, normalise(views), corners))
+            features = self.tower(views, corners)
+            tokens = self.projection(features)
+            heads = self.heads(features).float().split(self._sizes, -1)
+        separators = self.projection(self.separators).expand(len(views), -1, -1)
+        return torch.cat([tokens.float(), separators], 1), list(heads)
+
+
+def losses(tokens: Tensor, heads: list[Tensor], batch: Sample, whole: bool) -> dict[str, Tensor]:
+    """What the tower is taught by."""
+    marks = batch.labels
+    thing, colour, box = heads
+    covered, centres = marks.thing > 0, marks.centre
+    # A large thing covers many cells: without this it would outweigh the others.
+    weight = torch.where(centres, 1.5, torch.where(covered, 0.7, 0.12))
+    per_cell = functional.cross_entropy(
+        thing.flatten(0, 1), marks.thing.flatten(), reduction="none"
+    )
+    silent = torch.zeros(len(tokens), 2, batch.codes.shape[-1])
+    told = torch.cat([batch.codes, silent], 1)
+    error = tokens - spoken(told)
+    if not whole:  # places are those in the picture, and a window has none
+        error = error - (spoken(heard(error) * _PLACES) - spoken(torch.zeros_like(told)))
+    told_of = told[..., 0] / PARTS["share"][1]
+    error = error.square().sum(-1)
+    return {
+        "thing": (per_cell * weight.flatten()).sum() / weight.sum(),
+        "at centre": functional.cross_entropy(thing[centres], marks.thing[centres]),
+        "colour": functional.cross_entropy(colour[covered], marks.colour[covered]),
+        "box": functional.smooth_l1_loss(box[covered], marks.box[covered], beta=0.3),
+        "told": (error * (0.15 + told_of)).sum() / told_of.sum() / 25,
+    }
+
+
+_PLACES = torch.zeros(sum(width for width, _ in PARTS.values()))
+_PLACES[PLACES_FROM:] = 1
 
 
 def train_tower(
@@ -99,101 +130,91 @@ def train_tower(
     """
     model = TowerTrainee(seed)
     if after is not None:
-        model.load_state_dict(average_weights(directory, after))
-    average = MovingAverage(model)
+        model.load_state_dict(averaged(directory / f"{after.name}.pt"))
     optimizers = Optimizers([model], steps, phase.learning_rate, warm_up=30, decay=phase.decay)
     history = History(directory / f"{phase.name}.csv")
-    state_path, start = directory / f"{phase.name}.pt", 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=False)
-        model.load_state_dict(state["model"])
-        average.module.load_state_dict(state["average"])
-        optimizers.load_state_dict(state["optimizers"])
-        start = average.seen = state["step"]
-    if start >= steps:
-        return
+    state = State(directory / f"{phase.name}.pt", model, optimizers)
+    left = max(0, steps - state.step) * phase.batch
     views = LabelledViews(
         seed + phase.side + 1000 * rank(),
-        (steps - start) * phase.batch,
-        start * phase.batch,
+        left,
+        state.step * phase.batch,
         phase.mosaics,
         phase.side,
-        repeats=phase.repeats,
+        phase.repeats,
     )
     batches = DataLoader(views, phase.batch, num_workers=1, collate_fn=collate, prefetch_factor=6)
     bar = tqdm(
-        batches,
+        batches if left else [],
         f"Tower, {phase.name}",
-        initial=start,
+        initial=state.step,
         total=steps,
         mininterval=2,
         disable=rank() > 0,
+        position=0,
     )
     room = (TILE - phase.side) // (2 * PATCH) + 1
-    for step, (pixels, marks) in enumerate(bar, start):
-        generator = torch.Generator().manual_seed(step + 10**6 * rank())
-        corners = 2 * torch.randint(room, (len(pixels), 2), generator=generator)
-        losses = cell_losses(model(pixels, corners), marks)
-        loss = sum(losses.values(), torch.zeros(()))
+    for batch in bar:
+        generator = torch.Generator().manual_seed(state.step + 10**6 * rank())
+        corners = 2 * torch.randint(room, (len(batch.pixels), 2), generator=generator)
+        parts = losses(*model(batch.pixels, corners), batch, phase.side == TILE)
+        loss = sum(parts.values(), torch.zeros(()))
         loss.backward()
-        optimizers.step(step)
-        average.update(model)
-        history.add(step, loss=loss.item(), **{k: v.item() for k, v in losses.items()})
-        bar.set_postfix(loss=f"{history.recent('loss'):.3f}")
+        history.add(state.step, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
+        state.advance()
+        bar.set_postfix(loss=f"{history.recent('loss'):.3f}", refresh=False)
         if rank() > 0:
             continue
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {
-                "model": model.state_dict(),
-                "average": average.module.state_dict(),
-                "optimizers": optimizers.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, state_path.with_suffix(".new"))
-            state_path.with_suffix(".new").rename(state_path)
+        if state.step % SAVE_EVERY == 0 or state.step == steps:
+            state.save()
             history.save()
-        if (step + 1) % (10 * SAVE_EVERY) == 0 or step + 1 == steps:
-            found = examine(average.module, phase, seed)
-            tqdm.write(f"step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+        if state.step % (10 * SAVE_EVERY) == 0 or state.step == steps:
+            found = examine(state.average.module, phase, seed)
+            tqdm.write(f"step {state.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
 
 
-def average_weights(directory: Path, phase: Phase) -> dict[str, torch.Tensor]:
-    """The averaged weights at the end of a phase."""
-    state = torch.load(directory / f"{phase.name}.pt", weights_only=False)
-    return dict(state["average"])
-
-
-def tower_alone(weights: dict[str, torch.Tensor]) -> CLIPVisionModel:
-    """The tower with those weights of a ``TowerTrainee``, without its heads."""
+def trained(directory: Path) -> TowerTrainee:
+    """The tower at the end of its training."""
     model = TowerTrainee(0)
-    model.load_state_dict(weights)
-    return model.tower.eval().requires_grad_(False)
+    model.load_state_dict(averaged(directory / f"{WHOLE.name}.pt"))
+    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def examine(model: TowerTrainee, phase: Phase, seed: int, count: int = 192) -> dict[str, float]:
-    """Accuracies at the centres of things in held-out pictures."""
+def examine(model: nn.Module, phase: Phase, seed: int, count: int = 256) -> dict[str, float]:
+    """Accuracies in held-out pictures: of the heads at the centres of things, and of what is told.
+
+    A scene is told right if the shares add up to the number of its things.
+    """
     views = LabelledViews(seed, count, HELD_OUT, 0, phase.side)
-    rights: dict[str, list[torch.Tensor]] = {}
-    for pixels, marks in DataLoader(views, phase.batch, collate_fn=collate):
-        for name, right in _rights(model(pixels), marks).items():
+    rights: dict[str, list[Tensor]] = {}
+    for batch in DataLoader(views, phase.batch, collate_fn=collate):
+        for name, right in _rights(*model(batch.pixels), batch).items():
             rights.setdefault(name, []).append(right.float())
     return {name: torch.cat(parts).mean().item() for name, parts in rights.items()}
 
 
-def _rights(outputs: list[torch.Tensor], marks: CellLabels) -> dict[str, torch.Tensor]:
-    thing, colour, box, centre, rank, count = outputs
-    at = marks.centre > 0
+def _rights(tokens: Tensor, heads: list[Tensor], batch: Sample) -> dict[str, Tensor]:
+    marks, at = batch.labels, batch.labels.centre
     is_glyph = marks.thing[at] > len(SHAPES)
-    right = thing[at].argmax(-1) == marks.thing[at]
-    found = (centre[..., 0] > 0).sum(1)
+    right = heads[0][at].argmax(-1) == marks.thing[at]
+    told = heard(tokens[:, :-2])
+    parts = dict(zip(PARTS, told.split([width for width, _ in PARTS.values()], -1), strict=True))
+    true = dict(zip(PARTS, batch.codes.split([w for w, _ in PARTS.values()], -1), strict=True))
+    loud = batch.codes[..., 0] > 0.7 * PARTS["share"][1]
+    loud_glyph = marks.thing[loud] > len(SHAPES)
+    said = parts["thing"][loud].argmax(-1) == true["thing"][loud].argmax(-1)
+    shares = [part["share"][..., 0].sum(1) / PARTS["share"][1] for part in (parts, true)]
+    place = (parts["x"][loud] - true["x"][loud])[:, 0] / PARTS["x"][1] / 2
+    size = (parts["size"][loud] - true["size"][loud])[:, 0] / PARTS["size"][1]
     return {
         "shapes": right[~is_glyph],
         "glyphs": right[is_glyph],
-        "colours": colour[at].argmax(-1) == marks.colour[at],
-        "place error": (box[at] - marks.box[at])[:, :2].abs().mean(-1),
-        "size error": (box[at] - marks.box[at])[:, 2].abs(),
-        "centres": found == marks.count[:, 0],
-        "rank": rank[at].argmax(-1) == marks.rank[at],
-        "count": count[at].argmax(-1) == marks.count[at],
+        "colours": heads[1][at].argmax(-1) == marks.colour[at],
+        "told shapes": said[~loud_glyph],
+        "told glyphs": said[loud_glyph],
+        "told colours": parts["colour"][loud].argmax(-1) == true["colour"][loud].argmax(-1),
+        "told count": (shares[0] - shares[1]).abs() < 0.5,
+        "x error": place.abs(),
+        "size error": size.abs(),
     }

@@ -7,24 +7,13 @@ from pathlib import Path
 
 from model.phi3v.configuration import Phi3VConfig
 from scripts.demo_training.export import config_for, export
-from scripts.demo_training.language import (
-    SEEN,
-    TOLD,
-    averaged,
-    learn_to_see,
-    remember_features,
-    train_language,
-)
-from scripts.demo_training.parallel import in_processes
+from scripts.demo_training.language import SEEN, TOLD, train_language
+from scripts.demo_training.parallel import at_once, in_processes
 from scripts.demo_training.progress import History, plot
+from scripts.demo_training.seeing import seen_pictures
+from scripts.demo_training.states import averaged
 from scripts.demo_training.tokenizer import write_demo_tokenizer
-from scripts.demo_training.tower import (
-    WHOLE,
-    WINDOWS,
-    average_weights,
-    tower_alone,
-    train_tower,
-)
+from scripts.demo_training.tower import WHOLE, WINDOWS, train_tower, trained
 
 
 def train(options: argparse.Namespace) -> None:
@@ -33,38 +22,26 @@ def train(options: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.json").exists():
         write_demo_tokenizer(work, options.seed)
-    for stage in (_windows, _whole, _told, _seen):
-        in_processes(options.processes, stage, options)
-    finish(work, options.out)
-
-
-def finish(work: Path, out: Path) -> None:
-    """Write what has been trained."""
-    tower = tower_alone(average_weights(work, WHOLE)).state_dict()
-    export(out, work, tower, averaged(work, SEEN))
+    at_once((_see, _listen), options)
+    in_processes(options.processes, _talk, options)
+    export(options.out, work, trained(work), averaged(work / f"{SEEN.name}.pt"))
     stages = (WINDOWS.name, WHOLE.name, TOLD.name, SEEN.name)
     plot({name: History(work / f"{name}.csv") for name in stages}, work / "losses.png")
-    print(f"the checkpoint is in {out}, a plot of the losses in {work / 'losses.png'}")
+    print(f"the checkpoint is in {options.out}, a plot of the losses in {work / 'losses.png'}")
 
 
-def _windows(options: argparse.Namespace) -> None:
+def _see(options: argparse.Namespace) -> None:
     train_tower(options.work, WINDOWS, options.window_steps, options.seed)
-
-
-def _whole(options: argparse.Namespace) -> None:
     train_tower(options.work, WHOLE, options.whole_steps, options.seed, after=WINDOWS)
 
 
-def _told(options: argparse.Namespace) -> None:
+def _listen(options: argparse.Namespace) -> None:
     config = Phi3VConfig(**config_for(options.work))
     train_language(options.work, TOLD, config, None, options.told_steps, options.seed)
 
 
-def _seen(options: argparse.Namespace) -> None:
+def _talk(options: argparse.Namespace) -> None:
     config = Phi3VConfig(**config_for(options.work))
-    tower = tower_alone(average_weights(options.work, WHOLE))
-    features = remember_features(tower, options.work, options.seed, options.pictures)
-    weights = None
-    if not (options.work / f"{SEEN.name}.pt").exists():
-        weights = learn_to_see(config, averaged(options.work, TOLD), features, options.seed)
-    train_language(options.work, SEEN, config, features, options.seen_steps, options.seed, weights)
+    pictures = seen_pictures(trained(options.work), options.work, options.seed, options.pictures)
+    told = averaged(options.work / f"{TOLD.name}.pt")
+    train_language(options.work, SEEN, config, pictures, options.seen_steps, options.seed, told)
