@@ -19,9 +19,9 @@ def main() -> None:
         "--work", type=Path, default=WORK, help="what is needed to go on, and the plot"
     )
     train.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint")
-    train.add_argument("--window-steps", type=int, default=9000, help="tower, on quarters of views")
-    train.add_argument("--whole-steps", type=int, default=2000, help="tower, on whole views")
-    train.add_argument("--told-steps", type=int, default=8000, help="language, without a tower")
+    train.add_argument("--window-steps", type=int, default=5000, help="tower, on quarters of views")
+    train.add_argument("--whole-steps", type=int, default=1500, help="tower, on whole views")
+    train.add_argument("--told-steps", type=int, default=6500, help="language, without a tower")
     train.add_argument("--seen-steps", type=int, default=1000, help="language, on what is seen")
     train.add_argument("--pictures", type=int, default=12000, help="for the last stage")
     train.add_argument("--processes", type=int, default=2, help="of one thread each, in that stage")

@@ -14,7 +14,7 @@ from model.phi3v.configuration import Phi3VConfig
 from scripts.demo_training.language import Speaker
 from scripts.demo_training.network import SIZES, demo_config, new_model
 from scripts.demo_training.shifts import clip_tower
-from scripts.demo_training.tower import TowerTrainee
+from scripts.demo_training.tower import SCALE, TowerTrainee
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -45,8 +45,11 @@ def export(
     embedding.img_processor.load_state_dict(clip_tower(sight.tower).state_dict())
     embedding.img_projection.load_state_dict(sight.projection.state_dict())
     with torch.no_grad():
-        embedding.sub_GN.copy_(sight.separators[0].view_as(embedding.sub_GN))
-        embedding.glb_GN.copy_(sight.separators[1].view_as(embedding.glb_GN))
+        embedding.img_projection[0].weight.mul_(SCALE)
+        for separator, trained in zip(
+            (embedding.sub_GN, embedding.glb_GN), sight.separators, strict=True
+        ):
+            separator.copy_((trained / SCALE).view_as(separator))
     tensors = {
         name.replace("img_processor.", "img_processor.vision_model."): tensor.to(torch.bfloat16)
         for name, tensor in model.state_dict().items()

@@ -48,7 +48,7 @@ class Stage:
 
 
 # First it is told what is in a picture's cells, which needs no tower; then it sees.
-TOLD = Stage("told", 6, 3.0e-3, 0.3)
+TOLD = Stage("told", 6, 3.0e-3, 0.45)
 SEEN = Stage("seen", 4, 1.2e-3, 0.9)
 
 

@@ -10,7 +10,7 @@ from model.demo.random_checkpoint import Preset, _config
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 
-NAME = "phi3v-demo-shapes"
+NAME = "phi3v-demo"
 SIZES = Preset(
     hidden_size=192,
     intermediate_size=448,

@@ -26,13 +26,14 @@ CONTENT = WIDTH - PLACES
 DISTANCES = (1, 2, 4, 8, 1, 2, 4, 1)  # in patches, by layer
 DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # row and column, by head
 # The channels of a patch's row and column hold much more than the content ever does, so that layer
-# norms scale them alike in all patches, and the patch to look at always has the highest score.
+# norms scale them much alike in all patches, and the patch to look at always has the highest score.
 PLACE = 40.0
-PLACE_GAIN = 3.0  # of the first norm
-CONTENT_GAIN = 3.5  # undoes how little the norms leave of the content
+PLACE_GAIN = 20.0  # of the first norm
+CONTENT_GAIN = 8.0  # of all norms, at first: they leave little of the content
 SHARPNESS = (
-    8.0  # makes the score of that patch about 100, of others in its row or column half of it
+    20.0  # makes that score some hundreds, and those of others in its row or column half of it
 )
+LOUDEST = 8.0  # of the content, which is taught to stay below; else it grows with every layer
 
 
 class Norm(nn.Module):
@@ -104,8 +105,9 @@ class ShiftTower(nn.Module):
         self.norm = Norm(PLACE_GAIN)
         self.layers = nn.ModuleList(ShiftLayer(distance) for distance in DISTANCES)
 
-    def forward(self, views: Tensor, corners: Tensor | None = None) -> Tensor:
-        """Merged patches ``(B, cells, 4 WIDTH)``: what ``Phi3VImageEmbedding`` makes of a crop.
+    def forward(self, views: Tensor, corners: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Merged patches ``(B, cells, 4 WIDTH)``, what ``Phi3VImageEmbedding`` makes of a crop; and
+        how loud the content of the layers is, which should be below 1.
 
         Args:
             views: ``(B, side, side, 3)`` uint8; smaller than 336, they are windows of a view.
@@ -122,9 +124,11 @@ class ShiftTower(nn.Module):
         shape = (count, side, side, SIDE)
         places = [rows[:, :, None].expand(shape), columns[:, None].expand(shape)]
         hidden = self.norm(torch.cat([content.float(), *places], -1))
+        loudness = []
         for layer in self.layers:
             hidden = layer(hidden)
-        return _merge_patches(hidden.flatten(1, 2)).flatten(1, 2)
+            loudness.append((hidden[..., :CONTENT] / LOUDEST).square().mean())
+        return _merge_patches(hidden.flatten(1, 2)).flatten(1, 2), torch.stack(loudness).mean()
 
 
 @torch.no_grad()

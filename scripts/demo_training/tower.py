@@ -19,12 +19,16 @@ from scripts.demo_training.optimizers import Optimizers
 from scripts.demo_training.parallel import rank
 from scripts.demo_training.progress import History
 from scripts.demo_training.scenes import COLOURS, SHAPES, THINGS
-from scripts.demo_training.shifts import WIDTH, ShiftTower
+from scripts.demo_training.shifts import CONTENT, LOUDEST, PLACE_GAIN, PLACES, WIDTH, ShiftTower
 from scripts.demo_training.states import SAVE_EVERY, State, averaged
 from scripts.demo_training.views import LabelledViews, Sample, collate
 
 HELD_OUT = 10**9  # pictures from here on are never trained on
 MERGED = MERGE * MERGE * WIDTH
+# Makes of content and places what a linear layer learns from well.
+SCALE = torch.cat(
+    [torch.full((CONTENT,), 1 / LOUDEST), torch.full((PLACES,), 0.1 / PLACE_GAIN)]
+).repeat(MERGE * MERGE)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class TowerTrainee(nn.Module):
     """The tower, the projection, and heads that are thrown away when the tower has learned.
 
     Attributes:
-        projection: the checkpoint's ``img_projection``.
-        separators: the checkpoint's ``sub_GN`` and ``glb_GN``, ``(2, MERGED)``.
+        projection: the checkpoint's ``img_projection``, of features scaled by ``SCALE``.
+        separators: the checkpoint's ``sub_GN`` and ``glb_GN``, scaled likewise; ``(2, MERGED)``.
         heads: of thing, colour and box, by cell.
     """
 
@@ -76,17 +80,25 @@ class TowerTrainee(nn.Module):
         self._sizes = [1 + len(THINGS), len(COLOURS), 3]
         self.heads = nn.Sequential(nn.LayerNorm(MERGED), nn.Linear(MERGED, sum(self._sizes)))
 
-    def forward(self, views: Tensor, corners: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Picture tokens, of the separators too at the end, and what the heads say; uint8 views."""
+    def forward(
+        self, views: Tensor, corners: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Picture tokens, of the separators too at the end, what the heads say, and the loudness.
+
+        Views are uint8; see ``ShiftTower``.
+        """
         with torch.autocast("cpu", torch.bfloat16):
-            features = self.tower(views, corners)
+            features, loudness = self.tower(views, corners)
+            features = features * SCALE
             tokens = self.projection(features)
             heads = self.heads(features).float().split(self._sizes, -1)
         separators = self.projection(self.separators).expand(len(views), -1, -1)
-        return torch.cat([tokens.float(), separators], 1), list(heads)
+        return torch.cat([tokens.float(), separators], 1), list(heads), loudness
 
 
-def losses(tokens: Tensor, heads: list[Tensor], batch: Sample, whole: bool) -> dict[str, Tensor]:
+def losses(
+    tokens: Tensor, heads: list[Tensor], loudness: Tensor, batch: Sample, whole: bool
+) -> dict[str, Tensor]:
     """What the tower is taught by."""
     marks = batch.labels
     thing, colour, box = heads
@@ -109,6 +121,7 @@ def losses(tokens: Tensor, heads: list[Tensor], batch: Sample, whole: bool) -> d
         "colour": functional.cross_entropy(colour[covered], marks.colour[covered]),
         "box": functional.smooth_l1_loss(box[covered], marks.box[covered], beta=0.3),
         "told": (error * (0.15 + told_of)).sum() / told_of.sum() / 25,
+        "loud": 0.05 * loudness,
     }
 
 
@@ -189,7 +202,7 @@ def examine(model: nn.Module, phase: Phase, seed: int, count: int = 256) -> dict
     views = LabelledViews(seed, count, HELD_OUT, 0, phase.side)
     rights: dict[str, list[Tensor]] = {}
     for batch in DataLoader(views, phase.batch, collate_fn=collate):
-        for name, right in _rights(*model(batch.pixels), batch).items():
+        for name, right in _rights(*model(batch.pixels)[:2], batch).items():
             rights.setdefault(name, []).append(right.float())
     return {name: torch.cat(parts).mean().item() for name, parts in rights.items()}
 

@@ -1,0 +1,78 @@
+"""How the demo model is trained: the code between its halves, the tower that becomes CLIP's, the stages."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
+from model.engine.config import LoadOptions
+from model.engine.loading import load_engine
+from model.phi3v.vision import _merge_patches
+from scripts.demo_training.codes import PARTS, codes, heard, spoken
+from scripts.demo_training.scenes import random_scene
+from scripts.demo_training.shifts import ShiftTower, clip_tower
+from scripts.demo_training.training import train
+
+
+def test_shifts_are_attention() -> None:
+    """The tower as it is trained, and the CLIP tower in the checkpoint, compute the same."""
+    torch.manual_seed(0)
+    tower = ShiftTower().requires_grad_(False)
+    for parameter in tower.parameters():  # norms and biases are all alike before training
+        parameter += 0.05 * torch.randn_like(parameter)
+    views = torch.randint(0, 256, (2, 336, 336, 3), dtype=torch.uint8)
+    views[1, :200] = 255  # of flat patches the content is small
+    pixels = ((views / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).permute(0, 3, 1, 2)
+    hidden = clip_tower(tower)(pixels, output_hidden_states=True).hidden_states[-2]
+    expected, _ = tower(views)
+    merged = _merge_patches(hidden[:, 1:]).flatten(1, 2)
+    assert expected.std() > 1
+    torch.testing.assert_close(merged, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_windows_see_what_whole_views_see() -> None:
+    """Away from its edges, a window is a part of the view, whatever its corner."""
+    tower = ShiftTower().requires_grad_(False)
+    tower.layers = tower.layers[:2]  # these look 3 patches far
+    views = torch.randint(0, 256, (1, 336, 336, 3), dtype=torch.uint8)
+    whole = tower(views)[0].unflatten(1, (12, 12))[:, 3 + 2 : 9 - 2, 5 + 2 : 11 - 2]
+    window = views[:, 3 * 28 : 9 * 28, 5 * 28 : 11 * 28]
+    seen = tower(window, torch.tensor([[6, 10]]))[0].unflatten(1, (6, 6))[:, 2:-2, 2:-2]
+    torch.testing.assert_close(seen, whole)
+
+
+def test_codes_tell_of_each_thing_once() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scene = random_scene(rng)
+        told = codes(scene)
+        shares = told[:, 0] / PARTS["share"][1]
+        assert shares.sum().item() == pytest.approx(len(scene.things))
+        assert (shares > 0).sum() <= 4 * len(scene.things)
+        torch.testing.assert_close(heard(spoken(told)), told, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_stages(tmp_path: Path) -> None:
+    """A few steps of each, in two runs of which the second goes on, end in a checkpoint that loads."""
+    work, out = tmp_path / "work", tmp_path / "checkpoint"
+    options = Namespace(
+        seed=0, work=work, out=out, window_steps=1, whole_steps=1, told_steps=1, seen_steps=1,
+        pictures=8, processes=2,
+    )  # fmt: skip
+    train(options)
+    for name in ("window_steps", "whole_steps", "told_steps", "seen_steps"):
+        setattr(options, name, 2)
+    train(options)
+    for stage in ("windows", "whole", "told", "seen"):
+        with (work / f"{stage}.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert (work / "losses.png").stat().st_size > 10_000
+    load_engine(out, LoadOptions(model="", max_model_len=2048))
