@@ -7,6 +7,7 @@ patch: 28 x 28 pixels, 12 x 12 of them in the view, one picture token each.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.phi3v.image_processing import TILE, ImageProcessor
 from scripts.demo_training.network import SIZES
-from scripts.demo_training.scenes import COLOURS, THINGS, Scene
+from scripts.demo_training.scenes import COLOURS, THINGS, Scene, Thing
 
 CELLS = 12
 CELL = TILE / CELLS
@@ -27,6 +28,14 @@ def extent(width: int, height: int, side: int = TILE) -> tuple[float, float, flo
     """Left, top, width and height of a picture in its view, in pixels."""
     across, down = (part * side / TILE for part in PLANS.plan(width, height).resized)
     return (side - across) / 2, (side - down) / 2, across, down
+
+
+def placed(scene: Scene, side: int = TILE) -> Iterator[tuple[Thing, float, float, float]]:
+    """The things of a scene; column and row of their centre, and their size, in cells of its view."""
+    left, top, width, height = (part / CELL for part in extent(scene.width, scene.height, side))
+    for thing in scene.things:
+        size = thing.size * min(width, height)
+        yield thing, left + thing.x * width, top + thing.y * height, size
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,8 @@ def labels(scene: Scene, side: int = TILE) -> CellLabels:
     cells = (count, count)
     thing, colour = np.zeros(cells, np.int64), np.zeros(cells, np.int64)
     centre, box = np.zeros(cells, bool), np.zeros((*cells, 3), np.float32)
-    left, top, width, height = (part / CELL for part in extent(scene.width, scene.height, side))
     row, column = np.mgrid[0:count, 0:count] + 0.5
-    for item in scene.things:
-        x, y, size = left + item.x * width, top + item.y * height, item.size * min(width, height)
+    for item, x, y, size in placed(scene, side):
         inside = np.maximum(abs(row - y), abs(column - x)) < 0.45 * size
         at = min(int(y), count - 1), min(int(x), count - 1)
         inside[at] = True

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.phi3v.image_processing import TILE
-from scripts.demo_training.cells import CELL, extent
+from scripts.demo_training.cells import CELL, placed
 from scripts.demo_training.network import SIZES
 from scripts.demo_training.scenes import COLOURS, THINGS, Scene, Thing
 
@@ -39,14 +39,10 @@ SILENCE = 5.0  # what every picture token says besides: keeps the decoder's norm
 
 def codes(scene: Scene, side: int = TILE) -> Tensor:
     """Of the cells of the scene's view, ``(cells, CODE)``."""
-    left, top, width, height = (part / CELL for part in extent(scene.width, scene.height, side))
     count = round(side / CELL)
     out = torch.zeros(count, count, CODE)
-    for thing in scene.things:
-        size = thing.size * min(width, height)
-        shares = np.outer(
-            _shares(top + thing.y * height, count), _shares(left + thing.x * width, count)
-        )
+    for thing, x, y, size in placed(scene, side):
+        shares = np.outer(_shares(y, count), _shares(x, count))
         out += torch.from_numpy(shares).float()[..., None] * _code(thing, size)
     return out.flatten(0, 1)
 
@@ -86,6 +82,12 @@ def spoken(told: Tensor) -> Tensor:
 def heard(tokens: Tensor) -> Tensor:
     """The codes in picture tokens."""
     return tokens @ _VOICE[1:].T
+
+
+def by_part(told: Tensor) -> dict[str, Tensor]:
+    """Codes taken apart, under the names of ``PARTS``."""
+    widths = [width for width, _ in PARTS.values()]
+    return dict(zip(PARTS, told.split(widths, -1), strict=True))
 
 
 def _orthonormal(rows: int, width: int) -> Tensor:

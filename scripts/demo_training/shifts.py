@@ -30,9 +30,7 @@ DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # row and column, by head
 PLACE = 40.0
 PLACE_GAIN = 20.0  # of the first norm
 CONTENT_GAIN = 8.0  # of all norms, at first: they leave little of the content
-SHARPNESS = (
-    20.0  # makes that score some hundreds, and those of others in its row or column half of it
-)
+SHARPNESS = 20.0  # makes that score some hundreds; others in its row or column have half of it
 LOUDEST = 8.0  # of the content, which is taught to stay below; else it grows with every layer
 
 

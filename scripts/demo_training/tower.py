@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from model.phi3v.image_processing import TILE
 from model.phi3v.vision import MERGE
-from scripts.demo_training.codes import PARTS, PLACES_FROM, heard, spoken
+from scripts.demo_training.codes import PARTS, PLACES_FROM, by_part, heard, spoken
 from scripts.demo_training.network import PATCH, SIZES
 from scripts.demo_training.optimizers import Optimizers
-from scripts.demo_training.parallel import rank
 from scripts.demo_training.progress import History
 from scripts.demo_training.scenes import COLOURS, SHAPES, THINGS
 from scripts.demo_training.shifts import CONTENT, LOUDEST, PLACE_GAIN, PLACES, WIDTH, ShiftTower
@@ -25,7 +24,7 @@ from scripts.demo_training.views import LabelledViews, Sample, collate
 
 HELD_OUT = 10**9  # pictures from here on are never trained on
 MERGED = MERGE * MERGE * WIDTH
-# Makes of content and places what a linear layer learns from well.
+# Makes both contents and places about 1, of which a linear layer learns well.
 SCALE = torch.cat(
     [torch.full((CONTENT,), 1 / LOUDEST), torch.full((PLACES,), 0.1 / PLACE_GAIN)]
 ).repeat(MERGE * MERGE)
@@ -38,7 +37,7 @@ class Phase:
     Attributes:
         name: of its files.
         side: pixels of a view; smaller than 336, it is put anywhere in one.
-        batch: views per step and process.
+        batch: views per step.
         mosaics: share of pictures with many things.
         learning_rate: at its highest.
         decay: share of the steps in which it falls.
@@ -108,13 +107,13 @@ def losses(
     per_cell = functional.cross_entropy(
         thing.flatten(0, 1), marks.thing.flatten(), reduction="none"
     )
-    silent = torch.zeros(len(tokens), 2, batch.codes.shape[-1])
-    told = torch.cat([batch.codes, silent], 1)
-    error = tokens - spoken(told)
-    if not whole:  # places are those in the picture, and a window has none
-        error = error - (spoken(heard(error) * _PLACES) - spoken(torch.zeros_like(told)))
+    told = functional.pad(batch.codes, (0, 0, 0, 2))  # separators say nothing
     told_of = told[..., 0] / PARTS["share"][1]
-    error = error.square().sum(-1)
+    if (
+        not whole
+    ):  # places are those in the picture, and a window has none: whatever is said is right
+        told = torch.cat([told[..., :PLACES_FROM], heard(tokens)[..., PLACES_FROM:]], -1)
+    error = (tokens - spoken(told)).square().sum(-1)
     return {
         "thing": (per_cell * weight.flatten()).sum() / weight.sum(),
         "at centre": functional.cross_entropy(thing[centres], marks.thing[centres]),
@@ -123,10 +122,6 @@ def losses(
         "told": (error * (0.15 + told_of)).sum() / told_of.sum() / 25,
         "loud": 0.05 * loudness,
     }
-
-
-_PLACES = torch.zeros(sum(width for width, _ in PARTS.values()))
-_PLACES[PLACES_FROM:] = 1
 
 
 def train_tower(
@@ -149,7 +144,7 @@ def train_tower(
     state = State(directory / f"{phase.name}.pt", model, optimizers)
     left = max(0, steps - state.step) * phase.batch
     views = LabelledViews(
-        seed + phase.side + 1000 * rank(),
+        seed + phase.side,
         left,
         state.step * phase.batch,
         phase.mosaics,
@@ -163,12 +158,10 @@ def train_tower(
         initial=state.step,
         total=steps,
         mininterval=2,
-        disable=rank() > 0,
-        position=0,
     )
     room = (TILE - phase.side) // (2 * PATCH) + 1
     for batch in bar:
-        generator = torch.Generator().manual_seed(state.step + 10**6 * rank())
+        generator = torch.Generator().manual_seed(state.step)
         corners = 2 * torch.randint(room, (len(batch.pixels), 2), generator=generator)
         parts = losses(*model(batch.pixels, corners), batch, phase.side == TILE)
         loss = sum(parts.values(), torch.zeros(()))
@@ -176,8 +169,6 @@ def train_tower(
         history.add(state.step, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
         state.advance()
         bar.set_postfix(loss=f"{history.recent('loss'):.3f}", refresh=False)
-        if rank() > 0:
-            continue
         if state.step % SAVE_EVERY == 0 or state.step == steps:
             state.save()
             history.save()
@@ -211,9 +202,7 @@ def _rights(tokens: Tensor, heads: list[Tensor], batch: Sample) -> dict[str, Ten
     marks, at = batch.labels, batch.labels.centre
     is_glyph = marks.thing[at] > len(SHAPES)
     right = heads[0][at].argmax(-1) == marks.thing[at]
-    told = heard(tokens[:, :-2])
-    parts = dict(zip(PARTS, told.split([width for width, _ in PARTS.values()], -1), strict=True))
-    true = dict(zip(PARTS, batch.codes.split([w for w, _ in PARTS.values()], -1), strict=True))
+    parts, true = by_part(heard(tokens[:, :-2])), by_part(batch.codes)
     loud = batch.codes[..., 0] > 0.7 * PARTS["share"][1]
     loud_glyph = marks.thing[loud] > len(SHAPES)
     said = parts["thing"][loud].argmax(-1) == true["thing"][loud].argmax(-1)
