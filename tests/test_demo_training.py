@@ -1,16 +1,23 @@
-"""How the demo model is trained: the code between its halves, the tower that becomes CLIP's."""
+"""How the demo model is trained: the code between its halves, the tower that becomes CLIP's, the stages."""
 
 from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
+from model.engine.config import LoadOptions
+from model.engine.loading import load_engine
 from model.phi3v.vision import _merge_patches
 from scripts.demo_training.codes import PARTS, codes, heard, spoken
 from scripts.demo_training.scenes import random_scene
 from scripts.demo_training.shifts import ShiftTower, clip_tower
+from scripts.demo_training.training import train
 
 
 def test_shifts_are_attention() -> None:
@@ -49,3 +56,23 @@ def test_codes_tell_of_each_thing_once() -> None:
         assert shares.sum().item() == pytest.approx(len(scene.things))
         assert (shares > 0).sum() <= 4 * len(scene.things)
         torch.testing.assert_close(heard(spoken(told)), told, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_stages(tmp_path: Path) -> None:
+    """A few steps of each, in two runs of which the second goes on, end in a checkpoint that loads."""
+    work, out = tmp_path / "work", tmp_path / "checkpoint"
+    options = Namespace(
+        seed=0, work=work, out=out, window_steps=1, whole_steps=1, told_steps=1, seen_steps=1,
+        pictures=8, processes=2,
+    )  # fmt: skip
+    train(options)
+    for name in ("window_steps", "whole_steps", "told_steps", "seen_steps"):
+        setattr(options, name, 2)
+    train(options)
+    for stage in ("windows", "whole", "told", "seen"):
+        with (work / f"{stage}.csv").open() as file:
+            assert [float(row["step"]) for row in csv.DictReader(file)] == [0, 1]
+    assert (work / "losses.png").stat().st_size > 10_000
+    load_engine(out, LoadOptions(model="", max_model_len=2048))
