@@ -18,7 +18,7 @@ from torch.nn import functional
 from model.phi3v.image_processing import TILE
 from scripts.demo_training.cells import CELL, placed
 from scripts.demo_training.network import SIZES
-from scripts.demo_training.scenes import COLOURS, THINGS, Scene, Thing
+from scripts.demo_training.scenes import COLOURS, MOST_THINGS, THINGS, Scene, Thing
 
 SPREAD = 0.4  # of a cell: so near to the border of two, both tell of a thing
 PLACE_MARKS = torch.arange(0, 1.01, 0.2)  # along each side of a picture
@@ -33,6 +33,7 @@ PARTS = {
     "y": (1 + len(PLACE_MARKS), 2.5),
 }
 CODE = sum(width for width, _ in PARTS.values())
+MEASURES_FROM = CODE - 3 - len(SIZE_MARKS) - 2 * len(PLACE_MARKS)  # sizes and places
 PLACES_FROM = CODE - 2 * (1 + len(PLACE_MARKS))  # from here on a code tells of places
 SILENCE = 5.0  # what every picture token says besides: keeps the decoder's norms from amplifying
 
@@ -45,6 +46,14 @@ def codes(scene: Scene, side: int = TILE) -> Tensor:
         shares = np.outer(_shares(y, count), _shares(x, count))
         out += torch.from_numpy(shares).float()[..., None] * _code(thing, size)
     return out.flatten(0, 1)
+
+
+def thing_codes(scene: Scene) -> Tensor:
+    """What is to be known of each thing, ``(most things of a scene, CODE)``."""
+    out = torch.zeros(MOST_THINGS, CODE)
+    for number, (thing, _, _, size) in enumerate(placed(scene)):
+        out[number] = _code(thing, size)
+    return out
 
 
 def _shares(place: float, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.rope import LongRope, RopeRegime, rotate
 from scripts.demo_training.cells import CELLS
-from scripts.demo_training.codes import spoken
+from scripts.demo_training.codes import CODE, spoken
 from scripts.demo_training.network import new_model
 from scripts.demo_training.optimizers import Optimizers
 from scripts.demo_training.parallel import rank
@@ -28,6 +28,8 @@ SCENES = 1_000_000  # that it is told about; none is drawn
 LONG_SHARE = (
     0.12  # of the batches; they use the long factors, as conversations past 4,096 tokens do
 )
+HEARD_AFTER = 2  # layers: the others make an answer of it
+HEARING = 0.5  # weight of hearing
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Stage:
 
 
 # First it is told what is in a picture's cells, which needs no tower; then it sees.
-TOLD = Stage("told", 6, 3.0e-3, 0.45)
+TOLD = Stage("told", 6, 1.5e-3, 0.5)
 SEEN = Stage("seen", 4, 1.2e-3, 0.9)
 
 
@@ -59,10 +61,13 @@ class Speaker(nn.Module):
         super().__init__()
         self.embed, self.layers = model.model.embed_tokens, model.model.layers
         self.norm, self.head = model.model.norm, model.lm_head
+        self.heard = nn.Linear(model.config.hidden_size, CODE)  # not in the checkpoint
         self._rope = LongRope(model.config)
 
-    def forward(self, rows: Row, pictures: Tensor, regime: RopeRegime) -> tuple[Tensor, Tensor]:
-        """Logits and targets of the tokens to learn.
+    def forward(
+        self, rows: Row, pictures: Tensor, regime: RopeRegime
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and targets of the tokens to learn, and how wrong is what it heard of named things.
 
         Args:
             rows: a batch.
@@ -78,11 +83,21 @@ class Speaker(nn.Module):
                 for part in self._rope.cos_sin(rows.positions.flatten(), regimes, torch.bfloat16)
             )
             mask = _mask(rows.branch)
-            for layer in self.layers:
+            error = torch.zeros(())
+            for number, layer in enumerate(self.layers):
+                if number == HEARD_AFTER:
+                    error = self._misheard(hidden, rows)
                 hidden = hidden + _attend(layer, layer.input_layernorm(hidden), cos, sin, mask)
                 hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
             learned = rows.targets != IGNORED
-            return self.head(self.norm(hidden[learned])).float(), rows.targets[learned]
+            logits = self.head(self.norm(hidden[learned])).float()
+        return logits, rows.targets[learned], error
+
+    def _misheard(self, hidden: Tensor, rows: Row) -> Tensor:
+        named = rows.named >= 0
+        true = rows.things.gather(1, rows.named.clamp(min=0)[..., None].expand(-1, -1, CODE))
+        error = (self.heard(hidden[named]).float() - true[named]).square().sum(-1)
+        return error.sum() / max(1, len(error)) / true.shape[-1]
 
     def _embedded(self, rows: Row, pictures: Tensor) -> Tensor:
         cells, line, between = pictures.split([CELLS * CELLS, 1, 1], 1)
@@ -167,13 +182,13 @@ def train_language(
             seen = spoken(functional.pad(batch.told, (0, 0, 0, 2)))
         else:
             seen = pictures[batch.picture.clamp(min=0)]
-        logits, targets = model(batch, seen, RopeRegime(int(long)))
+        logits, targets, misheard = model(batch, seen, RopeRegime(int(long)))
         loss = functional.cross_entropy(logits, targets)
-        loss.backward()
+        (loss + HEARING * misheard).backward()
         wrong = (logits.argmax(-1) != targets).float().mean()
-        history.add(state.step, loss=loss.item(), wrong=wrong.item())
+        history.add(state.step, loss=loss.item(), wrong=wrong.item(), misheard=misheard.item())
         state.advance()
-        recent = {name: f"{history.recent(name):.4f}" for name in ("loss", "wrong")}
+        recent = {name: f"{history.recent(name):.4f}" for name in ("loss", "wrong", "misheard")}
         bar.set_postfix(recent, refresh=False)
         if rank() == 0 and (state.step % SAVE_EVERY == 0 or state.step == steps):
             state.save()

@@ -18,14 +18,15 @@ from torch import Tensor
 from model.phi3v.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
 from model.phi3v.tokenizer import Phi3VTokenizer
 from scripts.demo_training.cells import CELLS
-from scripts.demo_training.codes import CODE, codes, misheard
+from scripts.demo_training.codes import CODE, codes, misheard, thing_codes
 from scripts.demo_training.conversations import (
     Exchange,
     about_picture,
     before_picture,
     without_picture,
 )
-from scripts.demo_training.scenes import Scene, random_scene
+from scripts.demo_training.naming import NOBODY, Names
+from scripts.demo_training.scenes import MOST_THINGS, Scene, random_scene
 
 BRANCHES = 9
 VIEW_TOKENS = CELLS * (CELLS + 1)
@@ -45,7 +46,9 @@ class Row:
         positions: of the tokens in their conversation.
         branch: 0 for the prefix, then 1, 2, ...; -1 for padding.
         targets: the next token where it is to be learned.
+        named: index of the thing that a token names, or -1.
         told: what the picture's cells say, ``(144, CODE)``; empty where a tower says it.
+        things: what is to be known of each thing, ``(MOST_THINGS, CODE)``.
     """
 
     picture: Tensor
@@ -53,7 +56,9 @@ class Row:
     positions: Tensor
     branch: Tensor
     targets: Tensor
+    named: Tensor
     told: Tensor
+    things: Tensor
 
 
 class Rows(torch.utils.data.Dataset[Row]):
@@ -79,19 +84,19 @@ class Rows(torch.utils.data.Dataset[Row]):
     ) -> None:
         self._directory, self._seed, self._pictures = tokenizer, seed, pictures
         self._first, self._count, self._told = first, count, told
-        self._tokenizer: Phi3VTokenizer | None = None
+        self._texts: _Texts | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Row:
-        if self._tokenizer is None:
-            self._tokenizer = Phi3VTokenizer(self._directory)
+        if self._texts is None:
+            self._texts = _Texts(self._directory)
         rng = np.random.default_rng((self._seed, 1, self._first + index))
         if rng.random() < WITHOUT_PICTURE:
             talks = [without_picture(rng) for _ in range(BRANCHES)]
             nothing = torch.zeros(CELLS * CELLS if self._told else 0, CODE)
-            return _row(self._tokenizer, -1, [], talks, None, nothing)
+            return _row(self._texts, -1, None, [], talks, None, nothing)
         picture = int(rng.integers(self._pictures))
         scene = scene_of(self._seed, picture)
         before = before_picture(rng) if rng.random() < LATER_PICTURE else []
@@ -100,7 +105,7 @@ class Rows(torch.utils.data.Dataset[Row]):
         if self._told:
             true = codes(scene)
             kept, told = _thinned(rng, true), misheard(rng, true)
-        return _row(self._tokenizer, picture, before, talks, kept, told)
+        return _row(self._texts, picture, scene, before, talks, kept, told)
 
 
 def scene_of(seed: int, number: int) -> Scene:
@@ -120,14 +125,24 @@ def _thinned(rng: np.random.Generator, told: Tensor) -> np.ndarray:
     return np.flatnonzero(kept | (rng.random(kept.shape) < silent))
 
 
+class _Texts:
+    """A tokenizer, and what its tokens name."""
+
+    def __init__(self, directory: Path) -> None:
+        self.tokenizer = Phi3VTokenizer(directory)
+        self.names = Names(self.tokenizer)
+
+
 def _row(
-    tokenizer: Phi3VTokenizer,
+    texts: _Texts,
     picture: int,
+    scene: Scene | None,
     before: list[Exchange],
     talks: Sequence[list[Exchange]],
     kept: np.ndarray | None,
     told: Tensor,
 ) -> Row:
+    tokenizer = texts.tokenizer
     tokens: list[int] = []
     positions: list[int] = []
     start = 0
@@ -139,15 +154,18 @@ def _row(
             start = len(tokens) + IMAGE_TOKENS
             tokens = [*tokens, *(-1 - kept).tolist()]
             branch, targets = [0] * len(tokens), [IGNORED] * len(tokens)
+            named = [NOBODY] * len(tokens)
         elif number == 1:
-            branch, targets = [], []
+            branch, targets, named = [], [], []
         ids, learned = _encode(tokenizer, pieces[-1], talk)
         tokens += ids
         positions += range(start, start + len(ids))
         branch += [number] * len(ids)
         targets += learned
-    columns = (tokens, positions, branch, targets)
-    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), told)
+        named += texts.names.named(ids, scene) if scene else [NOBODY] * len(ids)
+    columns = (tokens, positions, branch, targets, named)
+    things = thing_codes(scene) if scene else torch.zeros(MOST_THINGS, CODE)
+    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), told, things)
 
 
 def _messages(before: list[Exchange], talk: list[Exchange], picture: bool) -> list[Message]:
@@ -197,5 +215,7 @@ def collate(rows: list[Row]) -> Row:
         stacked("positions", 0),
         stacked("branch", -1),
         stacked("targets", IGNORED),
+        stacked("named", NOBODY),
         torch.stack([row.told for row in rows]),
+        torch.stack([row.things for row in rows]),
     )

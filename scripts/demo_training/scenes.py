@@ -15,6 +15,8 @@ LETTERS = tuple(string.ascii_uppercase)
 GLYPHS = DIGITS + LETTERS
 THINGS = SHAPES + GLYPHS
 
+MOST_THINGS = 4  # in a picture to talk about
+
 # Several common notions of each colour; a little is added to or taken from each channel.
 ANCHORS = {
     "red": [(255, 0, 0), (220, 20, 60), (214, 39, 40), (229, 57, 53), (200, 30, 30), (178, 20, 20)],

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from model.phi3v.image_processing import TILE
 from model.phi3v.vision import MERGE
-from scripts.demo_training.codes import PARTS, PLACES_FROM, by_part, heard, spoken
+from scripts.demo_training.codes import MEASURES_FROM, PARTS, PLACES_FROM, by_part, heard, spoken
 from scripts.demo_training.network import PATCH, SIZES
 from scripts.demo_training.optimizers import Optimizers
 from scripts.demo_training.progress import History
@@ -24,6 +24,7 @@ from scripts.demo_training.views import LabelledViews, Sample, collate
 
 HELD_OUT = 10**9  # pictures from here on are never trained on
 MERGED = MERGE * MERGE * WIDTH
+MEASURES_MATTER = 4.0
 # Makes both contents and places about 1, of which a linear layer learns well.
 SCALE = torch.cat(
     [torch.full((CONTENT,), 1 / LOUDEST), torch.full((PLACES,), 0.1 / PLACE_GAIN)]
@@ -111,9 +112,12 @@ def losses(
     told_of = told[..., 0] / PARTS["share"][1]
     if (
         not whole
-    ):  # places are those in the picture, and a window has none: whatever is said is right
+    ):  # places are those in the picture; a window has none, and whatever is said is right
         told = torch.cat([told[..., :PLACES_FROM], heard(tokens)[..., PLACES_FROM:]], -1)
     error = (tokens - spoken(told)).square().sum(-1)
+    if whole:  # a wrong place is a small error beside a wrong name, and matters as much
+        wrong = (heard(tokens) - told)[..., MEASURES_FROM:]
+        error = error + MEASURES_MATTER * wrong.square().sum(-1)
     return {
         "thing": (per_cell * weight.flatten()).sum() / weight.sum(),
         "at centre": functional.cross_entropy(thing[centres], marks.thing[centres]),
