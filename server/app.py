@@ -11,11 +11,13 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from server import errors
+from server.auth.limits import RATE_LIMIT_HEADERS
 from server.middleware import (
     REQUEST_IDS,
     AnswerBugs,
     HeadAsGet,
     PlainPaths,
+    RateLimits,
     ReadBeforeRefusing,
     RequestIds,
 )
@@ -24,7 +26,7 @@ from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
 
-READABLE_BY_SCRIPTS = (*REQUEST_IDS, "x-ms-error-code", "Retry-After")
+READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -47,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestIds)
+    app.add_middleware(RateLimits)
     app.add_middleware(ReadBeforeRefusing)
     if service.settings.allowed_origins:
         app.add_middleware(

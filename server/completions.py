@@ -50,9 +50,8 @@ async def stream(
     """
     for index in range(n):
         yield envelope.chunk([ChunkChoice(index=index, delta=Delta(role="assistant"))])
-    completion_tokens, unfinished = 0, n
+    unfinished = n
     async for delta in generation:
-        completion_tokens += len(delta.token_ids)
         if delta.text or delta.logprobs:
             yield envelope.chunk(
                 [
@@ -67,10 +66,10 @@ async def stream(
             unfinished -= 1
             last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
             inline = unfinished == 0 and not include_usage
-            usage = _usage(generation, completion_tokens) if inline else None
+            usage = _usage(generation) if inline else None
             yield envelope.chunk([last], usage)
     if include_usage:
-        yield envelope.chunk([], _usage(generation, completion_tokens))
+        yield envelope.chunk([], _usage(generation))
 
 
 async def complete(generation: model.Generation, envelope: Envelope, n: int) -> ChatCompletion:
@@ -78,9 +77,7 @@ async def complete(generation: model.Generation, envelope: Envelope, n: int) -> 
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[model.TokenLogprob]] = [[] for _ in range(n)]
     reasons: list[model.FinishReason] = ["stop"] * n
-    completion_tokens = 0
     async for delta in generation:
-        completion_tokens += len(delta.token_ids)
         texts[delta.index].append(delta.text)
         logprobs[delta.index] += delta.logprobs
         if delta.finish_reason is not None:
@@ -98,15 +95,15 @@ async def complete(generation: model.Generation, envelope: Envelope, n: int) -> 
             )
             for index in range(n)
         ],
-        usage=_usage(generation, completion_tokens),
+        usage=_usage(generation),
     )
 
 
-def _usage(generation: model.Generation, completion_tokens: int) -> Usage:
+def _usage(generation: model.Generation) -> Usage:
     return Usage(
         prompt_tokens=generation.prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=generation.prompt_tokens + completion_tokens,
+        completion_tokens=generation.completion_tokens,
+        total_tokens=generation.prompt_tokens + generation.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic_core import from_json
 
-from server.auth import check_api_key
+from server.auth.limits import Admission, Caller
 from server.convert import ExtraPolicy
 from server.errors import ApiError, short_name
 from server.service import Service
@@ -30,17 +31,36 @@ def service_of(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(service_of)]
 
 
-def require_api_key(request: Request, service: ServiceOf) -> None:
-    """Refuse requests without the key, before anything of the body is looked at."""
-    key = service.settings.api_key
-    if key is not None:
-        check_api_key(request.headers, key.get_secret_value())
+async def require_caller(request: Request, service: ServiceOf) -> Caller:
+    """Refuse requests of nobody we know, before anything of the body is looked at."""
+    caller = await service.access.caller(request.headers)
+    request.state.caller = caller.name
+    return caller
 
 
-# The schemes are for the documentation alone; ``require_api_key`` reads the headers itself.
+async def admit(
+    request: Request, service: ServiceOf, caller: Annotated[Caller, Depends(require_caller)]
+) -> AsyncIterator[Admission]:
+    """Count the request among its caller's until its response is sent; refuse one too many."""
+    admission = service.access.limiter.admit(caller)
+    request.state.admission = admission  # for the headers of any response
+    try:
+        yield admission
+    finally:
+        admission.close()
+
+
+Admitted = Annotated[Admission, Depends(admit)]
+
+# The schemes are for the documentation alone; ``require_caller`` reads the headers itself.
 KEY_REQUIRED = [
-    Depends(require_api_key),
-    Depends(HTTPBearer(auto_error=False, description="The API key, as OpenAI's clients send it.")),
+    Depends(require_caller),
+    Depends(
+        HTTPBearer(
+            auto_error=False,
+            description="The API key, as OpenAI's clients send it, or a token of Entra ID.",
+        )
+    ),
     Depends(
         APIKeyHeader(
             name="api-key", auto_error=False, description="The API key, as Azure's clients send it."

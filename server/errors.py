@@ -176,14 +176,15 @@ def error_response(error: ApiError) -> JSONResponse:
 
 DESCRIPTIONS = {
     400: "not JSON, an extra parameter, or a prompt longer than the context window",
-    401: "no API key, or a wrong one",
+    401: "no API key or token, or a wrong one",
+    403: "the token has none of the roles and scopes that are asked for",
     404: "no such model",
     413: "the body is larger than the limit",
     415: "the body is not JSON, or is compressed",
     422: "a parameter or message is wrong or not supported; detail says where",
-    429: "too many answers are in the making",
+    429: "too many answers are in the making, or the caller has used what it may",
     500: "the server failed; its log says why",
-    503: "loading, shutting down, or dead",
+    503: "loading, shutting down, or dead; or the token's issuer is",
 }
 
 
@@ -245,6 +246,8 @@ def _openai_type(status: int) -> str:
     """OpenAI's ``error.type``; LiteLLM takes ``invalid_request_error`` on a 401 for a bad request."""
     if status == 401:
         return "authentication_error"
+    if status == 403:
+        return "permission_error"
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"

@@ -101,6 +101,24 @@ class RequestIds:
         await self._app(scope, receive, send_with_ids)
 
 
+class RateLimits:
+    """Tells a caller with limits how much of them is left."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, adding the headers to the start of its response if it was let in."""
+        state = scope.setdefault("state", {})
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and "admission" in state:
+                MutableHeaders(scope=message).update(state["admission"].headers())
+            await send(message)
+
+        await self._app(scope, receive, send_with_limits)
+
+
 class ReadBeforeRefusing:
     """Takes the rest of a refused request's body, to a point, before the refusal is sent.
 

@@ -16,6 +16,7 @@ import uvicorn
 
 import model
 from server.app import create_app
+from server.auth.keys import KeysError
 from server.service import Service
 from server.settings import Settings
 
@@ -40,7 +41,12 @@ def run(settings: Settings) -> int:
             "choose another with --host and --port"
         )
         return 1
-    service = Service(settings)
+    try:
+        service = Service(settings)
+    except KeysError as error:
+        listener.close()
+        _complain(str(error))
+        return 1
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
@@ -69,6 +75,7 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
     server = Server(config, service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(service.load())
+    following = asyncio.create_task(service.access.follow_changes(_hangups(service.settings)))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     status = 0
     if loading.done():
@@ -82,8 +89,17 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
             print(f"{service.info.name} is ready on {_url(config, listener)}", flush=True)
     await serving
     loading.cancel()
+    following.cancel()
     service.close()
     return status
+
+
+def _hangups(settings: Settings) -> asyncio.Event:
+    """Set at each SIGHUP; without a key file to read again that ends the server, as it always did."""
+    hangup = asyncio.Event()
+    if settings.api_keys_file is not None and hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    return hangup
 
 
 class Server(uvicorn.Server):

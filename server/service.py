@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import model
+from server.auth.access import Access
 from server.errors import RETRY_AFTER_SECONDS, ApiError
 from server.settings import Settings
 
@@ -15,10 +16,18 @@ State = Literal["loading", "ready", "draining", "dead"]
 
 
 class Service:
-    """The engine and its state. Made before the engine, which ``load`` brings."""
+    """The engine and its state. Made before the engine, which ``load`` brings.
+
+    Attributes:
+        access: who may use it.
+
+    Raises:
+        KeysError: the settings' keys cannot be used.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.access = Access(settings)
         self._engine: model.AsyncEngine | None = None
         self._info: model.ModelInfo | None = None
         self._draining = False
@@ -72,6 +81,11 @@ class Service:
     def stats(self) -> model.Stats | None:
         """What the engine is doing; None before it is loaded."""
         return None if self._engine is None else self._engine.stats()
+
+    def cache_salt(self, caller: str, salt: str | None) -> str:
+        """Who shares what is computed of a prompt: all with the same salt, of one caller if so set."""
+        own = f"{caller}\n" if self.settings.isolate_caches else ""
+        return own + (salt or "")
 
     def _unavailable(self) -> ApiError:
         reason = {

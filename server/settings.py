@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
 from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+# Several words, parted by commas.
+Words = Annotated[list[str], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -43,7 +48,42 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     api_key: SecretStr | None = Field(
-        None, description="key that clients must send; none by default"
+        None, description="key that clients must send; better set as PHI3V_API_KEY or in a file"
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="what --api-keys-file has, as a text; better set as PHI3V_API_KEYS"
+    )
+    api_keys_file: FilePath | None = Field(
+        None,
+        description="TOML file of callers, their keys and limits; read again when it changes or at "
+        "SIGHUP",
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests that each caller may send in a minute; any by default"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens, prompts' and answers', of each caller in a minute"
+    )
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="requests that each caller may have running at a time"
+    )
+    insecure: bool = Field(
+        False, description="let other machines use the server without a key or token"
+    )
+    entra_tenant: UUID | None = Field(
+        None, description="id of the tenant whose Entra ID tokens are taken; none by default"
+    )
+    entra_audience: Words = Field(
+        [], description="what a token must be for, such as api://CLIENT-ID; several by commas"
+    )
+    entra_roles: Words = Field(
+        [], description="app roles one of which a token must have; all tokens will do by default"
+    )
+    entra_scopes: Words = Field([], description="scopes one of which will do instead of a role")
+    entra_authority: str = Field(
+        "https://login.microsoftonline.com",
+        pattern="^https://",
+        description="who issues the tokens; another one in national clouds",
     )
     ssl_certfile: FilePath | None = Field(
         None, description="certificate chain, in PEM; with it the server speaks https"
@@ -51,7 +91,7 @@ class Settings(BaseSettings):
     ssl_keyfile: FilePath | None = Field(
         None, description="the certificate's private key, in PEM, where it is in another file"
     )
-    allowed_origins: Annotated[list[str], NoDecode] = Field(
+    allowed_origins: Words = Field(
         [],
         description="web origins whose pages may call the server (CORS), parted by commas; * for "
         "all, none by default",
@@ -76,6 +116,9 @@ class Settings(BaseSettings):
     embedding_cache_memory: float = Field(
         0.5, ge=0, description="GiB for embeddings of images seen before; 0 keeps none"
     )
+    isolate_caches: bool = Field(
+        False, description="share what was computed before only between requests of one caller"
+    )
     deterministic: bool = Field(
         False,
         description="answers equal to the last bit alone and in any batch, in any dtype; slower",
@@ -95,14 +138,52 @@ class Settings(BaseSettings):
         "info", description="least severe messages that are logged"
     )
 
-    @field_validator("allowed_origins", mode="before")
+    @property
+    def has_callers(self) -> bool:
+        """Whether requests must say whose they are."""
+        keys = (self.api_key, self.api_keys, self.api_keys_file)
+        return self.entra_tenant is not None or any(key is not None for key in keys)
+
+    @field_validator(
+        "allowed_origins", "entra_audience", "entra_roles", "entra_scopes", mode="before"
+    )
     @classmethod
     def _parted_by_commas(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
-        return [origin.strip() for part in parts for origin in part.split(",") if origin.strip()]
+        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
 
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:
         if self.ssl_keyfile and not self.ssl_certfile:
             raise PydanticCustomError("no_certificate", "--ssl-keyfile needs --ssl-certfile too")
         return self
+
+    @model_validator(mode="after")
+    def _tokens_are_for_an_audience(self) -> Self:
+        if (self.entra_tenant is None) != (not self.entra_audience):
+            raise PydanticCustomError(
+                "half_of_entra", "--entra-tenant and --entra-audience need each other"
+            )
+        if (self.entra_roles or self.entra_scopes) and self.entra_tenant is None:
+            raise PydanticCustomError(
+                "half_of_entra", "--entra-roles and --entra-scopes need --entra-tenant"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _others_need_a_key(self) -> Self:
+        if not (self.has_callers or self.insecure or _is_loopback(self.host)):
+            raise PydanticCustomError(
+                "insecure",
+                "--host {host} lets other machines use the server and nothing asks who they are; "
+                "set PHI3V_API_KEY, --api-keys-file or --entra-tenant, or say --insecure",
+                {"host": self.host},
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

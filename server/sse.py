@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
@@ -33,25 +33,25 @@ class ChunkStream(EventSourceResponse):
 
     Args:
         chunks: of one generation.
-        generation: aborted when the client goes away, also before the first chunk.
+        end: called when all is sent or the client has gone away, also before the first chunk.
         include_usage: whether chunks without usage say so with a null, as OpenAI's do.
     """
 
     def __init__(
         self,
         chunks: AsyncIterator[ChatCompletionChunk],
-        generation: model.Generation,
+        end: Callable[[], None],
         include_usage: bool,
     ) -> None:
         super().__init__(_events(chunks, include_usage), sep="\n", ping=0)
-        self._generation = generation
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._generation.close()
+            self._end()
 
 
 async def _events(

@@ -53,7 +53,7 @@ def failing_server() -> Iterator[tuple[str, Closable]]:
     generation = Closable()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        stream = ChunkStream(failing(), generation, include_usage=False)  # type: ignore[arg-type]
+        stream = ChunkStream(failing(), generation.close, include_usage=False)
         await stream(scope, receive, send)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -46,11 +46,13 @@ class Generation:
     Attributes:
         prompt_tokens: length of the prompt, image included.
         cached_tokens: how many of them were found computed; known from the first delta on.
+        completion_tokens: of all answers so far, read or not.
     """
 
     def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
+        self.completion_tokens = 0
         self._unfinished = n
         self._close = close
         self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
@@ -83,6 +85,7 @@ class Generation:
         if isinstance(result, ModelError):
             self._error = result
         else:
+            self.completion_tokens += len(result.token_ids)
             self._gathered.setdefault(result.index, []).append(result)
         self._news.set()
 
@@ -155,8 +158,19 @@ class AsyncEngine:
         """Whether requests can be served."""
         return self._dead is None and self._thread.is_alive()
 
-    async def generate(self, messages: Sequence[Message], params: SamplingParams) -> Generation:
+    async def generate(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        admit: Callable[[int, int], None] | None = None,
+    ) -> Generation:
         """Prepare a request and queue it; returns once its prompt is known to be good.
+
+        Args:
+            messages: the conversation.
+            params: how to answer.
+            admit: called with the prompt's tokens, and the most that the answers may have together,
+                before any of it is computed; what it raises is raised.
 
         Raises:
             RequestError: the messages or parameters cannot be served.
@@ -172,9 +186,14 @@ class AsyncEngine:
             len(inputs.token_ids), params.n, lambda: self._close(request_id, params.n)
         )
         self._generations[request_id] = generation
-        if not self.is_alive:  # it ended meanwhile, and may already have told those who waited
+        try:
+            self._require_alive()  # it may have ended meanwhile, and have told those who waited
+            if admit is not None:
+                longest = self._engine.longest_answer(len(inputs.token_ids), params)
+                admit(len(inputs.token_ids), params.n * longest)
+        except BaseException:
             generation.close()
-            self._require_alive()
+            raise
         self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived, matcher))
         return generation
 

@@ -172,8 +172,6 @@ class Engine:
             matcher: the grammar of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
-        room = self.config.max_model_len - len(inputs.token_ids)
-        wanted = params.max_tokens or self.config.default_max_tokens
         own_stops = () if params.ignore_eos else self._stop_ids
         # A stop string that names a control token never shows in the text; its id ends the answer.
         named = {self.processor.tokenizer.special_id(string) for string in params.stop} - {None}
@@ -184,7 +182,7 @@ class Engine:
                 (request_id, index),
                 inputs,
                 params,
-                min(wanted, room),
+                self.longest_answer(len(inputs.token_ids), params),
                 stop_ids,
                 self._detokenizer(params),
             )
@@ -198,6 +196,11 @@ class Engine:
             leader = leader or sequence
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
+
+    def longest_answer(self, prompt_tokens: int, params: SamplingParams) -> int:
+        """Most tokens that one answer to a prompt of that length may have."""
+        room = self.config.max_model_len - prompt_tokens
+        return min(params.max_tokens or self.config.default_max_tokens, room)
 
     def _may_guess(self, params: SamplingParams) -> bool:
         """Whether an answer's logits depend on nothing but its tokens so far, in order."""

@@ -49,6 +49,7 @@ class SamplingParams:
         grammar: what the answer must match, whatever the other parameters; a stop string or stop
             token that comes before its end cuts it off.
         n: answers to the same prompt; answer i is sampled with ``seed + i``.
+        cache_salt: what is computed of the prompt is shared with requests of the same salt only.
     """
 
     temperature: float = 1.0
@@ -68,6 +69,7 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: GrammarSpec | None = None
     n: int = 1
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)

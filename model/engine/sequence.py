@@ -11,7 +11,7 @@ from torch import Tensor
 from model.engine.detokenizer import Detokenizer
 from model.engine.grammar import Guide
 from model.engine.lookup import Lookup
-from model.engine.prefix_hash import ImageSpan, prefix_hashes
+from model.engine.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.request import SamplingParams
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
@@ -64,11 +64,13 @@ class Sequence:
         self.token_ids = list(inputs.token_ids)
         self.prompt_len = len(self.token_ids)
         self.image = inputs.image
+        self._salt = salt_digest(params.cache_salt)
         self.image_span: ImageSpan | None = None
         if inputs.image is not None:
             start = self.token_ids.index(IMAGE_TOKEN_ID)
             end = start + inputs.image.num_tokens
-            self.image_span = ImageSpan(start, end, inputs.image.digest)
+            # The embedding cache goes by it too, and images on their way through the tower.
+            self.image_span = ImageSpan(start, end, self._salt + inputs.image.digest)
         self.image_embedding: Tensor | None = None
         self.status = Status.WAITING
         self.followers: list[Sequence] = []
@@ -125,7 +127,13 @@ class Sequence:
     def hashes(self, count: int, block_size: int) -> list[bytes]:
         """Prefix hashes of its first ``count`` blocks, which must be full."""
         return prefix_hashes(
-            self._hashes, self.token_ids, self.image_span, self.regime, block_size, count
+            self._hashes,
+            self.token_ids,
+            self.image_span,
+            self.regime,
+            self._salt,
+            block_size,
+            count,
         )
 
     def change_regime(self, regime: RopeRegime) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from server import completions
+from server.auth.limits import Admission
 from server.convert import ExtraPolicy, parse, sampling_params, to_messages
 from server.dependencies import (
     KEY_REQUIRED,
+    Admitted,
     ServiceOf,
     documented_body,
     extra_policy,
@@ -41,7 +44,7 @@ ROUTE: dict[str, Any] = {
                 }
             },
         },
-        **responses(400, 401, 413, 415, 422, 429, 500, 503),
+        **responses(400, 401, 403, 413, 415, 422, 429, 500, 503),
     },
     "openapi_extra": documented_body("ChatCompletionRequest"),
 }
@@ -59,46 +62,56 @@ Body = Annotated[object, Depends(json_body)]
 async def azure_chat_completions(
     request: Request,
     service: ServiceOf,
+    admission: Admitted,
     policy: Annotated[ExtraPolicy, Depends(extra_policy)],
     body: Body,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
-    return await _answer(request, service, body, policy)
+    return await _answer(request, service, admission, body, policy)
 
 
 @router.post("/v1/chat/completions", **ROUTE)
 @router.post("/openai/v1/chat/completions", **ROUTE)
-async def openai_chat_completions(request: Request, service: ServiceOf, body: Body) -> Response:
+async def openai_chat_completions(
+    request: Request, service: ServiceOf, admission: Admitted, body: Body
+) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
-    return await _answer(request, service, body, "pass-through")
+    return await _answer(request, service, admission, body, "pass-through")
 
 
 @router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
 async def azure_openai_chat_completions(
-    deployment: str, request: Request, service: ServiceOf, body: Body
+    deployment: str, request: Request, service: ServiceOf, admission: Admitted, body: Body
 ) -> Response:
     """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
-    return await _answer(request, service, body, "pass-through")
+    return await _answer(request, service, admission, body, "pass-through")
 
 
 async def _answer(
-    request: Request, service: Service, body: object, policy: ExtraPolicy
+    request: Request, service: Service, admission: Admission, body: object, policy: ExtraPolicy
 ) -> Response:
     engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
     messages = to_messages(chat.messages, service.settings.max_image_pixels)
-    generation = await engine.generate(messages, sampling_params(chat))
+    params = sampling_params(chat)
+    params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
+    generation = await engine.generate(messages, params, admission.reserve)
+
+    def end() -> None:
+        generation.close()
+        admission.settle(generation.prompt_tokens + generation.completion_tokens)
+
     envelope = completions.Envelope(service.info.name)
     if chat.stream:
         include_usage = chat.stream_options is not None and chat.stream_options.include_usage
         chunks = completions.stream(generation, envelope, chat.n, include_usage)
-        return ChunkStream(chunks, generation, include_usage)
+        return ChunkStream(chunks, end, include_usage)
     try:
         answer = await _unless_disconnected(
             request, completions.complete(generation, envelope, chat.n)
         )
     finally:
-        generation.close()
+        end()
     if answer is None:
         return Response(status_code=CLIENT_CLOSED)
     return JSONResponse(answer.model_dump())

@@ -18,7 +18,7 @@ NO_EMBEDDINGS = (
     "/openai/deployments/{deployment}/embeddings",
 )
 
-router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=responses(401, 503))
+router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=responses(401, 403, 503))
 
 
 async def info(service: ServiceOf) -> ModelInfo:

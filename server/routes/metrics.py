@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from server import metrics
-from server.dependencies import ServiceOf, require_api_key
+from server.dependencies import ServiceOf, require_caller
 from server.errors import responses
 
 router = APIRouter(tags=["health"])
@@ -15,10 +15,10 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={200: {"description": "in Prometheus' text format"}, **responses(401)},
+    responses={200: {"description": "in Prometheus' text format"}, **responses(401, 403, 503)},
 )
 async def get_metrics(request: Request, service: ServiceOf) -> Response:
     """Needs the key unless the setting ``open_metrics`` lifts that."""
     if not service.settings.open_metrics:
-        require_api_key(request, service)
+        await require_caller(request, service)
     return Response(metrics.render(service.stats), media_type=metrics.CONTENT_TYPE)

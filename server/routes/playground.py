@@ -53,7 +53,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
     """What the page must know before it has a key."""
     settings = service.settings
     known = {
-        "api_key_required": settings.api_key is not None,
+        "api_key_required": settings.has_callers,
         "max_body_bytes": int(settings.max_body_mb * 1e6),
         "max_image_pixels": settings.max_image_pixels,
         "max_output_tokens": settings.max_output_tokens,

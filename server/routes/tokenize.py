@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from server.convert import parse_tokenize, to_messages
-from server.dependencies import KEY_REQUIRED, ServiceOf, documented_body, json_body
+from server.dependencies import KEY_REQUIRED, Admitted, ServiceOf, documented_body, json_body
 from server.errors import responses
 from server.schemas.answers import Tokenized
 
@@ -16,10 +16,12 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 
 @router.post(
     "/tokenize",
-    responses=responses(400, 401, 413, 415, 422, 429, 500, 503),
+    responses=responses(400, 401, 403, 413, 415, 422, 429, 500, 503),
     openapi_extra=documented_body("TokenizeRequest"),
 )
-async def tokenize(service: ServiceOf, body: Annotated[object, Depends(json_body)]) -> Tokenized:
+async def tokenize(
+    service: ServiceOf, admission: Admitted, body: Annotated[object, Depends(json_body)]
+) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
     request = parse_tokenize(body, settings.max_messages)

@@ -141,6 +141,9 @@ class ChatCompletionRequest(Body):
     guided_grammar: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="in Lark's or GBNF's syntax; begins at its rule start or root"
     )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="what is computed of the prompt is shared within the same salt only"
+    )
     stop_token_ids: list[Annotated[int, Field(ge=0), IsNumber]] = Field(
         [], max_length=1024, fail_fast=True
     )
@@ -149,7 +152,7 @@ class ChatCompletionRequest(Body):
 # Names that are no extra parameters in Azure's sense: its own, and OpenAI's.
 EXTRAS = {
     *("top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids"),
-    *("guided_regex", "guided_choice", "guided_grammar"),
+    *("guided_regex", "guided_choice", "guided_grammar", "cache_salt"),
 }
 KNOWN = set(ChatCompletionRequest.model_fields) - EXTRAS
 

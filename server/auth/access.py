@@ -1,0 +1,86 @@
+"""Who sends a request: by its key, or by its token, in the headers that clients use for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+
+from server.auth.entra import Entra
+from server.auth.issuer import Issuer
+from server.auth.keys import Keys
+from server.auth.limits import Caller, Limiter, Limits
+from server.errors import ApiError
+from server.settings import Settings
+
+ANYBODY = "anonymous"  # the one caller of a server that asks for nothing
+
+
+class Access:
+    """The callers that may use the server.
+
+    Attributes:
+        limiter: how much each of them uses.
+
+    Raises:
+        KeysError: keys in the settings or their file cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._limits = Limits(
+            settings.requests_per_minute,
+            settings.tokens_per_minute,
+            settings.concurrent_requests,
+        )
+        key, keys = settings.api_key, settings.api_keys
+        self._keys = Keys(
+            None if key is None else key.get_secret_value(),
+            None if keys is None else keys.get_secret_value(),
+            settings.api_keys_file,
+            self._limits,
+        )
+        self._entra: Entra | None = None
+        if settings.entra_tenant is not None:
+            tenant = str(settings.entra_tenant)
+            self._entra = Entra(
+                Issuer(settings.entra_authority, tenant),
+                tenant,
+                settings.entra_audience,
+                settings.entra_roles,
+                settings.entra_scopes,
+            )
+        self.limiter = Limiter()
+        self.required = settings.has_callers
+
+    async def caller(self, headers: Headers) -> Caller:
+        """Who that is, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
+
+        Azure's SDKs send a key in both.
+
+        Raises:
+            ApiError: 401, 403 or 503.
+        """
+        if not self.required:
+            return Caller(ANYBODY, self._limits)
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        token = bearer.strip() if scheme.lower() == "bearer" else ""
+        for sent in (token, headers.get("api-key", "")):
+            caller = self._keys.find(sent)
+            if caller is not None:
+                return caller
+        if self._entra is not None and token.count(".") == 2:
+            return Caller(await self._entra.name(token), self._limits)
+        wanted = "API key" if len(self._keys) else "Entra token"
+        if len(self._keys) and self._entra is not None:
+            wanted = "API key or Entra token"
+        raise ApiError(
+            401,
+            "Unauthorized",
+            f"the {wanted} is missing or wrong; send it as 'Authorization: Bearer KEY'"
+            + (" or 'api-key: KEY'" if len(self._keys) else ""),
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    async def follow_changes(self, hangup: asyncio.Event) -> None:
+        """Read the key file again whenever it changes or ``hangup`` is set."""
+        await self._keys.follow(hangup)

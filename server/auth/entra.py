@@ -1,0 +1,105 @@
+"""Callers with a token of Entra ID: signed by their tenant, for this server, and not yet expired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jwt
+from jwt.exceptions import ExpiredSignatureError, InvalidAudienceError, PyJWTError
+
+from server.auth.issuer import ALGORITHM, Issuer
+from server.errors import ApiError, short_name
+
+CLOCK_SKEW = 60  # seconds that the issuer's clock and ours may differ
+LONGEST_TOKEN = 16_384  # characters; Entra's have a few thousand
+
+
+class Entra:
+    """Checks the tokens of one tenant.
+
+    Args:
+        issuer: of the tenant.
+        tenant: its id.
+        audiences: one of which a token must be for.
+        roles: one of which a token must have, or one of the scopes.
+        scopes: the same; with neither every token of the tenant for the audience will do.
+    """
+
+    def __init__(
+        self,
+        issuer: Issuer,
+        tenant: str,
+        audiences: Sequence[str],
+        roles: Iterable[str] = (),
+        scopes: Iterable[str] = (),
+    ) -> None:
+        self._issuer = issuer
+        self._tenant = tenant
+        self._audiences = audiences
+        self._roles = frozenset(roles)
+        self._scopes = frozenset(scopes)
+
+    async def name(self, token: str) -> str:
+        """The caller's name: its object id in the directory.
+
+        Raises:
+            ApiError: 401, the token is not valid; 403, it lacks a role or scope; 503, the issuer's
+                keys cannot be had.
+        """
+        if len(token) > LONGEST_TOKEN:
+            raise _invalid(f"it has more than {LONGEST_TOKEN} characters")
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+            key = await self._issuer.key(kid) if isinstance(kid, str) else None
+            if key is None:
+                raise _invalid(f"its tenant's issuer, {self._tenant}, has no key of that id")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[ALGORITHM],
+                audience=self._audiences,
+                issuer=self._issuer.names,
+                leeway=CLOCK_SKEW,
+                options={"require": ["exp", "iss", "aud", "tid"]},
+            )
+        except ExpiredSignatureError as error:
+            raise _invalid("it has expired; get a new one") from error
+        except InvalidAudienceError as error:
+            wanted = " or ".join(self._audiences)
+            raise _invalid(f"it is for another audience; ask for a token for {wanted}") from error
+        except PyJWTError as error:
+            raise _invalid(str(error)) from error
+        if claims["tid"] != self._tenant:
+            raise _invalid("it is of another tenant")
+        name = claims.get("oid") or claims.get("sub")
+        if not isinstance(name, str):
+            raise _invalid("it names no caller: it has neither oid nor sub")
+        self._require_permission(claims)
+        return f"entra:{name}"
+
+    def _require_permission(self, claims: dict[str, Any]) -> None:
+        if not self._roles and not self._scopes:
+            return
+        roles, scopes = claims.get("roles"), claims.get("scp")
+        has_role = isinstance(roles, list) and not self._roles.isdisjoint(map(str, roles))
+        has_scope = isinstance(scopes, str) and not self._scopes.isdisjoint(scopes.split())
+        if not has_role and not has_scope:
+            kinds = (("roles", self._roles), ("scopes", self._scopes))
+            wanted = " or ".join(f"{kind} {', '.join(sorted(of))}" for kind, of in kinds if of)
+            raise ApiError(
+                403,
+                "Forbidden",
+                f"the token is valid but has none of the {wanted}; ask an administrator of the "
+                "tenant for one",
+                headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'},
+            )
+
+
+def _invalid(reason: str) -> ApiError:
+    return ApiError(
+        401,
+        "Unauthorized",
+        f"the token cannot be used here: {short_name(reason)}",
+        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    )

@@ -1,0 +1,161 @@
+"""The keys that Entra signs a tenant's tokens with: fetched, kept, and fetched again when they change.
+
+Entra issues tokens of two versions, each with a discovery document of its own; which one a client
+gets is a setting of the app registration, so both are taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+import time
+from typing import Any
+
+import httpx2
+from jwt import PyJWK
+from jwt.exceptions import PyJWTError
+from pydantic_core import from_json
+
+from server.auth.limits import Bucket
+from server.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM = "RS256"  # the one that Entra signs with
+VERSIONS = ("/v2.0", "")
+FETCHES_PER_MINUTE = 5
+FETCH_TIMEOUT = 10.0  # seconds, for everything
+MAX_AGE = 3600.0  # seconds; keys that the issuer has withdrawn are known no longer than that
+LARGEST_DOCUMENT = 1_000_000  # bytes
+MOST_KEYS = 100
+
+
+class IssuerError(Exception):
+    """The issuer does not answer, or not with what it should."""
+
+
+class Issuer:
+    """One tenant's issuer.
+
+    Args:
+        authority: such as ``https://login.microsoftonline.com``.
+        tenant: the id of the tenant.
+
+    Attributes:
+        names: what its tokens may call it in ``iss``; empty before the first key is known.
+    """
+
+    def __init__(self, authority: str, tenant: str) -> None:
+        self._base = f"{authority.rstrip('/')}/{tenant}"
+        self._tenant = tenant
+        self._keys: dict[str, PyJWK] = {}
+        self.names: frozenset[str] = frozenset()
+        self._fetched_at = -math.inf
+        self._failure: IssuerError | None = None
+        # Tokens can name keys that nobody has: they must not make us ask the issuer each time.
+        self._fetches = Bucket(FETCHES_PER_MINUTE)
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def key(self, kid: str) -> PyJWK | None:
+        """The key with that id, None where the issuer has none.
+
+        A key that is known is returned at once, also when it is time to look for new ones.
+
+        Raises:
+            ApiError: 503, the key is not known and the issuer cannot be asked.
+        """
+        known = self._keys.get(kid)
+        if known is not None:
+            if time.monotonic() - self._fetched_at > MAX_AGE:
+                self._fetch_unless_too_often()
+            return known
+        fetching = self._fetch_unless_too_often()
+        if fetching is not None:
+            await asyncio.shield(fetching)  # others wait for the same
+        if kid not in self._keys and self._failure is not None:
+            wait = math.ceil(self._fetches.seconds_until(1)) or 1
+            raise ApiError(
+                503,
+                "issuer_unavailable",
+                f"the token cannot be checked: {self._failure}; try again later",
+                headers={"Retry-After": str(wait)},
+            )
+        return self._keys.get(kid)
+
+    def _fetch_unless_too_often(self) -> asyncio.Task[None] | None:
+        """The fetch in progress, or a new one."""
+        if self._fetching is None and self._fetches.level >= 1:
+            self._fetches.take(1)
+            self._fetching = asyncio.create_task(self._fetch())
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT):
+                self.names, self._keys = await self._ask()
+            self._fetched_at, self._failure = time.monotonic(), None
+            logger.info("%s has %d signing keys", self._base, len(self._keys))
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, IssuerError) as error:
+            reason = str(error) or type(error).__name__
+            if isinstance(error, TimeoutError):
+                reason = f"no answer in {FETCH_TIMEOUT:g} seconds"
+            self._failure = IssuerError(f"the issuer {self._base} failed ({reason})")
+            logger.error("%s; the %d keys of before stay known", self._failure, len(self._keys))
+        finally:
+            self._fetching = None
+
+    async def _ask(self) -> tuple[frozenset[str], dict[str, PyJWK]]:
+        """Names and keys of both versions; raises IssuerError and what the client raises."""
+        names: set[str] = set()
+        keys: dict[str, PyJWK] = {}
+        # The default context, so that SSL_CERT_FILE can name another authority.
+        context = ssl.create_default_context()
+        async with httpx2.AsyncClient(verify=context) as client:
+            for version in VERSIONS:
+                url = f"{self._base}{version}/.well-known/openid-configuration"
+                document = await _get(client, url)
+                name, jwks_uri = document.get("issuer"), str(document.get("jwks_uri"))
+                if not isinstance(name, str) or self._tenant not in name:
+                    raise IssuerError(f"{url} names an issuer that is not the tenant's")
+                if not jwks_uri.startswith("https://"):
+                    raise IssuerError(f"{url} has a jwks_uri that is not https")
+                names.add(name)
+                keys |= _signing_keys((await _get(client, jwks_uri)).get("keys"))
+        if not keys:
+            raise IssuerError("it lists no signing keys")
+        return frozenset(names), keys
+
+
+async def _get(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
+    """The JSON object there; raises IssuerError."""
+    body = bytearray()
+    async with client.stream("GET", url) as response:
+        if response.status_code != 200:
+            raise IssuerError(f"{url} answers {response.status_code}")
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > LARGEST_DOCUMENT:
+                raise IssuerError(f"{url} has more than {LARGEST_DOCUMENT} bytes")
+    try:
+        document = from_json(bytes(body))
+    except ValueError as error:
+        raise IssuerError(f"{url} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise IssuerError(f"{url} is not a JSON object")
+    return document
+
+
+def _signing_keys(listed: object) -> dict[str, PyJWK]:
+    """The keys of a JWKS that can sign our way, by id; others are left out."""
+    keys: dict[str, PyJWK] = {}
+    for entry in listed[:MOST_KEYS] if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):
+            continue
+        if entry.get("kty") == "RSA" and entry.get("use", "sig") == "sig":
+            try:
+                keys[entry["kid"]] = PyJWK(entry, ALGORITHM)
+            except (PyJWTError, ValueError, TypeError) as error:
+                logger.warning("the issuer's key %r cannot be used: %s", entry["kid"], error)
+    return keys

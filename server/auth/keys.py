@@ -1,0 +1,167 @@
+"""API keys and their callers, from settings and from a file that may change while serving.
+
+The file, and the variable ``PHI3V_API_KEYS``, are TOML: the name of a caller and its key, or a table
+with limits of its own. Keys in a variable or a file are on no process list.
+
+    alice = "a-long-random-key"
+
+    [bob]
+    key = "another-long-random-key"
+    requests-per-minute = 60
+    tokens-per-minute = 100000
+    concurrent-requests = 4
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import re
+import secrets
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.auth.limits import Caller, Limits
+
+logger = logging.getLogger(__name__)
+
+THE_KEY = "api-key"  # the caller of --api-key
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LOOK_EVERY = 1.0  # seconds, whether the file has changed
+
+
+class KeysError(ValueError):
+    """The keys cannot be used; the message says which and why, without the key itself."""
+
+
+class _Entry(BaseModel):
+    """A caller's table."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    # What a header can carry; the web server strips spaces around it.
+    key: str = Field(pattern=r"^[!-~]+$", max_length=1024)
+    requests_per_minute: int | None = Field(None, ge=1, alias="requests-per-minute")
+    tokens_per_minute: int | None = Field(None, ge=1, alias="tokens-per-minute")
+    concurrent_requests: int | None = Field(None, ge=1, alias="concurrent-requests")
+
+
+class Keys:
+    """The keys that are valid now.
+
+    Args:
+        key: of ``--api-key``.
+        text: of ``PHI3V_API_KEYS``.
+        file: of ``--api-keys-file``; read again when it changes.
+        limits: of callers without limits of their own.
+
+    Raises:
+        KeysError: a text is not as it must be.
+    """
+
+    def __init__(
+        self, key: str | None, text: str | None, file: Path | None, limits: Limits
+    ) -> None:
+        # Keys are looked up by a digest under a secret of this process: how long that takes tells
+        # nothing about how much of a guess is right, and it takes as long for a thousand keys.
+        self._secret = secrets.token_bytes(32)
+        self._limits = limits
+        self._fixed: dict[bytes, Caller] = {}
+        if key is not None:
+            self._fixed[self._digest(key)] = Caller(THE_KEY, limits)
+        if text is not None:
+            self._read(text, "PHI3V_API_KEYS", self._fixed)
+        self._file = file
+        self._callers = self._fixed
+        self._seen: object = None
+        if file is not None:
+            self._seen = _signature(file)
+            self._callers = self._from_file(file)
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+    def find(self, sent: str) -> Caller | None:
+        """Whose key that is; takes microseconds."""
+        return self._callers.get(self._digest(sent))
+
+    def reload(self) -> None:
+        """Read the file again. One that cannot be used is logged, and the old keys stay."""
+        if self._file is None:
+            return
+        self._seen = _signature(self._file)
+        try:
+            callers = self._from_file(self._file)
+        except KeysError as error:
+            logger.error("%s; the %d keys of before stay valid", error, len(self))
+            return
+        self._callers = callers
+        logger.info("%s was read: %d keys are valid", self._file, len(self))
+
+    async def follow(self, hangup: asyncio.Event) -> None:
+        """Reload whenever the file changes or ``hangup`` is set; does not end."""
+        if self._file is None:
+            return
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hangup.wait(), LOOK_EVERY)
+            if hangup.is_set() or await asyncio.to_thread(_signature, self._file) != self._seen:
+                hangup.clear()
+                await asyncio.to_thread(self.reload)
+
+    def _digest(self, key: str) -> bytes:
+        return hashlib.blake2b(key.encode(), key=self._secret, digest_size=32).digest()
+
+    def _from_file(self, file: Path) -> dict[bytes, Caller]:
+        callers = dict(self._fixed)
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeysError(f"the key file {file} cannot be read: {error}") from error
+        self._read(text, f"the key file {file}", callers)
+        return callers
+
+    def _read(self, text: str, source: str, callers: dict[bytes, Caller]) -> None:
+        """Add the callers of a text; raises KeysError."""
+        try:
+            entries = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise KeysError(f"{source} is not TOML: {error}") from error
+        if not entries:
+            raise KeysError(f'{source} has no keys; write NAME = "KEY" lines')
+        names = {caller.name for caller in callers.values()}
+        for name, value in entries.items():
+            if name in names or not NAME.fullmatch(name):
+                raise KeysError(
+                    f"{source}: {name[:64]!r} cannot name a caller; use up to 64 letters, digits, "
+                    "'.', '_' and '-', and a name that is not taken"
+                )
+            try:
+                entry = _Entry.model_validate({"key": value} if isinstance(value, str) else value)
+            except ValidationError as error:
+                problem = error.errors(include_input=False, include_url=False)[0]
+                where = ".".join(map(str, (name, *problem["loc"])))
+                raise KeysError(f"{source}: {where}: {problem['msg']}") from None
+            digest = self._digest(entry.key)
+            if digest in callers:
+                raise KeysError(f"{source}: {name} has the key of {callers[digest].name}")
+            own = {
+                limit: value
+                for limit, value in entry.model_dump(exclude={"key"}).items()
+                if value is not None
+            }
+            callers[digest] = Caller(name, replace(self._limits, **own))
+
+
+def _signature(file: Path) -> object:
+    """What differs when the file has been changed or replaced; None when it is not there."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

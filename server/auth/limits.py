@@ -1,0 +1,194 @@
+"""How much a caller may use: requests and tokens a minute, and requests at a time.
+
+Rates are token buckets, refilled evenly: a caller that has been quiet may use a minute's share at
+once. Tokens are reserved before an answer is begun and settled by what was made of it. Everything
+here is called on the event loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from server.errors import ApiError
+
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{unit}"
+    for unit in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+)
+SOON = 1.0  # seconds after which a caller with too much running may try again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a caller may use; None is no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request: the name of its key, or of its Entra identity."""
+
+    name: str
+    limits: Limits
+
+
+class Bucket:
+    """So many a minute. More than is there may be taken of it: the debt is refilled first."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._at = time.monotonic()
+
+    @property
+    def level(self) -> float:
+        """What is there now; negative in debt."""
+        now = time.monotonic()
+        refilled = self._level + (now - self._at) * self.per_minute / 60
+        self._level, self._at = min(refilled, self.per_minute), now
+        return self._level
+
+    def take(self, amount: float) -> None:
+        """Take of it; a negative amount puts back."""
+        self._level = min(self.level - amount, self.per_minute)
+
+    def seconds_until(self, amount: float) -> float:
+        """How long until so much is there; 0 when it is."""
+        return max(0.0, (amount - self.level) * 60 / self.per_minute)
+
+
+class Account:
+    """What one caller has used."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.running = 0
+        self.apply(limits)
+
+    def apply(self, limits: Limits) -> None:
+        """Hold the caller to these limits from now on; buckets whose limit is new are full."""
+        self.limits = limits
+        self.requests = _bucket(limits.requests_per_minute)
+        self.tokens = _bucket(limits.tokens_per_minute)
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's headers for the limits there are; Azure has the same names."""
+        headers = {}
+        for unit, bucket in (("requests", self.requests), ("tokens", self.tokens)):
+            if bucket is not None:
+                headers[f"x-ratelimit-limit-{unit}"] = str(bucket.per_minute)
+                headers[f"x-ratelimit-remaining-{unit}"] = str(max(0, math.floor(bucket.level)))
+                full = bucket.seconds_until(bucket.per_minute)
+                headers[f"x-ratelimit-reset-{unit}"] = _duration(full)
+        return headers
+
+
+class Admission:
+    """One request that was let in. Closed when its response has been sent."""
+
+    def __init__(self, caller: Caller, account: Account) -> None:
+        self._caller = caller
+        self._account = account
+        self._bucket: Bucket | None = None  # what the reservation was taken of
+        self._reserved = 0
+        account.running += 1
+
+    def headers(self) -> dict[str, str]:
+        """The limits as they stand now."""
+        return self._account.headers()
+
+    def reserve(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Set tokens aside for an answer.
+
+        An answer that may become longer than a minute's tokens waits for a full bucket; what it
+        makes beyond that is a debt.
+
+        Raises:
+            ApiError: 429; not now, or never where the prompt alone is more than a minute's tokens.
+        """
+        bucket = self._account.tokens
+        if bucket is None:
+            return
+        limit = bucket.per_minute
+        if prompt_tokens > limit:
+            raise _refusal(
+                f"the prompt has {prompt_tokens} tokens and {self._caller.name} may use {limit} a "
+                "minute; send a shorter prompt",
+                self._account,
+                None,
+            )
+        wanted = min(prompt_tokens + completion_tokens, limit)
+        wait = bucket.seconds_until(wanted)
+        if wait > 0:
+            raise _refusal(
+                f"{self._caller.name} may use {limit} tokens a minute, and this request may take "
+                f"{prompt_tokens} for its prompt and {completion_tokens} for its answer; lower "
+                "max_tokens, or try again later",
+                self._account,
+                wait,
+            )
+        bucket.take(wanted)
+        self._bucket, self._reserved = bucket, wanted
+
+    def settle(self, used: int) -> None:
+        """Replace what was reserved by what was used, in tokens; only once."""
+        if self._bucket is not None:
+            self._bucket.take(used - self._reserved)
+            self._bucket = None
+
+    def close(self) -> None:
+        """The request has ended."""
+        self._account.running -= 1
+
+
+class Limiter:
+    """The accounts of all callers that have limits."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+
+    def admit(self, caller: Caller) -> Admission:
+        """Let a request in and count it; raises a 429 ApiError when the caller has to wait."""
+        account = self._accounts.get(caller.name)
+        if account is None:
+            account = Account(caller.limits)
+            if caller.limits == Limits():
+                return Admission(caller, account)
+            self._accounts[caller.name] = account
+        elif account.limits != caller.limits:  # the key file was changed
+            account.apply(caller.limits)
+        limits, name = account.limits, caller.name
+        most = limits.concurrent_requests
+        if most is not None and account.running >= most:
+            reason = f"{name} may have {most} requests at a time, and they are running"
+            raise _refusal(f"{reason}; wait for one to end", account, SOON)
+        for unit, bucket in (("requests", account.requests), ("tokens", account.tokens)):
+            if bucket is not None and (wait := bucket.seconds_until(1)) > 0:
+                reason = f"{name} has used its {bucket.per_minute} {unit} a minute"
+                raise _refusal(f"{reason}; try again later", account, wait)
+        if account.requests is not None:
+            account.requests.take(1)
+        return Admission(caller, account)
+
+
+def _bucket(per_minute: int | None) -> Bucket | None:
+    return None if per_minute is None else Bucket(per_minute)
+
+
+def _refusal(reason: str, account: Account, wait: float | None) -> ApiError:
+    """A 429 that says when to come back; None is never, and clients are told not to try."""
+    retry = (
+        {"x-should-retry": "false"} if wait is None else {"Retry-After": str(math.ceil(wait) or 1)}
+    )
+    return ApiError(429, "rate_limit_exceeded", reason, headers={**account.headers(), **retry})
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes them: ``6m0s``, ``1.5s``."""
+    minutes, rest = divmod(round(seconds, 3), 60)
+    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"
