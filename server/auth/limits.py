@@ -142,7 +142,8 @@ class Admission:
             self._bucket = None
 
     def close(self) -> None:
-        """The request has ended."""
+        """The request has ended; what is still reserved was for an answer that never came."""
+        self.settle(0)
         self._account.running -= 1
 
 
