@@ -1,4 +1,6 @@
-# Phi-3-vision on a GPU VM: docker run --gpus all -p 8000:8000 -v phi3v-cache:/cache IMAGE
+# Phi-3-vision on a GPU VM: PHI3V_API_KEY=... in the environment, then
+#   docker run --gpus all -p 8000:8000 -v phi3v-cache:/cache -e PHI3V_API_KEY IMAGE
+# It listens to other machines, and does not start without a key, a tenant or --insecure.
 # torch's wheel brings the CUDA libraries, so the base needs none; the host needs NVIDIA's driver.
 FROM python:3.12-slim-bookworm
 

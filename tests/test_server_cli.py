@@ -20,6 +20,8 @@ import pytest
 from live_server import API_KEY, ROOT, start_server
 from server.settings import Settings
 
+TENANT = "3a0f4a2e-1d5c-4f6b-9d0e-8c7b6a594837"
+
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -66,7 +68,23 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
         (["--port", "70000"], "--port"),
         (["--dtype", "int4"], "--dtype"),
         (["--max-model-len", "1"], "--max-model-len"),
-        (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+        (["--host", "256.1.1.1", "--insecure"], "cannot listen on 256.1.1.1"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines use the server"),
+        (
+            ["--host", "::"],
+            "set PHI3V_API_KEY, --api-keys-file or --entra-tenant, or say --insecure",
+        ),
+        (["--host", "any.example"], "--host any.example lets other machines"),
+        (["--api-keys-file", "/no/such/file"], "--api-keys-file"),
+        (["--api-keys-file", str(ROOT / "README.md")], "README.md is not TOML"),
+        (["--api-keys-file", str(ROOT / "pyproject.toml")], "build-system.key: Field required"),
+        (["--api-keys", "alice = 1", "--port", "0"], "PHI3V_API_KEYS: alice"),
+        (["--requests-per-minute", "0"], "--requests-per-minute"),
+        (["--entra-tenant", "contoso.example"], "--entra-tenant"),
+        (["--entra-tenant", TENANT], "--entra-tenant and --entra-audience need each other"),
+        (["--entra-audience", "api://x"], "--entra-tenant and --entra-audience need each other"),
+        (["--entra-roles", "Chat.Use"], "--entra-roles and --entra-scopes need --entra-tenant"),
+        (["--entra-authority", "http://plain.example"], "--entra-authority"),
         (["--api-key", ""], "the value of a flag is empty"),
         (["--api-key="], "the value of a flag is empty"),
         (["--ssl-certfile", "/no/such/file"], "--ssl-certfile"),
@@ -76,6 +94,23 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
 )
 def test_bad_starts_end_in_one_sentence(flags: list[str], message: str) -> None:
     assert message in one_sentence(run(*flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--host", "0.0.0.0", "--api-key", "key"],
+        ["--host", "0.0.0.0", "--api-keys", 'alice = "key"'],
+        ["--host", "0.0.0.0", "--api-keys-file", str(ROOT / "README.md")],
+        ["--host", "0.0.0.0", "--entra-tenant", TENANT, "--entra-audience", "api://x"],
+        ["--host", "0.0.0.0", "--insecure"],
+        ["--host", "127.9.9.9"],
+        ["--host", "::1"],
+        ["--host", "localhost"],
+    ],
+)
+def test_starts_that_let_nobody_in_by_mistake(flags: list[str]) -> None:
+    assert Settings(_cli_parse_args=flags).host == flags[1]
 
 
 def test_unknown_flag() -> None:
