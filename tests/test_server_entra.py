@@ -157,10 +157,10 @@ BAD: dict[str, tuple[Callable[[EntraIssuer], str], str]] = {
     "no expiry": (lambda i: i.token(exp=None), '"exp"'),
     "nobody": (lambda i: i.token(oid=None, sub=None), "it names no caller"),
     "signature": (stranger, "Signature verification failed"),
-    "symmetric": (symmetric, "algorithm"),
+    "symmetric": (symmetric, "alg value is not allowed"),
     "unsigned": (
         lambda i: jwt.encode(i.claims(), None, "none", {"kid": next(iter(i.keys))}),
-        "algorithm",
+        "alg value is not allowed",
     ),
     "no key id": (lambda i: jwt.encode(i.claims(), i.keys[next(iter(i.keys))], "RS256"), "no key"),
     "garbage": (lambda _: "a.b.c", "the token cannot be used here"),

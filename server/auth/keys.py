@@ -130,7 +130,7 @@ class Keys:
         """Add the callers of a text; raises KeysError."""
         try:
             entries = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise KeysError(f"{source} is not TOML: {error}") from error
         if not entries:
             raise KeysError(f'{source} has no keys; write NAME = "KEY" lines')
