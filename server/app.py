@@ -10,7 +10,8 @@ from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from server import errors
+from server import errors, metrics
+from server.access_log import AccessLog, NoteRoute
 from server.auth.limits import RATE_LIMIT_HEADERS
 from server.middleware import (
     REQUEST_IDS,
@@ -21,7 +22,8 @@ from server.middleware import (
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, health, info, metrics, playground, tokenize
+from server.routes import chat, health, info, playground, tokenize
+from server.routes import metrics as metrics_route
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
@@ -39,12 +41,14 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.metrics = metrics.Metrics(service.stats)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for routes in (info, chat, tokenize, health, metrics):
+    for routes in (info, chat, tokenize, health, metrics_route):
         app.include_router(routes.router)
     if service.settings.playground:
         app.include_router(playground.router)
+    app.add_middleware(NoteRoute)
     app.add_middleware(AnswerBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
@@ -60,6 +64,7 @@ def create_app(service: Service) -> FastAPI:
             expose_headers=READABLE_BY_SCRIPTS,
             allow_private_network=True,  # pages on the web may call a server on localhost
         )
+    app.add_middleware(AccessLog, count=app.state.metrics.count_request)  # outside of all others
     return app
 
 

@@ -11,9 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from server import logs
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; returns the exit status."""
+    logs.open_standard_streams()
     # Until the server handles signals itself, Ctrl-C ends it as SIGTERM does: without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from pydantic import ValidationError

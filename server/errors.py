@@ -21,7 +21,7 @@ from server.schemas.errors import ErrorBody, ErrorDetail, ErrorObject
 logger = logging.getLogger(__name__)
 
 Loc = tuple[str | int, ...]
-RETRY_AFTER_SECONDS = 1
+RETRY_AFTER = {"Retry-After": "1"}  # seconds, of answers that will be different soon
 CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
 MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
@@ -115,7 +115,7 @@ def from_model_error(error: model.ModelError) -> ApiError:
     status, code = next(MODEL_ERRORS[cls] for cls in type(error).__mro__ if cls in MODEL_ERRORS)
     if isinstance(error, model.RequestError):
         return ApiError(status, code, error.message, error.loc, error.value)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+    headers = RETRY_AFTER if status in (429, 503) else {}
     return ApiError(status, code, str(error), headers=headers)
 
 

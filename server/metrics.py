@@ -1,10 +1,11 @@
-"""The engine's numbers in Prometheus' text format."""
+"""The server's and the engine's numbers in Prometheus' text format, under vLLM's names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,68 +19,106 @@ import model
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-def render(stats: model.Stats | None) -> bytes:
-    """The text of ``/metrics``; nothing but a comment before the model is loaded."""
-    if stats is None:
-        return b"# the model is not loaded yet\n"
-    registry = CollectorRegistry()
-    registry.register(_Collector(stats))
-    return generate_latest(registry)
+class Metrics:
+    """Counts requests, and shows them beside the engine's numbers and the process's.
 
+    Args:
+        stats: gives the engine's numbers; None before it is loaded.
+    """
 
-class _Collector:
-    """Names one snapshot's numbers."""
-
-    def __init__(self, stats: model.Stats) -> None:
+    def __init__(self, stats: Callable[[], model.Stats | None]) -> None:
         self._stats = stats
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def count_request(self, route: str, status: int) -> None:
+        """Count a request by its route's template, of which there are few, and its status."""
+        self._requests[route, status] += 1
+
+    def render(self) -> bytes:
+        """The text of ``/metrics``; without the engine's part before the model is loaded."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        stats, totals = self._stats, self._stats.totals
-        for name, help_text, value in (
-            ("running", "Answers being computed.", stats.running),
-            ("waiting", "Answers waiting to be computed.", stats.waiting),
-            ("kv_blocks_used", "KV blocks that answers hold.", stats.blocks_used),
-            ("kv_blocks_free", "KV blocks that no answer holds.", stats.blocks_free),
-            ("kv_blocks_cached", "KV blocks that can be found by prefix.", stats.blocks_cached),
-            ("kv_block_tokens", "Tokens in a KV block.", stats.block_size),
-            ("image_embedding_bytes", "Memory of kept image embeddings.", stats.embedding_bytes),
-        ):
-            yield GaugeMetricFamily(f"phi3v_{name}", help_text, value)
-        for name, help_text, value in (
-            ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
-            ("cached_prompt_tokens", "Of those, found computed.", totals.cached_tokens),
-            ("generated_tokens", "Tokens generated.", totals.generated_tokens),
-            ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
-            ("guessed_tokens", "Guessed by prompt lookup.", totals.guessed_tokens),
-            ("guessed_right", "Of them, right.", totals.guessed_right),
-            ("preemptions", "Answers that gave up their KV blocks.", stats.preemptions),
-            (
-                "regime_recomputes",
-                "Answers computed again beyond the rope boundary.",
-                stats.regime_recomputes,
-            ),
-            ("images", "Images computed by the vision tower.", stats.images_computed),
-            ("image_embedding_hits", "Images not computed again.", stats.embedding_hits),
-            ("failed_steps", "Steps that failed.", totals.failed_steps),
-        ):
-            yield CounterMetricFamily(f"phi3v_{name}", help_text, value)
-        finished = CounterMetricFamily(
-            "phi3v_answers", "Answers that ended, by how.", labels=["finish_reason"]
+        """The numbers as they are now; called by the registry."""
+        requests = CounterMetricFamily(
+            "phi3v_http_requests", "Requests answered.", labels=["path", "status"]
         )
-        for reason, count in totals.finished.copy().items():
-            finished.add_metric([reason], count)
-        yield finished
-        for name, help_text, histogram in (
-            ("time_to_first_token_seconds", "From arrival to first token.", totals.ttft),
-            ("inter_token_latency_seconds", "Between tokens of an answer.", totals.itl),
-        ):
-            yield _histogram(f"phi3v_{name}", help_text, histogram)
+        for (route, status), count in self._requests.items():
+            requests.add_metric([route, str(status)], count)
+        yield requests
+        stats = self._stats()
+        if stats is not None:
+            yield from _gauges(stats)
+            yield from _counters(stats)
+            yield from _histograms(stats.totals)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry need not collect at once to learn the names."""
+        return []
 
 
-def _histogram(name: str, help_text: str, histogram: model.Histogram) -> Metric:
-    buckets, so_far = [], 0
-    bounds = [*map(str, model.SECONDS), "+Inf"]
-    for bound, count in zip(bounds, histogram.counts, strict=True):
-        so_far += count
-        buckets.append((bound, so_far))
-    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=histogram.total)
+def _gauges(stats: model.Stats) -> Iterator[Metric]:
+    for name, help_text, value in (
+        ("num_requests_running", "Answers being computed.", stats.running),
+        ("num_requests_waiting", "Answers waiting to be computed.", stats.waiting),
+        (
+            "kv_cache_usage_perc",
+            "Share of KV blocks that answers hold; 1 is all.",
+            stats.blocks_used / (stats.blocks_used + stats.blocks_free),
+        ),
+        ("kv_blocks_used", "KV blocks that answers hold.", stats.blocks_used),
+        ("kv_blocks_free", "KV blocks that no answer holds.", stats.blocks_free),
+        ("kv_blocks_cached", "KV blocks that can be found by prefix.", stats.blocks_cached),
+        ("kv_block_tokens", "Tokens in a KV block.", stats.block_size),
+        ("image_embedding_bytes", "Memory of kept image embeddings.", stats.embedding_bytes),
+    ):
+        yield GaugeMetricFamily(f"phi3v_{name}", help_text, value)
+
+
+def _counters(stats: model.Stats) -> Iterator[Metric]:
+    totals = stats.totals
+    for name, help_text, value in (
+        ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
+        ("generation_tokens", "Tokens generated.", totals.generated_tokens),
+        ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
+        ("prefix_cache_queries", "Prompt tokens of answers begun.", totals.prompt_tokens),
+        ("prefix_cache_hits", "Of them, found computed.", totals.cached_tokens),
+        ("spec_decode_num_draft_tokens", "Guessed by prompt lookup.", totals.guessed_tokens),
+        ("spec_decode_num_accepted_tokens", "Of them, right.", totals.guessed_right),
+        ("num_preemptions", "Answers that gave up their KV blocks.", stats.preemptions),
+        (
+            "regime_recomputes",
+            "Answers computed again beyond the rope boundary.",
+            stats.regime_recomputes,
+        ),
+        ("images", "Images computed by the vision tower.", stats.images_computed),
+        ("image_embedding_hits", "Images not computed again.", stats.embedding_hits),
+        ("failed_steps", "Steps that failed.", totals.failed_steps),
+    ):
+        yield CounterMetricFamily(f"phi3v_{name}", help_text, value)
+    finished = CounterMetricFamily(
+        "phi3v_request_success", "Answers that ended, by how.", labels=["finish_reason"]
+    )
+    for reason, count in totals.finished.copy().items():
+        finished.add_metric([reason], count)
+    yield finished
+
+
+def _histograms(totals: model.Totals) -> Iterator[Metric]:
+    for name, help_text, histogram in (
+        ("time_to_first_token_seconds", "From arrival to first token.", totals.ttft),
+        ("inter_token_latency_seconds", "Between tokens of an answer.", totals.itl),
+        ("e2e_request_latency_seconds", "From arrival to the end of an answer.", totals.e2e),
+        ("request_queue_time_seconds", "From arrival to the first step.", totals.queued),
+    ):
+        buckets, so_far = [], 0
+        bounds = [*map(str, model.SECONDS), "+Inf"]
+        for bound, count in zip(bounds, histogram.counts, strict=True):
+            so_far += count
+            buckets.append((bound, so_far))
+        yield HistogramMetricFamily(
+            f"phi3v_{name}", help_text, buckets=buckets, sum_value=histogram.total
+        )

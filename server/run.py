@@ -15,10 +15,13 @@ from collections.abc import Iterator
 import uvicorn
 
 import model
+from server import logs
 from server.app import create_app
 from server.auth.keys import KeysError
 from server.service import Service
 from server.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = (
     75  # seconds that an idle connection stays open: longer than clients' pools keep theirs
@@ -28,17 +31,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def run(settings: Settings) -> int:
     """Serve until a signal; returns the exit status."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("httpx", "httpcore", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log = logs.start(settings.log_format, settings.log_level)
+    try:
+        return _run(settings)
+    finally:
+        log.finish()
+
+
+def _run(settings: Settings) -> int:
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
         _complain(
+            settings,
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-            "choose another with --host and --port"
+            "choose another with --host and --port",
         )
         return 1
     try:
@@ -63,8 +70,9 @@ def run(settings: Settings) -> int:
             config.load()
         except OSError as error:  # ssl's errors are such
             _complain(
+                settings,
                 f"the certificate {settings.ssl_certfile} cannot be used: {error}; --ssl-certfile and "
-                "--ssl-keyfile take PEM files of a certificate and its key"
+                "--ssl-keyfile take PEM files of a certificate and its key",
             )
             return 1
         return asyncio.run(_serve(config, service, listener))
@@ -82,11 +90,11 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
         try:
             loading.result()
         except model.ModelError as error:
-            _complain(str(error))
+            _complain(service.settings, str(error))
             status = 1
             server.should_exit = True
         else:
-            print(f"{service.info.name} is ready on {_url(config, listener)}", flush=True)
+            _say(service.settings, f"{service.info.name} is ready on {_url(config, listener)}")
     await serving
     loading.cancel()
     following.cancel()
@@ -164,5 +172,16 @@ def _url(config: uvicorn.Config, listener: socket.socket) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def _complain(sentence: str) -> None:
-    print(f"phi3v-server: {sentence}", file=sys.stderr, flush=True)
+def _say(settings: Settings, sentence: str) -> None:
+    """Tell whoever started the server, in the log where that is for machines."""
+    if settings.log_format == "json":
+        logger.info(sentence)
+    else:
+        print(sentence, flush=True)
+
+
+def _complain(settings: Settings, sentence: str) -> None:
+    if settings.log_format == "json":
+        logger.error(sentence)
+    else:
+        print(f"phi3v-server: {sentence}", file=sys.stderr, flush=True)

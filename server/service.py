@@ -9,7 +9,7 @@ from typing import Literal
 
 import model
 from server.auth.access import Access
-from server.errors import RETRY_AFTER_SECONDS, ApiError
+from server.errors import RETRY_AFTER, ApiError
 from server.settings import Settings
 
 State = Literal["loading", "ready", "draining", "dead"]
@@ -77,7 +77,6 @@ class Service:
         name = self.settings.served_model_name or self._info.name
         return model.ModelInfo(name, self._info.provider)
 
-    @property
     def stats(self) -> model.Stats | None:
         """What the engine is doing; None before it is loaded."""
         return None if self._engine is None else self._engine.stats()
@@ -93,8 +92,7 @@ class Service:
             "draining": "the server is shutting down",
             "dead": "the engine has failed; the server must be restarted",
         }[self.state]
-        retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return ApiError(503, "overloaded", reason, headers=retry)
+        return ApiError(503, "overloaded", reason, headers=RETRY_AFTER)
 
     def drain(self) -> None:
         """Take no new requests."""

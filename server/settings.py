@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     drain_timeout: int = Field(
         30, ge=0, description="seconds that running answers get to finish at shutdown"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the log: lines for people, or a JSON object a line"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages that are logged"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 API_KEY = "a-key-for-tests"
-READY = re.compile(r"is ready on (https?://\S+)")
+READY = re.compile(r"is ready on (https?://[\w.:\[\]-]+)")
 START_TIMEOUT = 120
 
 

@@ -18,7 +18,7 @@ HEADERS = {"api-key": API_KEY, "extra-parameters": "pass-through"}
 
 def running(server: LiveServer) -> float:
     metrics = httpx2.get(f"{server.url}/metrics", headers=HEADERS).text
-    found = re.search(r"^phi3v_running (\S+)", metrics, re.MULTILINE)
+    found = re.search(r"^phi3v_num_requests_running (\S+)", metrics, re.MULTILINE)
     assert found is not None
     return float(found[1])
 

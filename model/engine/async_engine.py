@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from model.engine.engine import Engine, Output
-from model.engine.request import SamplingParams, TextDelta
+from model.engine.request import FinishReason, SamplingParams, TextDelta
 from model.engine.stats import Stats
 from model.errors import EngineDeadError, ModelError, OverloadedError, RequestError
 from model.phi3v.chat import Message
@@ -33,6 +33,7 @@ from model.phi3v.chat import Message
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005  # seconds
+ENDED = "the engine has ended; the server must be restarted"
 
 T = TypeVar("T")
 
@@ -47,16 +48,21 @@ class Generation:
         prompt_tokens: length of the prompt, image included.
         cached_tokens: how many of them were found computed; known from the first delta on.
         completion_tokens: of all answers so far, read or not.
+        first_token_at: when the first of them came, by ``time.perf_counter``; None before.
+        finish_reasons: of each answer in order of index; ``abort`` for what has not ended by itself.
+        error: what ended it, if something did.
     """
 
     def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.completion_tokens = 0
+        self.first_token_at: float | None = None
+        self.finish_reasons: list[FinishReason | Literal["abort"]] = ["abort"] * n
+        self.error: ModelError | None = None
         self._unfinished = n
         self._close = close
         self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
-        self._error: ModelError | None = None
         self._news = asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[TextDelta]:
@@ -69,25 +75,32 @@ class Generation:
         await self._news.wait()
         if not self._gathered:
             self._unfinished = 0
-            assert self._error is not None
-            raise self._error
+            assert self.error is not None
+            raise self.error
         index = next(iter(self._gathered))
         delta = _joined(self._gathered.pop(index))
-        if not self._gathered and self._error is None:
+        if not self._gathered and self.error is None:
             self._news.clear()
-        if index == 0:
-            self.cached_tokens = delta.cached_tokens
         self._unfinished -= delta.finish_reason is not None
         return delta
 
     def put(self, result: TextDelta | ModelError) -> None:
         """Called on the event loop for each delta, or the error that ends the generation."""
         if isinstance(result, ModelError):
-            self._error = result
+            self.error = result
         else:
-            self.completion_tokens += len(result.token_ids)
             self._gathered.setdefault(result.index, []).append(result)
+            self._note(result)
         self._news.set()
+
+    def _note(self, delta: TextDelta) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        if delta.index == 0:
+            self.cached_tokens = delta.cached_tokens
+        self.completion_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self.finish_reasons[delta.index] = delta.finish_reason
 
     def close(self) -> None:
         """Abort what is not finished; may be called again."""
@@ -252,7 +265,7 @@ class AsyncEngine:
 
     def _require_alive(self) -> None:
         if not self.is_alive:
-            raise EngineDeadError(f"the engine has ended: {self._dead!r}")
+            raise EngineDeadError(ENDED)
 
     def shutdown(self) -> None:
         """End the thread after its current step; unfinished generations raise."""
@@ -299,7 +312,7 @@ class AsyncEngine:
 
     def _fail_all(self) -> None:
         for generation in list(self._generations.values()):
-            generation.put(EngineDeadError(f"the engine has ended: {self._dead}"))
+            generation.put(EngineDeadError(ENDED))
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         try:

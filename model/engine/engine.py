@@ -30,7 +30,7 @@ from model.engine.pacing import Pacing
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.runner import Runner
 from model.engine.sampler import sample
-from model.engine.scheduler import Scheduler
+from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.vision_runner import VisionRunner
@@ -227,6 +227,7 @@ class Engine:
         if not chunks:
             return failed
         started = time.perf_counter()
+        self._count_begun(chunks, started)
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
         sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
         self._guidance.begin(sampled)
@@ -252,6 +253,12 @@ class Engine:
                     self._finish(chunk.sequence, reason)
         return outputs
 
+    def _count_begun(self, chunks: list[Chunk], now: float) -> None:
+        for chunk in chunks:
+            if chunk.sequence.begun_at is None:
+                chunk.sequence.begun_at = now
+                self._totals.queued.observe(now - chunk.sequence.arrived)
+
     def _see(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
         running = self.scheduler.running
@@ -266,10 +273,15 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._finish(sequence, "error")
-        return Output(sequence.key, StepFailedError(f"the engine failed at this answer: {error}"))
+        # What the error says is for the log: it may tell of files, and of others' sequences.
+        failed = StepFailedError("the engine failed at this answer; its log says why")
+        failed.__cause__ = error
+        return Output(sequence.key, failed)
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         """Forget a sequence; its blocks are free at once."""
         del self._sequences[sequence.key]
         self.scheduler.finish(sequence)
         self._totals.finished[reason] += 1
+        if reason in ("stop", "length"):
+            self._totals.e2e.observe(sequence.newest_at - sequence.arrived)

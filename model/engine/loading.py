@@ -95,7 +95,9 @@ def _warm_up(engine: Engine) -> None:
     while engine.has_work:
         for output in engine.step():
             if isinstance(output.result, ModelError):
-                raise CheckpointError(f"the model cannot run: {output.result}")
+                raise CheckpointError(
+                    f"the model cannot run: {output.result.__cause__ or output.result}"
+                )
 
 
 def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:

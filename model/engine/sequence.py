@@ -45,6 +45,7 @@ class Sequence:
         guide: how far it has come in the grammar that it must match, if any.
         lookup: guesses its next tokens, if it may be guessed.
         arrived, newest_at: when its request came and its newest token, in seconds.
+        begun_at: when a step first computed some of it; None before.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Sequence:
         self.guide: Guide | None = None
         self.lookup: Lookup | None = None
         self.arrived = self.newest_at = 0.0
+        self.begun_at: float | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)

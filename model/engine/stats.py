@@ -47,6 +47,8 @@ class Totals:
         failed_steps: steps of the decoder or the vision tower that raised.
         ttft: from a request's arrival to the first token of each answer.
         itl: between tokens of one answer.
+        e2e: from a request's arrival to the end of each answer that was not cut short.
+        queued: from a request's arrival to the first step that computes an answer.
     """
 
     finished: Counter[str] = field(default_factory=Counter)
@@ -59,6 +61,8 @@ class Totals:
     failed_steps: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)
+    e2e: Histogram = field(default_factory=Histogram)
+    queued: Histogram = field(default_factory=Histogram)
 
 
 @dataclass(frozen=True)

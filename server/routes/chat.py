@@ -96,6 +96,7 @@ async def _answer(
     params = sampling_params(chat)
     params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
     generation = await engine.generate(messages, params, admission.reserve)
+    request.state.generation = generation  # for the access log
 
     def end() -> None:
         generation.close()

@@ -1,22 +1,43 @@
-"""Whether the server can answer, for load balancers and containers. Needs no key."""
+"""Whether the server lives and can answer, for load balancers and containers. Needs no key."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from server.dependencies import ServiceOf
+from server.errors import RETRY_AFTER
 from server.schemas.answers import Health
 
 router = APIRouter(tags=["health"])
 
 
-@router.get(
-    "/health",
-    response_model=Health,
-    responses={503: {"model": Health, "description": "loading, draining or dead"}},
-)
-async def health(service: ServiceOf) -> JSONResponse:
-    """200 when ready; 503 with the state otherwise."""
+def _route(unavailable: str) -> dict[str, Any]:
+    return {"response_model": Health, "responses": {503: {"model": Health, **_503(unavailable)}}}
+
+
+def _503(description: str) -> dict[str, Any]:
+    wait = {"schema": {"type": "string"}, "description": "seconds"}
+    return {"description": description, "headers": {"Retry-After": wait}}
+
+
+@router.get("/health", **_route("loading, draining or dead"))
+@router.get("/health/ready", **_route("loading, draining or dead"))
+async def ready(service: ServiceOf) -> JSONResponse:
+    """200 when requests are taken; 503 with the state otherwise."""
+    return _answer(service, "ready")
+
+
+@router.get("/health/live", **_route("dead: the process must be started anew"))
+async def live(service: ServiceOf) -> JSONResponse:
+    """200 with the state unless the engine is dead, also while loading and draining."""
+    return _answer(service, "loading", "ready", "draining")
+
+
+def _answer(service: ServiceOf, *good: str) -> JSONResponse:
     state = Health(status=service.state)
-    return JSONResponse(state.model_dump(), 200 if state.status == "ready" else 503)
+    if state.status in good:
+        return JSONResponse(state.model_dump())
+    return JSONResponse(state.model_dump(), 503, RETRY_AFTER)

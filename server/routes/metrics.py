@@ -1,13 +1,13 @@
-"""The engine's numbers, for Prometheus."""
+"""The server's numbers, for Prometheus."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from server import metrics
 from server.dependencies import ServiceOf, require_caller
 from server.errors import responses
+from server.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["health"])
 
@@ -21,4 +21,5 @@ async def get_metrics(request: Request, service: ServiceOf) -> Response:
     """Needs the key unless the setting ``open_metrics`` lifts that."""
     if not service.settings.open_metrics:
         await require_caller(request, service)
-    return Response(metrics.render(service.stats), media_type=metrics.CONTENT_TYPE)
+    numbers: Metrics = request.app.state.metrics
+    return Response(numbers.render(), media_type=CONTENT_TYPE)

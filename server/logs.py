@@ -1,0 +1,193 @@
+"""What the program says of itself: text for people or JSON for machines, and never in anyone's way.
+
+Lines go to standard error by a thread of their own: a reader that stops, a disk that is full or a
+closed stream costs lines, never a request. No line holds what requests or answers contain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+
+MOST_LINES_WAITING = 10_000
+LONGEST_CHAIN = 10  # errors that raised one another
+SECONDS_TO_FINISH = 2.0
+# Those that log every connection, chunk or response when asked for ``debug``: content would show.
+CHATTY = ("httpx", "httpcore", "asyncio", "sse_starlette", "PIL", "numba", "filelock", "urllib3")
+# Words of these loggers' exceptions come from libraries that see tensors, not texts.
+WITHOUT_CONTENT = "model."
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    """What ``extra`` takes so that values stand beside a message; None is left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
+
+
+class TextFormatter(logging.Formatter):
+    """``time LEVEL logger: message name=value ...``, and tracebacks below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line without a traceback."""
+        values = getattr(record, "fields", {})
+        shown = [f" {name}={_word(value)}" for name, value in values.items()]
+        return super().formatMessage(record) + "".join(shown)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
+        line = self.formatMessage(record)
+        stack = _stack(record)
+        return f"{line}\n{stack}" if stack else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the fields, and ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if stack := _stack(record):
+            entry["exception"] = stack
+        return json.dumps(entry, default=str)
+
+
+def _stack(record: logging.LogRecord) -> str:
+    """Where it failed and by which errors; their words, which may quote a request, only in debug."""
+    if record.exc_info is None or record.exc_info[1] is None:
+        return ""
+    if record.name.startswith(WITHOUT_CONTENT) or logging.getLogger().level <= logging.DEBUG:
+        return logging.Formatter().formatException(record.exc_info)
+    error: BaseException | None = record.exc_info[1]
+    stacks: list[str] = []
+    while error is not None and len(stacks) < LONGEST_CHAIN:
+        stack = "".join(traceback.format_tb(error.__traceback__))
+        stacks.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\nwhich was raised by\n".join(stacks)
+
+
+def _word(value: Any) -> str:
+    """A value that is one word on one line, whatever a client put there."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    plain = text.isascii() and text.isprintable() and not set(text) & set(' "=')
+    return text if plain and text else json.dumps(text)
+
+
+class Writer(logging.Handler):
+    """Writes lines to a file descriptor from a thread; drops them where they do not get through."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._lines: queue.Queue[str | None] = queue.Queue(MOST_LINES_WAITING)
+        self._output = UnfailingOutput(descriptor)
+        self._thread = threading.Thread(target=self._write, name="logs", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line."""
+        with contextlib.suppress(queue.Full):
+            try:
+                self._lines.put_nowait(self.format(record))
+            except (TypeError, ValueError):  # arguments that do not fit the message
+                self._lines.put_nowait(f"a message of {record.name} could not be formatted")
+
+    def _write(self) -> None:
+        for line in iter(self._lines.get, None):
+            self._output.write(line.encode("utf-8", "replace") + b"\n")
+
+    def finish(self) -> None:
+        """Wait a little until all lines are written."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=SECONDS_TO_FINISH)
+            self._thread.join(SECONDS_TO_FINISH)
+
+
+class UnfailingOutput(io.RawIOBase):
+    """A file descriptor that takes everything, and loses what cannot be written."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether somebody looks at it."""
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any, /) -> int:
+        """Write all of it, or lose the rest."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        return size
+
+
+def open_standard_streams() -> None:
+    """Make standard output and error such as never fail; to be called before a socket is opened.
+
+    Closed ones are opened on the null device: a socket would be given their numbers, and what a
+    library writes there would go to a client.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = _unfailing(1)
+    sys.stderr = _unfailing(2)
+
+
+def _unfailing(descriptor: int) -> io.TextIOWrapper:
+    buffered = io.BufferedWriter(UnfailingOutput(descriptor))
+    return io.TextIOWrapper(buffered, "utf-8", "backslashreplace", line_buffering=True)
+
+
+def start(style: LogFormat, level: str) -> Writer:
+    """Log everything, the web server's and the libraries' lines too, in one format.
+
+    Args:
+        style: the format.
+        level: least severe that is logged.
+
+    Returns:
+        the handler, to be finished at the end.
+    """
+    logging.raiseExceptions = False
+    handler = Writer(2)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return handler
