@@ -183,6 +183,8 @@ def start(style: LogFormat, level: str) -> Writer:
     Returns:
         the handler, to be finished at the end.
     """
+    if style == "json":
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are not JSON
     logging.raiseExceptions = False
     handler = Writer(2)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())

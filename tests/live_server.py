@@ -57,7 +57,11 @@ def start_server(*flags: str, **environment: str) -> LiveServer:
         urls.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    url = urls.get(timeout=START_TIMEOUT)
+    try:
+        url = urls.get(timeout=START_TIMEOUT)
+    except queue.Empty:
+        process.kill()
+        url = None
     if url is None:
         process.wait()
         raise RuntimeError("the server did not start:\n" + "".join(log))

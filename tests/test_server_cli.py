@@ -128,6 +128,18 @@ def test_broken_checkpoint(tiny: Path, tmp_path: Path) -> None:
     assert f"the checkpoint in {directory} cannot be loaded" in sentence
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickles_are_refused_also_beside_good_weights(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    directory = tmp_path / "pickled"
+    shutil.copytree(tiny, directory)
+    (directory / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    sentence = one_sentence(run("--model", str(directory), "--port", "0"))
+    assert f"{directory} holds {name}, a pickle" in sentence
+    assert "safetensors only" in sentence
+
+
 def test_a_checkpoint_that_does_not_fit_its_config(tiny: Path, tmp_path: Path) -> None:
     directory = tmp_path / "broken"
     shutil.copytree(tiny, directory)

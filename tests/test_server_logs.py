@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from PIL import Image, PngImagePlugin
 
-from live_server import API_KEY, ROOT, LiveServer, start_server
+from live_server import API_KEY, ROOT, START_TIMEOUT, LiveServer, start_server
 from server.logs import JsonFormatter, TextFormatter
 from wire import AUTHORIZED, chat, data_url, image_message
 
@@ -212,12 +212,12 @@ def served(command: Callable[[int], list[str]], **streams: Any) -> Iterator[Live
         port = probe.getsockname()[1]
     with subprocess.Popen(command(port), cwd=ROOT, **streams) as process:
         live = LiveServer(process, f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_TIMEOUT
         try:
             while True:
                 assert process.poll() is None
                 assert time.monotonic() < deadline
-                with contextlib.suppress(httpx2.ConnectError):
+                with contextlib.suppress(httpx2.TransportError):  # it listens late, and loads
                     if httpx2.get(f"{live.url}/health/ready").status_code == 200:
                         break
                 time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from live_server import API_KEY, LiveServer, start_server
+from live_server import API_KEY, ROOT, LiveServer, start_server
 
 HEADERS = {"api-key": API_KEY}
+DEPLOY = ROOT / "scripts" / "deploy"
 
 
 def families(server: LiveServer) -> list[Metric]:
@@ -133,3 +136,24 @@ def test_the_process_is_measured_too(server: LiveServer) -> None:
 def test_all_names_of_our_own_have_the_prefix(server: LiveServer) -> None:
     names = {family.name for family in families(server)}
     assert {name for name in names if not name.startswith(("phi3v_", "process_"))} == set()
+
+
+def test_the_dashboard_asks_for_what_there_is(server: LiveServer) -> None:
+    ask(server, "hello")  # so that all has happened once
+    found = {sample.name for family in families(server) for sample in family.samples}
+    text = (DEPLOY / "grafana-dashboard.json").read_text("utf-8")
+    panels = json.loads(text)["panels"]
+    asked = {
+        name
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:phi3v|process)_\w+", target["expr"])
+    }
+    assert len(asked) > 15
+    assert asked - found == set()
+    assert set(re.findall(r"label_values\((\w+),", text)) <= found
+
+
+def test_prometheus_is_sent_to_the_metrics(server: LiveServer) -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    assert httpx2.get(server.url + job["metrics_path"], headers=HEADERS).status_code == 200

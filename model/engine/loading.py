@@ -30,6 +30,7 @@ GIB = 1 << 30
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 CPU_SHARE = 0.25  # of the available memory, for KV blocks
 CUDA_SHARE = 0.9  # of what the weights leave free
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
 
 
@@ -43,6 +44,7 @@ def find_checkpoint(model: str) -> Path:
     if path.exists():
         if not path.is_dir():
             raise CheckpointError(f"{model} is a file; --model takes a checkpoint's directory")
+        _refuse_pickles(path)
         return path
     if model.count("/") != 1 or model.startswith((".", "~")):
         raise CheckpointError(f"{model} does not exist; --model takes a directory or a hub id")
@@ -54,6 +56,16 @@ def find_checkpoint(model: str) -> Path:
             f"the network, and HF_TOKEN for private models): "
             f"{first_line(error)}"
         ) from error
+
+
+def _refuse_pickles(directory: Path) -> None:
+    """Raise CheckpointError for weights in a format that can run code when it is read."""
+    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{directory} holds {pickles[0]}, a pickle, which could run code when it is loaded; this "
+            "server reads safetensors only: convert the weights to them and remove the pickles"
+        )
 
 
 def describe(directory: Path, model: str) -> ModelInfo:

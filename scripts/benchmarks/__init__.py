@@ -10,6 +10,7 @@
 | ``soak`` | blocks leaked and memory grown over thousands of random requests | none, and flat |
 | ``long`` | peak memory of prompts up to 32k tokens | linear growth |
 | ``guidance`` | steps for answers to a JSON schema, and what a grammar adds to a step | no jump-ahead; no grammar |
+| ``overload`` | refusals, and gaps of accepted streams, with ten times more clients than room | the same streams without them |
 | ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
 
 Speeds of a shared machine drift by tens of percent within minutes. So all sides of a comparison are

@@ -13,7 +13,10 @@ from pathlib import Path
 import scripts.benchmarks
 from scripts.benchmarks.options import Options
 
-NAMES = ["engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"]
+NAMES = [
+    *("engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"),
+    "overload",
+]
 SMOKE = {
     "rounds": 1,
     "concurrency": [1, 4],
