@@ -5,6 +5,7 @@
 FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     HF_HOME=/cache/huggingface \
     XDG_CACHE_HOME=/cache \
@@ -15,24 +16,19 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /app
 
 # The packages change more rarely than the code: a layer of their own.
-COPY pyproject.toml README.md ./
-COPY scripts/constraints.txt scripts/
-RUN mkdir server model \
-    && touch server/__init__.py model/__init__.py \
-    && pip install --constraint scripts/constraints.txt . \
-    && pip uninstall --yes phi3v-server
-
-COPY server server
-COPY model model
-RUN pip install --no-deps . \
+COPY requirements.lock ./
+RUN pip install --require-hashes --no-deps --only-binary :all: --requirement requirements.lock \
     && useradd --system --create-home --uid 10001 phi3v \
     && mkdir /cache \
     && chown phi3v /cache
+
+COPY server server
+COPY model model
 
 USER 10001
 VOLUME /cache
 EXPOSE 8000
 # Loading, with the first download, may take long; health is 503 until then.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['PHI3V_PORT']}/health\", timeout=4)"]
-ENTRYPOINT ["phi3v-server"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['PHI3V_PORT']}/health/ready\", timeout=4)"]
+ENTRYPOINT ["python", "-m", "server"]

@@ -38,7 +38,7 @@ class NoteRoute:
         finally:
             route = scope.get("route")
             if scope["type"] == "http" and route is not None:
-                scope["state"]["route"] = getattr(route, "path", UNMATCHED)
+                scope.setdefault("state", {})["route"] = getattr(route, "path", UNMATCHED)
 
 
 class AccessLog:

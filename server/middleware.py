@@ -92,7 +92,7 @@ class RequestIds:
             name: sent[name] for name in REQUEST_IDS if 0 < len(sent.get(name, "")) <= LONGEST_ID
         }
         ids.setdefault("x-request-id", uuid.uuid4().hex)
-        scope["state"]["request_id"] = ids["x-request-id"]
+        scope.setdefault("state", {})["request_id"] = ids["x-request-id"]
 
         async def send_with_ids(message: Message) -> None:
             if message["type"] == "http.response.start":
