@@ -134,8 +134,8 @@ def test_no_content_in_logs_metrics_or_the_errors_of_others(talkative: LiveServe
         ask(talkative, "s4", messages=image_message(image[:-20] + SECRET)),
         ask(talkative, "s5", messages=[{"role": SECRET, "content": SECRET}]),
         ask(talkative, "s6", **{SECRET: SECRET}),
-        ask(talkative, "s7", stop=[SECRET], guided_choice=[SECRET]),
-        ask(talkative, "s8", guided_regex=f"({SECRET}"),
+        ask(talkative, "s7", stop=[SECRET]),
+        ask(talkative, "s8", guided_regex=f"({SECRET}", ignore_eos=False),
         ask(talkative, "s9", user=SECRET, metadata={"key": SECRET}),
         chat(talkative, f"{OPENAI}?api-version={SECRET}&key={SECRET}"),
         chat(talkative, headers={"Authorization": f"Bearer {SECRET}"}),
@@ -143,7 +143,7 @@ def test_no_content_in_logs_metrics_or_the_errors_of_others(talkative: LiveServe
         chat(talkative, headers={"content-type": SECRET}),
     ]
     assert {response.status_code for response in asked} == {200, 401, 415, 422}
-    forced = ask(talkative, "s10", guided_choice=[SECRET], max_tokens=40)
+    forced = ask(talkative, "s10", guided_choice=[SECRET], max_tokens=40, ignore_eos=False)
     assert forced.json()["choices"][0]["message"]["content"] == SECRET
     entry(talkative, "s10")
     others = [chat(talkative, messages=[]), httpx2.get(f"{talkative.url}/nowhere")]
