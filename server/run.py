@@ -52,7 +52,7 @@ def _run(settings: Settings) -> int:
         service = Service(settings)
     except KeysError as error:
         listener.close()
-        _complain(str(error))
+        _complain(settings, str(error))
         return 1
     config = uvicorn.Config(
         create_app(service),

@@ -69,6 +69,7 @@ def test_one_line_says_what_an_answer_took(talkative: LiveServer, stream: bool) 
         "logger": "server.access_log",
         "message": "request",
         "request_id": f"answer-{stream}",
+        "caller": "api-key",
         "method": "POST",
         "path": OPENAI,
         "status": 200,
