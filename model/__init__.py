@@ -87,7 +87,7 @@ DEMO = "demo"  # the name of the embedded checkpoint, wherever a model is named
 
 
 async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:
-    """Find, download or make the checkpoint, load it, and start its engine on this event loop.
+    """Find or download the checkpoint, load it, and start its engine on this event loop.
 
     The work is done in a daemon thread, so that a program told to stop need not wait for it.
 
@@ -136,9 +136,9 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     from model.engine import loading
 
     if options.model == DEMO:
-        from model.demo import demo_checkpoint
+        from model.demo import CHECKPOINT
 
-        directory = demo_checkpoint()
+        directory = CHECKPOINT
     else:
         directory = loading.find_checkpoint(options.model)
     info = loading.describe(directory, options.model)

@@ -14,9 +14,11 @@ from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.engine.config import LoadOptions
 from model.engine.loading import load_engine
 from model.phi3v.vision import _merge_patches
-from scripts.demo_training.codes import PARTS, codes, heard, spoken
-from scripts.demo_training.scenes import random_scene
+from scripts.demo_training.codes import CODE, PARTS, codes, heard, spoken
+from scripts.demo_training.naming import Names
+from scripts.demo_training.scenes import Scene, Thing, random_scene
 from scripts.demo_training.shifts import ShiftTower, clip_tower
+from scripts.demo_training.tower import MERGED, TowerTrainee, set_reading
 from scripts.demo_training.training import train
 
 
@@ -58,20 +60,57 @@ def test_codes_tell_of_each_thing_once() -> None:
         torch.testing.assert_close(heard(spoken(told)), told, atol=1e-4, rtol=1e-4)
 
 
+def test_a_projection_can_be_linear() -> None:
+    torch.manual_seed(0)
+    reading = torch.randn(MERGED + 1, CODE) / MERGED**0.5
+    projection = TowerTrainee(0).projection.requires_grad_(False)
+    set_reading(projection, reading)
+    features = torch.randn(7, MERGED)
+    told = features @ reading[:-1] + reading[-1]
+    torch.testing.assert_close(projection(features), spoken(told), atol=1e-4, rtol=1e-4)
+
+
+def test_what_words_name() -> None:
+    things = (
+        Thing("circle", "red", (255, 0, 0), 0.2, 0.2, 0.2),
+        Thing("circle", "blue", (0, 0, 255), 0.8, 0.2, 0.2),
+        Thing("star", "red", (255, 0, 0), 0.5, 0.8, 0.2),
+    )
+    words = (
+        "where is the star , the blue circle , the circle , a red cross , the BLUE one ?".split()
+    )
+    ids = {word: number for number, word in enumerate(words)}
+    names = Names(_Words(ids))  # type: ignore[arg-type]
+    named = names.named([ids[word] for word in words], Scene(100, 100, things))
+    assert {words[at]: thing for at, thing in enumerate(named) if thing >= 0} == {
+        "star": 2, "blue": 1, "circle": 1, "BLUE": 1,
+    }  # fmt: skip
+
+
+class _Words:
+    """A tokenizer of whole words."""
+
+    def __init__(self, ids: dict[str, int]) -> None:
+        self._ids = ids
+
+    def encode_inner(self, text: str) -> list[int]:
+        return [self._ids[text]] if text in self._ids else [0, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_all_stages(tmp_path: Path) -> None:
     """A few steps of each, in two runs of which the second goes on, end in a checkpoint that loads."""
     work, out = tmp_path / "work", tmp_path / "checkpoint"
     options = Namespace(
-        seed=0, work=work, out=out, window_steps=1, whole_steps=1, told_steps=1, seen_steps=1,
-        pictures=8, processes=2,
+        seed=0, work=work, out=out, window_steps=1, whole_steps=1, telling_steps=1, told_steps=1,
+        seen_steps=1, pictures=8, processes=2,
     )  # fmt: skip
     train(options)
-    for name in ("window_steps", "whole_steps", "told_steps", "seen_steps"):
+    for name in ("window_steps", "whole_steps", "telling_steps", "told_steps", "seen_steps"):
         setattr(options, name, 2)
     train(options)
-    for stage in ("windows", "whole", "told", "seen"):
+    for stage in ("windows", "whole", "telling", "told", "seen"):
         with (work / f"{stage}.csv").open() as file:
             assert [float(row["step"]) for row in csv.DictReader(file)] == [0, 1]
     assert (work / "losses.png").stat().st_size > 10_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "model" / "demo" / "checkpoint"
-WORK = ROOT / ".demo_training"
+from model.demo import CHECKPOINT
+
+WORK = Path(__file__).parents[2] / ".demo_training"
 
 
 def main() -> None:
@@ -21,8 +21,9 @@ def main() -> None:
     train.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint")
     train.add_argument("--window-steps", type=int, default=5000, help="tower, on quarters of views")
     train.add_argument("--whole-steps", type=int, default=3000, help="tower, on whole views")
-    train.add_argument("--told-steps", type=int, default=8000, help="language, without a tower")
-    train.add_argument("--seen-steps", type=int, default=1000, help="language, on what is seen")
+    train.add_argument("--telling-steps", type=int, default=4500, help="tower, to say it in codes")
+    train.add_argument("--told-steps", type=int, default=11000, help="language, without a tower")
+    train.add_argument("--seen-steps", type=int, default=2000, help="language, on what is seen")
     train.add_argument("--pictures", type=int, default=12000, help="for the last stage")
     train.add_argument("--processes", type=int, default=2, help="of one thread each, in that stage")
     train.set_defaults(run=_train)

@@ -13,7 +13,7 @@ from scripts.demo_training.progress import History, plot
 from scripts.demo_training.seeing import seen_pictures
 from scripts.demo_training.states import averaged
 from scripts.demo_training.tokenizer import write_demo_tokenizer
-from scripts.demo_training.tower import WHOLE, WINDOWS, train_tower, trained
+from scripts.demo_training.tower import TELLING, WHOLE, WINDOWS, train_tower, trained
 
 
 def train(options: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def train(options: argparse.Namespace) -> None:
     at_once((_see, _listen), options)
     in_processes(options.processes, _talk, options)
     export(options.out, work, trained(work), averaged(work / f"{SEEN.name}.pt"))
-    stages = (WINDOWS.name, WHOLE.name, TOLD.name, SEEN.name)
+    stages = (WINDOWS.name, WHOLE.name, TELLING.name, TOLD.name, SEEN.name)
     plot({name: History(work / f"{name}.csv") for name in stages}, work / "losses.png")
     print(f"the checkpoint is in {options.out}, a plot of the losses in {work / 'losses.png'}")
 
@@ -33,6 +33,7 @@ def train(options: argparse.Namespace) -> None:
 def _see(options: argparse.Namespace) -> None:
     train_tower(options.work, WINDOWS, options.window_steps, options.seed)
     train_tower(options.work, WHOLE, options.whole_steps, options.seed, after=WINDOWS)
+    train_tower(options.work, TELLING, options.telling_steps, options.seed, after=WHOLE)
 
 
 def _listen(options: argparse.Namespace) -> None:
