@@ -76,9 +76,8 @@ def test_what_words_name() -> None:
         Thing("circle", "blue", (0, 0, 255), 0.8, 0.2, 0.2),
         Thing("star", "red", (255, 0, 0), 0.5, 0.8, 0.2),
     )
-    words = (
-        "where is the star , the blue circle , the circle , a red cross , the BLUE one ?".split()
-    )
+    text = "where is the star , the blue circle , the circle , a red cross , the BLUE one ?"
+    words = text.split(" ")
     ids = {word: number for number, word in enumerate(words)}
     names = Names(_Words(ids))  # type: ignore[arg-type]
     named = names.named([ids[word] for word in words], Scene(100, 100, things))
