@@ -14,8 +14,10 @@ import asyncio
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model import hub
 from model.engine.config import LoadOptions, ModelInfo
 from model.engine.request import (
     Alternative,
@@ -38,6 +40,7 @@ from model.errors import (
     RequestError,
     TooManyImagesError,
 )
+from model.hub import OFFICIAL
 from model.phi3v.chat import Message, MessageImage, Role
 from model.phi3v.checkpoint import first_line
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from model.engine.engine import Engine
 
 __all__ = [
+    "OFFICIAL",
     "SECONDS",
     "Alternative",
     "AsyncEngine",
@@ -73,6 +77,7 @@ __all__ = [
     "TokenLogprob",
     "TooManyImagesError",
     "Totals",
+    "find_checkpoint",
     "load_engine",
 ]
 
@@ -84,6 +89,23 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 DEMO = "demo"  # the name of the embedded checkpoint, wherever a model is named
+
+
+def find_checkpoint(name: str, revision: str | None = None) -> Path:
+    """The directory of a checkpoint, which is downloaded where it is missing.
+
+    Args:
+        name: a directory, a hub id, or ``demo``.
+        revision: branch, tag or commit on the hub; by default the pinned one, or ``main``.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if name != DEMO:
+        return hub.find_checkpoint(name, revision)
+    from model.demo import CHECKPOINT
+
+    return CHECKPOINT
 
 
 async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:
@@ -135,11 +157,6 @@ def _load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
 def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     from model.engine import loading
 
-    if options.model == DEMO:
-        from model.demo import CHECKPOINT
-
-        directory = CHECKPOINT
-    else:
-        directory = loading.find_checkpoint(options.model)
+    directory = find_checkpoint(options.model, options.revision)
     info = loading.describe(directory, options.model)
     return loading.load_engine(directory, options), info

@@ -1,4 +1,4 @@
-"""The command line: read settings, listen, load, say so, serve until told to stop.
+"""The command line: read settings, listen, load, say so, serve until told to stop; or run a subcommand.
 
 Everything slow is imported after the settings are read, so that ``--help`` answers at once, and the
 settings after Ctrl-C is dealt with. What goes wrong at start ends in one sentence and a non-zero
@@ -10,26 +10,48 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from server import logs
 
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+
+Command = TypeVar("Command", bound="BaseSettings")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server; returns the exit status."""
+    """Run the server or a subcommand; returns the exit status."""
     logs.open_standard_streams()
     # Until the server handles signals itself, Ctrl-C ends it as SIGTERM does: without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from pydantic import ValidationError
-
-    from server.settings import Settings
-
     given = list(sys.argv[1:] if argv is None else argv)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in given):
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
         return 2
+    if given and given[0] == "download":
+        from server.commands import Download
+
+        task = _read(Download, given[1:])
+        return 2 if task is None else task.run()
+    from server.settings import Settings
+
+    settings = _read(Settings, given)
+    if settings is None:
+        return 2
+    from server.run import run
+
+    return run(settings)
+
+
+def _read(command: type[Command], given: list[str]) -> Command | None:
+    """The settings that flags and environment give; None after the complaints where they are wrong."""
+    from pydantic import ValidationError
+
     try:
-        settings = Settings(_cli_parse_args=given)
+        return command(_cli_parse_args=given)
     except ValidationError as error:
         for problem in error.errors():
             message = problem["msg"]
@@ -37,7 +59,4 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flag = "--" + str(problem["loc"][0]).replace("_", "-")
                 message = f"{flag} (or its PHI3V_ variable): {message}, got {problem['input']!r}"
             print(f"phi3v-server: {message}", file=sys.stderr)
-        return 2
-    from server.run import run
-
-    return run(settings)
+        return None

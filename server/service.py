@@ -38,6 +38,7 @@ class Service:
         self._engine, self._info = await model.load_engine(
             model.LoadOptions(
                 model=settings.model,
+                revision=settings.revision,
                 dtype=settings.dtype,
                 device=settings.device,
                 max_model_len=settings.max_model_len,

@@ -38,6 +38,12 @@ class Settings(BaseSettings):
         description="checkpoint: a directory, a hub id such as "
         "microsoft/Phi-3-vision-128k-instruct, or 'demo' for the embedded one",
     )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="branch, tag or commit of the hub's model; by default the commit that is pinned "
+        "for Microsoft's models, or main",
+    )
     served_model_name: str | None = Field(
         None, description="name in /info and answers; the checkpoint's own by default"
     )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from model.demo import CHECKPOINT
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.config import LoadOptions
-from model.engine.loading import describe, find_checkpoint, load_engine
+from model.engine.loading import describe, load_engine
 from model.errors import CheckpointError
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.tokenizer import Phi3VTokenizer
@@ -269,20 +269,6 @@ def test_sizes_that_do_not_fit(tiny: Path) -> None:
 def test_cuda_without_a_device(tiny: Path) -> None:
     with pytest.raises(CheckpointError, match="torch finds no CUDA device"):
         load_engine(tiny, LoadOptions(model="", device="cuda"))
-
-
-def test_finding_checkpoints(tmp_path: Path) -> None:
-    assert find_checkpoint(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match="does not exist"):
-        find_checkpoint(str(tmp_path / "no" / "such"))
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(CheckpointError, match="is a file"):
-        find_checkpoint(str(file))
-    # The hub is out of reach in tests; the sentence must still be one.
-    with pytest.raises(CheckpointError, match="could not be downloaded from the hub") as caught:
-        find_checkpoint("no-such-user/no-such-model")
-    assert "\n" not in str(caught.value)
 
 
 def test_names(tmp_path: Path, official: Path, tiny: Path) -> None:

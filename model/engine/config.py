@@ -15,6 +15,7 @@ class LoadOptions:
 
     Attributes:
         model: a checkpoint's directory or hub id.
+        revision: of the hub's model; None is the pinned one, or the newest.
         kv_cache_gib: memory for KV blocks, in GiB.
         embedding_cache_gib: memory for image embeddings kept after use, in GiB; 0 keeps none.
 
@@ -22,6 +23,7 @@ class LoadOptions:
     """
 
     model: str
+    revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
     max_model_len: int | None = None

@@ -1,4 +1,4 @@
-"""From a checkpoint's name to a ready engine: files, weights, sizes. All that can go wrong with a
+"""From a checkpoint's directory to a ready engine: weights, sizes. All that can go wrong with a
 checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import snapshot_download
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
@@ -30,42 +29,7 @@ GIB = 1 << 30
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 CPU_SHARE = 0.25  # of the available memory, for KV blocks
 CUDA_SHARE = 0.9  # of what the weights leave free
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
-
-
-def find_checkpoint(model: str) -> Path:
-    """The checkpoint's directory, downloaded from the hub when ``model`` is no local path.
-
-    Raises:
-        CheckpointError: no such directory, or the hub does not have it or cannot be reached.
-    """
-    path = Path(model).expanduser()
-    if path.exists():
-        if not path.is_dir():
-            raise CheckpointError(f"{model} is a file; --model takes a checkpoint's directory")
-        _refuse_pickles(path)
-        return path
-    if model.count("/") != 1 or model.startswith((".", "~")):
-        raise CheckpointError(f"{model} does not exist; --model takes a directory or a hub id")
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"{model} is no local directory and could not be downloaded from the hub (check the name, "
-            f"the network, and HF_TOKEN for private models): "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _refuse_pickles(directory: Path) -> None:
-    """Raise CheckpointError for weights in a format that can run code when it is read."""
-    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise CheckpointError(
-            f"{directory} holds {pickles[0]}, a pickle, which could run code when it is loaded; this "
-            "server reads safetensors only: convert the weights to them and remove the pickles"
-        )
 
 
 def describe(directory: Path, model: str) -> ModelInfo:

@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, short enough for one sentence."""
     # A KeyError shows its message as a literal.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
