@@ -47,6 +47,7 @@ from model.phi3v.checkpoint import first_line
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine, Generation
     from model.engine.engine import Engine
+    from model.phi3v.checking import Finding
 
 __all__ = [
     "OFFICIAL",
@@ -56,6 +57,7 @@ __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "EngineDeadError",
+    "Finding",
     "FinishReason",
     "Generation",
     "GrammarError",
@@ -77,6 +79,7 @@ __all__ = [
     "TokenLogprob",
     "TooManyImagesError",
     "Totals",
+    "check_checkpoint",
     "find_checkpoint",
     "load_engine",
 ]
@@ -106,6 +109,13 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     from model.demo import CHECKPOINT
 
     return CHECKPOINT
+
+
+def check_checkpoint(directory: Path) -> list[Finding]:
+    """Look at every file of a checkpoint, without loading weights; every problem is a finding."""
+    from model.phi3v.checking import check_files
+
+    return check_files(directory)
 
 
 async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:

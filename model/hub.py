@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from model.errors import CheckpointError
-from model.phi3v.checkpoint import first_line
+from model.phi3v.checkpoint import first_line, pickles
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ REVISIONS = {
 NEWEST = "main"  # of models without a pinned revision
 FILES = ["*.json", "*.safetensors"]
 NOT_FILES = ["*/*"]  # what is in folders is for other programs
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 GB = 1e9
 
 
@@ -50,19 +49,18 @@ def find_checkpoint(model: str, revision: str | None = None) -> Path:
     if path.exists():
         if not path.is_dir():
             raise CheckpointError(f"{model} is a file; --model takes a checkpoint's directory")
-        refuse_pickles(path)
+        _refuse_pickles(path)
         return path
     if model.count("/") != 1 or model.startswith((".", "~", "/")) or model.endswith("/"):
         raise CheckpointError(f"{model} does not exist; --model takes a directory or a hub id")
     return _download(model, revision or REVISIONS.get(model, NEWEST))
 
 
-def refuse_pickles(directory: Path) -> None:
+def _refuse_pickles(directory: Path) -> None:
     """Raise CheckpointError for weights in a format that can run code when it is read."""
-    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
-    if pickles:
+    if found := pickles(directory):
         raise CheckpointError(
-            f"{directory} holds {pickles[0]}, a pickle, which could run code when it is loaded; this "
+            f"{directory} holds {found[0]}, a pickle, which could run code when it is loaded; this "
             "server reads safetensors only: convert the weights to them and remove the pickles"
         )
 

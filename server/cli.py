@@ -31,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
         return 2
-    if given and given[0] == "download":
-        from server.commands import Download
+    if given and given[0] in ("download", "check"):
+        from server.commands import Check, Download
 
-        task = _read(Download, given[1:])
+        commands: dict[str, type[Download] | type[Check]] = {"download": Download, "check": Check}
+        task = _read(commands[given[0]], given[1:])
         return 2 if task is None else task.run()
     from server.settings import Settings
 

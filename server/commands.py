@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from model import OFFICIAL, CheckpointError, find_checkpoint
+from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
 from server import logs
 from server.settings import Settings
 
@@ -46,3 +46,19 @@ class Download(BaseSettings):
         return 0
 
 
+class Check(BaseSettings):
+    """Check a checkpoint's files against the architecture, without loading its weights."""
+
+    model_config = SettingsConfigDict(
+        {**Settings.model_config, "cli_prog_name": "phi3v-server check"}
+    )
+
+    directory: CliPositionalArg[Path] = Field(description="the checkpoint's directory")
+
+    def run(self) -> int:
+        """Print what was found, problems last; returns 1 when there are any, as the exit status."""
+        findings = check_checkpoint(self.directory.expanduser())
+        width = max(len(finding.subject) for finding in findings)
+        for finding in sorted(findings, key=lambda finding: not finding.ok):
+            print(f"{'ok' if finding.ok else 'WRONG':6}{finding.subject:{width}}  {finding.text}")
+        return 0 if all(finding.ok for finding in findings) else 1

@@ -17,6 +17,8 @@ Words = Annotated[list[str], NoDecode]
 class Settings(BaseSettings):
     """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
 
+    `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one.
+
     Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
     """
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from model.demo.tokenizer_files import VOCAB_SIZE, write_tokenizer
 from model.phi3v.configuration import VIT_L_14_336, Phi3VConfig
-from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.modeling import official_shapes
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -83,7 +83,7 @@ def write_checkpoint(
     preset = replace(preset, **changes)
     directory.mkdir(parents=True, exist_ok=True)
     config = _config(preset, name)
-    shapes = _official_shapes(Phi3VConfig(**config))
+    shapes = official_shapes(Phi3VConfig(**config))
     if text_only:
         config = _text_config(config)
         shapes = {name: shape for name, shape in shapes.items() if VISION not in name}
@@ -135,16 +135,6 @@ def _shards(shapes: dict[str, tuple[int, ...]], max_bytes: int) -> Iterator[list
 
 def _num_bytes(shape: tuple[int, ...]) -> int:
     return 2 * torch.Size(shape).numel()
-
-
-def _official_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
-    """On-disk names and shapes; the tower's names have a ``vision_model`` more than the module's."""
-    with torch.device("meta"):
-        state = Phi3VForCausalLM(config).state_dict()
-    return {
-        name.replace("img_processor.", "img_processor.vision_model."): tuple(tensor.shape)
-        for name, tensor in state.items()
-    }
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's JSON files, with errors that name the file."""
+"""What a checkpoint's files are: reading its JSON, with errors that name the file; its pickles."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -18,6 +20,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content
+
+
+def pickles(directory: Path) -> list[str]:
+    """Names of files in a format that can run code when it is read."""
+    return sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
 
 
 def first_line(error: BaseException) -> str:

@@ -117,5 +117,15 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         return inputs
 
 
+def official_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
+    """On-disk names and shapes; the tower's names have a ``vision_model`` more than the module's."""
+    with torch.device("meta"):
+        state = Phi3VForCausalLM(config).state_dict()
+    return {
+        name.replace("img_processor.", "img_processor.vision_model."): tuple(tensor.shape)
+        for name, tensor in state.items()
+    }
+
+
 AutoConfig.register("phi3_v", Phi3VConfig)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)

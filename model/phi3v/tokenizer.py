@@ -107,6 +107,11 @@ class Phi3VTokenizer:
         """Ids of the control tokens."""
         return frozenset(self._special_ids)
 
+    @property
+    def highest_id(self) -> int:
+        """The greatest id; the embedding may have rows beyond it, never fewer."""
+        return max(self._pieces)
+
     def _flag(self, part: object, flag: str) -> bool:
         return isinstance(part, Control) and bool(self._added[part.name][flag])
 
