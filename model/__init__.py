@@ -91,6 +91,10 @@ logger = logging.getLogger(__name__)
 # that runs here, and from each other when the machine is busy; this is about 0.2 ms.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+# Read by the hub's client when it is imported: whether it tells the hub of what it runs in, for which
+# it also asks the hub when nothing is to be downloaded.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 DEMO = "demo"  # the name of the embedded checkpoint, wherever a model is named
 
 

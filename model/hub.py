@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from model.errors import CheckpointError
 from model.phi3v.checkpoint import first_line, pickles
 
@@ -72,7 +70,7 @@ def _download(model: str, revision: str) -> Path:
 
     # The client's lines belong into the program's log, once.
     logging.getLogger("huggingface_hub").handlers.clear()
-    snapshot = partial(
+    snapshot: partial[Any] = partial(
         snapshot_download,
         model,
         revision=revision,
@@ -81,7 +79,7 @@ def _download(model: str, revision: str) -> Path:
     )
     try:
         try:
-            files = snapshot(dry_run=True, tqdm_class=_NoBar)
+            files = snapshot(dry_run=True, tqdm_class=_no_bar())
         except DryRunError as error:  # the hub does not answer; a complete copy of before will do
             try:
                 return Path(snapshot(local_files_only=True))
@@ -104,11 +102,15 @@ def _download(model: str, revision: str) -> Path:
         raise CheckpointError(_why(model, revision, error)) from error
 
 
-class _NoBar(tqdm):  # type: ignore[type-arg]
-    """Nothing is shown of what takes a moment."""
+def _no_bar() -> type[Any]:
+    """A progress bar that shows nothing, for what takes a moment."""
+    from tqdm import tqdm  # which at its import reads whether bars are wanted
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
+    class NoBar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return NoBar
 
 
 def _cache() -> Path:

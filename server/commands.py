@@ -15,6 +15,7 @@ from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
 from server import logs
 from server.settings import Settings
 
+
 class Download(BaseSettings):
     """Download a checkpoint into the hub's cache, if it is not there, and print its directory."""
 

@@ -62,6 +62,15 @@ def test_kubernetes_names_fit_each_other() -> None:
     assert service["ports"][0]["targetPort"] == container["ports"][0]["name"]
 
 
+def test_compose_fits_the_specification() -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [program, *schema, DEPLOY / "compose.yaml"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_compose_names_what_is_there() -> None:
     services = COMPOSE["services"]
     assert services.keys() == {"server", "prometheus", "grafana"}

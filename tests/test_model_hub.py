@@ -44,9 +44,7 @@ def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
     return {**kept, **given, **more}
 
 
-def download(
-    hub: Hub, home: Path, *words: str, **more: str
-) -> subprocess.CompletedProcess[str]:
+def download(hub: Hub, home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "server", "download", *(words or (MODEL,))],
         cwd=ROOT,

@@ -33,7 +33,9 @@ def check(directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def problems(directory: Path) -> list[str]:
-    return [f"{found.subject} {found.text}" for found in check_checkpoint(directory) if not found.ok]
+    return [
+        f"{found.subject} {found.text}" for found in check_checkpoint(directory) if not found.ok
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +183,7 @@ def phi35(tmp_path: Path) -> Path:
     """A checkpoint in the form of microsoft/Phi-3.5-vision-instruct: two shards, its config's keys."""
     directory = tmp_path / "phi35"
     name = "Phi-3.5-vision-instruct"
-    write_checkpoint(
-        directory, PRESETS["tiny"], name=name, num_crops=4, max_shard_bytes=6_000_000
-    )
+    write_checkpoint(directory, PRESETS["tiny"], name=name, num_crops=4, max_shard_bytes=6_000_000)
     change_json(
         directory / "config.json",
         _attn_implementation="flash_attention_2",
