@@ -9,19 +9,19 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 PICTURE = Path(__file__).parents[1] / "docs" / "playground.png"
-FOLLOW_UPS = ("Is the circle left of the square?", "Which is larger, the circle or the square?")
+FOLLOW_UPS = ("What colour is the circle?", "Is it left of the square?")
 
 
 def take(page: Page, url: str) -> None:
     page.goto(url)
     page.get_by_role("button", name="Two shapes").click()
     page.locator("#attachment").wait_for()
-    page.get_by_role("button", name="Send").click()
-    for number, question in enumerate(FOLLOW_UPS, 1):
-        page.get_by_role("button", name="Regenerate").nth(number - 1).wait_for()
-        page.locator("#prompt").fill(question)
+    for question in (None, *FOLLOW_UPS):
+        if question is not None:
+            page.locator("#prompt").fill(question)
         page.get_by_role("button", name="Send").click()
-    page.wait_for_timeout(3000)
+        page.wait_for_timeout(500)  # the last answer's button goes
+        page.get_by_role("button", name="Regenerate").wait_for()
     page.mouse.move(0, 0)
     PICTURE.parent.mkdir(exist_ok=True)
     page.screenshot(path=PICTURE)
