@@ -45,8 +45,9 @@ from model.phi3v.chat import Message, MessageImage, Role
 from model.phi3v.checkpoint import first_line
 
 if TYPE_CHECKING:
-    from model.engine.async_engine import AsyncEngine, Generation
+    from model.engine.async_engine import AsyncEngine
     from model.engine.engine import Engine
+    from model.engine.generation import Generation
     from model.phi3v.checking import Finding
 
 __all__ = [

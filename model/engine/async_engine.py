@@ -14,109 +14,29 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from itertools import chain
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
+from llguidance import LLMatcher
 from threadpoolctl import threadpool_limits
 
-from model.engine.engine import Engine, Output
-from model.engine.request import FinishReason, SamplingParams, TextDelta
+from model.engine.engine import Engine, Output, StepFailedError
+from model.engine.generation import Generation
+from model.engine.request import SamplingParams
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, ModelError, OverloadedError, RequestError
+from model.errors import EngineDeadError, OverloadedError, RequestError
 from model.phi3v.chat import Message
+from model.phi3v.processing import PromptInputs
 
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005  # seconds
-ENDED = "the engine has ended; the server must be restarted"
+ENDED = "the engine has ended; the server must be restarted, and its log says why"
 
 T = TypeVar("T")
-
-
-class Generation:
-    """The answers to one request as they come; iterate it once, and close it.
-
-    A reader slower than the model gets what has gathered of an answer in one delta; what waits for
-    it is never more than the answers themselves.
-
-    Attributes:
-        prompt_tokens: length of the prompt, image included.
-        cached_tokens: how many of them were found computed; known from the first delta on.
-        completion_tokens: of all answers so far, read or not.
-        first_token_at: when the first of them came, by ``time.perf_counter``; None before.
-        finish_reasons: of each answer in order of index; ``abort`` for what has not ended by itself.
-        error: what ended it, if something did.
-    """
-
-    def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.cached_tokens = 0
-        self.completion_tokens = 0
-        self.first_token_at: float | None = None
-        self.finish_reasons: list[FinishReason | Literal["abort"]] = ["abort"] * n
-        self.error: ModelError | None = None
-        self._unfinished = n
-        self._close = close
-        self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
-        self._news = asyncio.Event()
-
-    def __aiter__(self) -> AsyncIterator[TextDelta]:
-        return self
-
-    async def __anext__(self) -> TextDelta:
-        """The next delta of any of the answers; raises the ModelError that ended one."""
-        if self._unfinished == 0:
-            raise StopAsyncIteration
-        await self._news.wait()
-        if not self._gathered:
-            self._unfinished = 0
-            assert self.error is not None
-            raise self.error
-        index = next(iter(self._gathered))
-        delta = _joined(self._gathered.pop(index))
-        if not self._gathered and self.error is None:
-            self._news.clear()
-        self._unfinished -= delta.finish_reason is not None
-        return delta
-
-    def put(self, result: TextDelta | ModelError) -> None:
-        """Called on the event loop for each delta, or the error that ends the generation."""
-        if isinstance(result, ModelError):
-            self.error = result
-        else:
-            self._gathered.setdefault(result.index, []).append(result)
-            self._note(result)
-        self._news.set()
-
-    def _note(self, delta: TextDelta) -> None:
-        if self.first_token_at is None:
-            self.first_token_at = time.perf_counter()
-        if delta.index == 0:
-            self.cached_tokens = delta.cached_tokens
-        self.completion_tokens += len(delta.token_ids)
-        if delta.finish_reason is not None:
-            self.finish_reasons[delta.index] = delta.finish_reason
-
-    def close(self) -> None:
-        """Abort what is not finished; may be called again."""
-        self._close()
-
-
-def _joined(deltas: list[TextDelta]) -> TextDelta:
-    """One delta for several of the same answer, in order."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return replace(
-        deltas[-1],
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
-        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
-    )
 
 
 def _step_back() -> None:
@@ -145,7 +65,7 @@ class AsyncEngine:
         self._generations: dict[int, Generation] = {}  # event loop only
         self._ids = itertools.count()
         self._in_flight = 0  # sequences prepared or unfinished, event loop only
-        self._dead: Exception | None = None
+        self._ended = False
         # The engine's thread asks for the GIL a few times in a step; a thread that computes in Python
         # gives it up after this long, by default 5 ms each time.
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
@@ -169,7 +89,7 @@ class AsyncEngine:
     @property
     def is_alive(self) -> bool:
         """Whether requests can be served."""
-        return self._dead is None and self._thread.is_alive()
+        return not self._ended and self._thread.is_alive()
 
     async def generate(
         self,
@@ -207,7 +127,7 @@ class AsyncEngine:
         except BaseException:
             generation.close()
             raise
-        self._inbox.put(lambda: self._engine.add(request_id, inputs, params, arrived, matcher))
+        self._inbox.put(partial(self._add, request_id, inputs, params, arrived, matcher))
         return generation
 
     async def tokenize(self, messages: Sequence[Message]) -> list[int]:
@@ -280,16 +200,31 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """The engine thread: commands, then a step, until told to stop."""
-        error: Exception = EngineDeadError("the engine was shut down")
         try:
             while self._take_commands():
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
-        except Exception as fatal:
+        except BaseException:  # whatever it is, those who wait must hear of it
             logger.exception("the engine thread ends")
-            error = fatal
-        self._dead = error
-        self._call_on_loop(self._fail_all)
+        finally:
+            self._ended = True
+            self._call_on_loop(self._fail_all)
+
+    def _add(
+        self,
+        request_id: int,
+        inputs: PromptInputs,
+        params: SamplingParams,
+        arrived: float,
+        matcher: LLMatcher | None,
+    ) -> None:
+        """Queue a request; a fault in that is its own."""
+        try:
+            self._engine.add(request_id, inputs, params, arrived, matcher)
+        except Exception:
+            logger.exception("a request could not be queued")
+            self._engine.abort(request_id)
+            self._deliver([Output((request_id, 0), StepFailedError())])
 
     def _take_commands(self) -> bool:
         """Run what is in the inbox, waiting for it when there is nothing else to do."""

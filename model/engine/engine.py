@@ -2,7 +2,7 @@
 
     run the vision tower for a while -> schedule -> run the decoder -> sample -> accept tokens
 
-A step that fails ends the sequences it was computing and no others.
+A fault ends the sequences it is due to, as far as that can be told, and no others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from llguidance import LLMatcher
@@ -29,10 +28,11 @@ from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.runner import Runner
-from model.engine.sampler import sample
+from model.engine.sampler import Sample
 from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
+from model.engine.step_runner import StepRunner
 from model.engine.vision_runner import VisionRunner
 from model.errors import ModelError, RequestError
 from model.phi3v.chat import Message
@@ -48,7 +48,10 @@ Key = tuple[int, int]  # request id and index of the answer
 
 
 class StepFailedError(ModelError):
-    """The step that was computing this answer failed."""
+    """The engine failed at this answer; why is for the log alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine failed at this answer; the server's log says why")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Engine:
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings)
         self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
-        self._guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
+        guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
+        self._compute = StepRunner(self._runner, guidance)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
@@ -222,35 +226,24 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return what it yields, in no particular order."""
-        failed = self._see()
+        outputs = self._see()
         chunks = self.scheduler.schedule()
         if not chunks:
-            return failed
+            return outputs
         started = time.perf_counter()
         self._count_begun(chunks, started)
-        rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
-        sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
-        self._guidance.begin(sampled)
-        try:
-            logits_SV = self._runner.run(chunks)
-            samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
-        except Exception as error:
-            logger.exception("a step failed; its %d sequences are ended", len(chunks))
-            self._totals.failed_steps += 1
-            return failed + [self._fail(chunk.sequence, error) for chunk in chunks]
+        computed, failed = self._compute(chunks)
         now = time.perf_counter()
-        num_decoding = sum(chunk.decodes for chunk in chunks)
-        self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
-        outputs, left = failed, iter(samples)
-        for chunk in chunks:
+        if failed:
+            self._totals.failed_steps += 1
+        else:
+            num_decoding = sum(chunk.decodes for chunk in chunks)
+            self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
+        outputs += [self._fail(chunk.sequence, error) for chunk, error in failed]
+        for chunk, samples in computed:
             self.scheduler.computed(chunk.sequence, chunk.end)
-            chosen = list(islice(left, chunk.num_sampled))
-            if chosen:
-                result = self._acceptance(chunk, chosen, now)
-                outputs.append(Output(chunk.sequence.key, result))
-                reason = "error" if isinstance(result, ModelError) else result.finish_reason
-                if reason is not None:
-                    self._finish(chunk.sequence, reason)
+            if samples:
+                outputs.append(self._accept(chunk, samples, now))
         return outputs
 
     def _count_begun(self, chunks: list[Chunk], now: float) -> None:
@@ -271,11 +264,24 @@ class Engine:
         self._totals.failed_steps += bool(failures)
         return [self._fail(sequence, error) for sequence, error in failures]
 
+    def _accept(self, chunk: Chunk, samples: list[Sample], now: float) -> Output:
+        """Make an answer longer by what was sampled, and forget it where it ends."""
+        sequence = chunk.sequence
+        try:
+            result = self._acceptance(chunk, samples, now)
+        except Exception as error:
+            logger.exception("an answer could not be gone on with")
+            self._totals.failed_steps += 1
+            return self._fail(sequence, error)
+        reason = "error" if isinstance(result, ModelError) else result.finish_reason
+        if reason is not None:
+            self._finish(sequence, reason)
+        return Output(sequence.key, result)
+
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._finish(sequence, "error")
-        # What the error says is for the log: it may tell of files, and of others' sequences.
-        failed = StepFailedError("the engine failed at this answer; its log says why")
-        failed.__cause__ = error
+        failed = StepFailedError()
+        failed.__cause__ = error  # for the log
         return Output(sequence.key, failed)
 
     def _finish(self, sequence: Sequence, reason: str) -> None:

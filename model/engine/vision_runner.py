@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.engine.embedding_cache import EmbeddingCache
@@ -90,6 +91,8 @@ class VisionRunner:
                     return None
         except StopIteration as end:
             embeddings = end.value
+        except torch.AcceleratorError:  # of no image; see StepRunner
+            raise
         except Exception as error:
             logger.exception("the vision tower failed at %d images", len(digests))
             self._pass = None

@@ -1,0 +1,94 @@
+"""The answers to one request as their reader gets them, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Literal
+
+from model.engine.request import FinishReason, TextDelta
+from model.errors import ModelError
+
+
+class Generation:
+    """The answers to one request as they come; iterate it once, and close it.
+
+    A reader slower than the model gets what has gathered of an answer in one delta; what waits for
+    it is never more than the answers themselves.
+
+    Attributes:
+        prompt_tokens: length of the prompt, image included.
+        cached_tokens: how many of them were found computed; known from the first delta on.
+        completion_tokens: of all answers so far, read or not.
+        first_token_at: when the first of them came, by ``time.perf_counter``; None before.
+        finish_reasons: of each answer in order of index; ``abort`` for what has not ended by itself.
+        error: what ended it, if something did.
+    """
+
+    def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
+        self.completion_tokens = 0
+        self.first_token_at: float | None = None
+        self.finish_reasons: list[FinishReason | Literal["abort"]] = ["abort"] * n
+        self.error: ModelError | None = None
+        self._unfinished = n
+        self._close = close
+        self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
+        self._news = asyncio.Event()
+
+    def __aiter__(self) -> AsyncIterator[TextDelta]:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        """The next delta of any of the answers; raises the ModelError that ended one."""
+        if self._unfinished == 0:
+            raise StopAsyncIteration
+        await self._news.wait()
+        if not self._gathered:
+            self._unfinished = 0
+            assert self.error is not None
+            raise self.error
+        index = next(iter(self._gathered))
+        delta = _joined(self._gathered.pop(index))
+        if not self._gathered and self.error is None:
+            self._news.clear()
+        self._unfinished -= delta.finish_reason is not None
+        return delta
+
+    def put(self, result: TextDelta | ModelError) -> None:
+        """Called on the event loop for each delta, or the error that ends the generation."""
+        if isinstance(result, ModelError):
+            self.error = result
+        else:
+            self._gathered.setdefault(result.index, []).append(result)
+            self._note(result)
+        self._news.set()
+
+    def _note(self, delta: TextDelta) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        if delta.index == 0:
+            self.cached_tokens = delta.cached_tokens
+        self.completion_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self.finish_reasons[delta.index] = delta.finish_reason
+
+    def close(self) -> None:
+        """Abort what is not finished; may be called again."""
+        self._close()
+
+
+def _joined(deltas: list[TextDelta]) -> TextDelta:
+    """One delta for several of the same answer, in order."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+    )

@@ -1,0 +1,72 @@
+"""Computes a step: decoder, grammars' masks, sampler. A fault in it is traced to the rows it is due to.
+
+Nothing that is computed here changes a sequence, so that a step may be tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+import torch
+
+from model.engine.guidance import Guidance
+from model.engine.runner import Runner
+from model.engine.sampler import Sample, sample
+from model.engine.scheduler import Chunk
+
+logger = logging.getLogger(__name__)
+
+Computed = tuple[Chunk, list[Sample]]
+
+
+class StepRunner:
+    """The decoder and the sampler.
+
+    Args:
+        runner: of the decoder.
+        guidance: what grammars allow.
+    """
+
+    def __init__(self, runner: Runner, guidance: Guidance) -> None:
+        self._runner = runner
+        self._guidance = guidance
+
+    def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
+        """Compute the chunks; returns them with what was sampled, and those that failed with why.
+
+        A step that fails is tried again chunk by chunk, which also takes less memory.
+
+        Raises:
+            torch.AcceleratorError: the device is in a state that only a new process gets out of.
+        """
+        result = self._attempt(chunks)
+        if not isinstance(result, Exception):
+            return result, []
+        if len(chunks) == 1:
+            return [], [(chunks[0], result)]
+        computed: list[Computed] = []
+        failed: list[tuple[Chunk, Exception]] = []
+        for chunk in chunks:
+            alone = self._attempt([chunk])
+            if isinstance(alone, Exception):
+                failed.append((chunk, alone))
+            else:
+                computed += alone
+        return computed, failed
+
+    def _attempt(self, chunks: list[Chunk]) -> list[Computed] | Exception:
+        """The chunks with what was sampled; or why that failed, which is in the log then."""
+        rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
+        sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
+        try:
+            self._guidance.begin(sampled)
+            logits_SV = self._runner.run(chunks)
+            samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            logger.exception("a step of %d sequences failed", len(chunks))
+            return error
+        left = iter(samples)
+        return [(chunk, list(islice(left, chunk.num_sampled))) for chunk in chunks]
