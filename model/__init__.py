@@ -38,6 +38,7 @@ from model.errors import (
     ModelError,
     OverloadedError,
     RequestError,
+    TookTooLongError,
     TooManyImagesError,
 )
 from model.hub import OFFICIAL
@@ -79,6 +80,7 @@ __all__ = [
     "TextDelta",
     "TokenLogprob",
     "TooManyImagesError",
+    "TookTooLongError",
     "Totals",
     "check_checkpoint",
     "find_checkpoint",

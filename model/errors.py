@@ -9,6 +9,7 @@
     │   ├── GrammarError        what the answer must match cannot be used
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
+    ├── TookTooLongError        the answer was not finished in time
     └── EngineDeadError         the engine thread has ended; nothing can be served any more
 
 Knows nothing of status codes: ``server.errors`` maps these classes to HTTP.
@@ -63,6 +64,10 @@ class ContextLengthError(RequestError):
 
 class OverloadedError(ModelError):
     """The waiting queue is full."""
+
+
+class TookTooLongError(ModelError):
+    """The answer was not finished in the time that there is for one."""
 
 
 class EngineDeadError(ModelError):

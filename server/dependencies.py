@@ -79,8 +79,32 @@ def documented_body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def json_body(request: Request, service: ServiceOf) -> object:
-    """The body as a JSON value; raises a 400, 413, 415 or 422 ApiError."""
+async def json_body(request: Request, service: ServiceOf) -> AsyncIterator[object]:
+    """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError.
+
+    It counts as held until the request has been answered.
+    """
+    held = _Held(service)
+    try:
+        yield await _json(request, held)
+    finally:
+        service.release(held.size)
+
+
+class _Held:
+    """How much of a body the service holds."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.size = 0
+
+    def take(self, size: int) -> None:
+        """Hold more; raises a 429 ApiError."""
+        self.service.hold(size)
+        self.size += size
+
+
+async def _json(request: Request, held: _Held) -> object:
     content_type = request.headers.get("content-type") or "application/json"
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
@@ -96,7 +120,7 @@ async def json_body(request: Request, service: ServiceOf) -> object:
             "unsupported_media_type",
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    body = await _read(request, int(service.settings.max_body_mb * 1e6))
+    body = await _read(request, int(held.service.settings.max_body_mb * 1e6), held)
     if not body:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object with messages")
     commas = body.count(b",")
@@ -118,8 +142,8 @@ async def json_body(request: Request, service: ServiceOf) -> object:
         raise ApiError(400, "invalid_json", reason) from error
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, read no further than the limit; raises a 413 ApiError when it is larger."""
+async def _read(request: Request, limit: int, held: _Held) -> bytes:
+    """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     too_large = ApiError(
         413,
         "request_too_large",
@@ -133,6 +157,7 @@ async def _read(request: Request, limit: int) -> bytes:
         parts += part
         if len(parts) > limit:
             raise too_large
+        held.take(len(part))
     return bytes(parts)
 
 

@@ -97,6 +97,7 @@ MODEL_ERRORS: dict[type[model.ModelError], tuple[int, str]] = {
     model.GrammarError: (422, "invalid_grammar"),
     model.RequestError: (422, "invalid_parameter"),
     model.OverloadedError: (429, "too_many_requests"),
+    model.TookTooLongError: (408, "request_timeout"),
     model.EngineDeadError: (503, "engine_dead"),
     model.ModelError: (500, "internal_error"),
 }
@@ -116,6 +117,8 @@ def from_model_error(error: model.ModelError) -> ApiError:
     if isinstance(error, model.RequestError):
         return ApiError(status, code, error.message, error.loc, error.value)
     headers = RETRY_AFTER if status in (429, 503) else {}
+    if isinstance(error, model.TookTooLongError):
+        headers = {"x-should-retry": "false"}  # OpenAI's clients would wait as long again, twice
     return ApiError(status, code, str(error), headers=headers)
 
 
@@ -179,6 +182,7 @@ DESCRIPTIONS = {
     401: "no API key or token, or a wrong one",
     403: "the token has none of the roles and scopes that are asked for",
     404: "no such model",
+    408: "the request or its answer took longer than the limit",
     413: "the body is larger than the limit",
     415: "the body is not JSON, or is compressed",
     422: "a parameter or message is wrong or not supported; detail says where",

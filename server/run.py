@@ -18,20 +18,20 @@ import model
 from server import logs
 from server.app import create_app
 from server.auth.keys import KeysError
+from server.connections import bounded_protocol
 from server.service import Service
 from server.settings import Settings
+from server.sse import says_more_than_a_broken_stream
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE = (
-    75  # seconds that an idle connection stays open: longer than clients' pools keep theirs
-)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(settings: Settings) -> int:
     """Serve until a signal; returns the exit status."""
     log = logs.start(settings.log_format, settings.log_level)
+    logging.getLogger("uvicorn.error").addFilter(says_more_than_a_broken_stream)
     try:
         return _run(settings)
     finally:
@@ -59,7 +59,8 @@ def _run(settings: Settings) -> int:
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        http=bounded_protocol(settings),
+        timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
         lifespan="off",
         ssl_certfile=settings.ssl_certfile,

@@ -31,6 +31,7 @@ class Service:
         self._engine: model.AsyncEngine | None = None
         self._info: model.ModelInfo | None = None
         self._draining = False
+        self._held = 0
 
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
@@ -44,6 +45,9 @@ class Service:
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 max_waiting=settings.max_waiting,
+                max_waiting_tokens=settings.max_waiting_tokens,
+                max_waiting_gib=settings.max_waiting_memory,
+                request_timeout=settings.request_timeout,
                 prefill_chunk=settings.prefill_chunk,
                 default_max_tokens=settings.max_output_tokens,
                 kv_cache_gib=settings.kv_cache_memory,
@@ -86,6 +90,26 @@ class Service:
         """Who shares what is computed of a prompt: all with the same salt, of one caller if so set."""
         own = f"{caller}\n" if self.settings.isolate_caches else ""
         return own + (salt or "")
+
+    def hold(self, size: int) -> None:
+        """Take note of ``size`` bytes of a body; raises a 429 ApiError when they are too many.
+
+        Those that are held are given back with ``release``.
+        """
+        limit = int(self.settings.max_bodies_mb * 1e6)
+        if self._held and self._held + size > limit:
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"the bodies of other requests fill the {limit} bytes that there are for them here; "
+                "try again in a moment",
+                headers=RETRY_AFTER,
+            )
+        self._held += size
+
+    def release(self, size: int) -> None:
+        """Let go of ``size`` bytes that were held."""
+        self._held -= size
 
     def _unavailable(self) -> ApiError:
         reason = {

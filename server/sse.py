@@ -28,6 +28,11 @@ class StreamBrokenError(Exception):
     """Makes the server close the connection without a proper end, so that no client is fooled."""
 
 
+def says_more_than_a_broken_stream(record: logging.LogRecord) -> bool:
+    """A filter for the web server's log: what is broken off on purpose has a line of its own."""
+    return not (record.exc_info and isinstance(record.exc_info[1], StreamBrokenError))
+
+
 class ChunkStream(EventSourceResponse):
     """A stream of chunks, ended by ``[DONE]``.
 
@@ -64,6 +69,7 @@ async def _events(
     except model.ModelError as error:
         # Too late for a status: an error chunk for those who read it, then an abrupt end.
         yield b"data: " + _error_event(error) + b"\n\n"
+        logger.warning("a stream is broken off: %s", error)
         raise StreamBrokenError(str(error)) from error
     yield b"data: [DONE]\n\n"
 

@@ -56,7 +56,7 @@ def with_engine(tiny: Path, scenario: Scenario, **options: Any) -> None:
 
 
 def picture(colour: str) -> MessageImage:
-    return MessageImage(lambda: Image.new("RGB", (300, 200), colour))
+    return MessageImage(lambda: Image.new("RGB", (300, 300), colour))
 
 
 def question(number: int, *images: MessageImage) -> list[Message]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.generation import Generation
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, OverloadedError, RequestError
+from model.errors import EngineDeadError, OverloadedError, RequestError, TookTooLongError
 from model.phi3v.chat import Message
 from model.phi3v.processing import PromptInputs
 
@@ -37,6 +38,27 @@ SWITCH_INTERVAL = 0.0005  # seconds
 ENDED = "the engine has ended; the server must be restarted, and its log says why"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What requests hold: tokens of prompts, and bytes of images."""
+
+    tokens: int
+    image_bytes: int
+
+    def __add__(self, other: _Load) -> _Load:
+        return _Load(self.tokens + other.tokens, self.image_bytes + other.image_bytes)
+
+    def __sub__(self, other: _Load) -> _Load:
+        return _Load(self.tokens - other.tokens, self.image_bytes - other.image_bytes)
+
+
+def _took_too_long(seconds: float) -> TookTooLongError:
+    return TookTooLongError(
+        f"the answer took longer than {seconds:g} seconds, the limit here; ask for fewer max_tokens, "
+        "or try again when less is asked of the server"
+    )
 
 
 def _step_back() -> None:
@@ -65,6 +87,7 @@ class AsyncEngine:
         self._generations: dict[int, Generation] = {}  # event loop only
         self._ids = itertools.count()
         self._in_flight = 0  # sequences prepared or unfinished, event loop only
+        self._load = _Load(0, 0)  # of those
         self._ended = False
         # The engine's thread asks for the GIL a few times in a step; a thread that computes in Python
         # gives it up after this long, by default 5 ms each time.
@@ -108,16 +131,29 @@ class AsyncEngine:
         Raises:
             RequestError: the messages or parameters cannot be served.
             OverloadedError: too many requests wait.
+            TookTooLongError: it took longer than an answer may take.
             EngineDeadError: the engine has ended.
         """
         arrived = time.perf_counter()
         self._engine.check(params)
         work = partial(self._engine.prepare, messages, params)
+        limit = self._engine.config.request_timeout
+        deadline = self._loop.time() + limit
         inputs, matcher = await self._prepare(params.n, work)
+        load = _Load(
+            len(inputs.token_ids), 0 if inputs.image is None else inputs.image.pixels.nbytes
+        )
+        try:
+            self._require_room(load)
+        except OverloadedError:
+            self._in_flight -= params.n
+            raise
+        self._load += load
         request_id = next(self._ids)
         generation = Generation(
-            len(inputs.token_ids), params.n, lambda: self._close(request_id, params.n)
+            load.tokens, params.n, partial(self._close, request_id, params.n, load)
         )
+        generation.fail_at(deadline, _took_too_long(limit))
         self._generations[request_id] = generation
         try:
             self._require_alive()  # it may have ended meanwhile, and have told those who waited
@@ -171,10 +207,14 @@ class AsyncEngine:
                 "try again in a moment"
             )
         self._in_flight += n
+        time_limit = asyncio.timeout(config.request_timeout)
         try:
-            return await self._loop.run_in_executor(self._pool, work)
-        except BaseException:
+            async with time_limit:
+                return await self._loop.run_in_executor(self._pool, work)
+        except BaseException as error:
             self._in_flight -= n
+            if isinstance(error, TimeoutError) and time_limit.expired():
+                raise _took_too_long(config.request_timeout) from error
             raise
 
     async def _prepare_only(self, work: Callable[[], T]) -> T:
@@ -193,9 +233,26 @@ class AsyncEngine:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    def _close(self, request_id: int, n: int) -> None:
+    def _require_room(self, load: _Load) -> None:
+        """Raise OverloadedError if there is too much for ``load`` as well; alone it is always served."""
+        config, total = self._engine.config, self._load + load
+        if self._load.tokens == 0:
+            return
+        if total.tokens > config.max_waiting_tokens:
+            raise OverloadedError(
+                f"prompts of {self._load.tokens} tokens are in the making, this one has {load.tokens} "
+                f"and the limit is {config.max_waiting_tokens}; try again in a moment"
+            )
+        if total.image_bytes > config.max_waiting_bytes:
+            raise OverloadedError(
+                f"images of {self._load.image_bytes} bytes are in the making and the limit is "
+                f"{config.max_waiting_bytes}; try again in a moment"
+            )
+
+    def _close(self, request_id: int, n: int, load: _Load) -> None:
         if self._generations.pop(request_id, None) is not None:
             self._in_flight -= n
+            self._load -= load
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _run(self) -> None:

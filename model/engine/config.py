@@ -16,6 +16,7 @@ class LoadOptions:
     Attributes:
         model: a checkpoint's directory or hub id.
         revision: of the hub's model; None is the pinned one, or the newest.
+        max_waiting_gib: memory for images of all answers in the making, in GiB.
         kv_cache_gib: memory for KV blocks, in GiB.
         embedding_cache_gib: memory for image embeddings kept after use, in GiB; 0 keeps none.
 
@@ -29,6 +30,9 @@ class LoadOptions:
     max_model_len: int | None = None
     max_num_seqs: int = 16
     max_waiting: int = 256
+    max_waiting_tokens: int = 2_000_000
+    max_waiting_gib: float = 2
+    request_timeout: float = 1800
     prefill_chunk: int = 512
     default_max_tokens: int = 4096
     kv_cache_gib: float | None = None
@@ -54,6 +58,9 @@ class EngineConfig:
         max_model_len: longest sequence, prompt and answer, in tokens.
         max_num_seqs: sequences computed together in one batch.
         max_waiting: requests that may wait beyond those running before new ones are refused.
+        max_waiting_tokens: prompt tokens of all answers in the making before new ones are refused.
+        max_waiting_bytes: the same for the memory of their images.
+        request_timeout: seconds that an answer may take.
         prefill_chunk: most prefill tokens in one step; fewer where they would stall many streams.
         default_max_tokens: answer length when the request names none.
         block_size: slots in a KV block.
@@ -70,6 +77,9 @@ class EngineConfig:
     max_model_len: int
     max_num_seqs: int = 16
     max_waiting: int = 256
+    max_waiting_tokens: int = 2_000_000
+    max_waiting_bytes: int = 2 << 30
+    request_timeout: float = 1800
     prefill_chunk: int = 512
     default_max_tokens: int = 4096
     block_size: int = 16

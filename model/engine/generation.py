@@ -39,6 +39,7 @@ class Generation:
         self._close = close
         self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
         self._news = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         return self
@@ -61,6 +62,8 @@ class Generation:
 
     def put(self, result: TextDelta | ModelError) -> None:
         """Called on the event loop for each delta, or the error that ends the generation."""
+        if self.error is not None or "abort" not in self.finish_reasons:
+            return
         if isinstance(result, ModelError):
             self.error = result
         else:
@@ -77,8 +80,14 @@ class Generation:
         if delta.finish_reason is not None:
             self.finish_reasons[delta.index] = delta.finish_reason
 
+    def fail_at(self, when: float, error: ModelError) -> None:
+        """End with ``error`` if it has not been closed by ``when``, in the event loop's time."""
+        self._timer = asyncio.get_running_loop().call_at(when, self.put, error)
+
     def close(self) -> None:
         """Abort what is not finished; may be called again."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._close()
 
 

@@ -44,7 +44,7 @@ ROUTE: dict[str, Any] = {
                 }
             },
         },
-        **responses(400, 401, 403, 413, 415, 422, 429, 500, 503),
+        **responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
     },
     "openapi_extra": documented_body("ChatCompletionRequest"),
 }
@@ -92,7 +92,7 @@ async def _answer(
 ) -> Response:
     engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
-    messages = to_messages(chat.messages, service.settings.max_image_pixels)
+    messages = to_messages(chat.messages, service.settings)
     params = sampling_params(chat)
     params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
     generation = await engine.generate(messages, params, admission.reserve)

@@ -16,7 +16,7 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 
 @router.post(
     "/tokenize",
-    responses=responses(400, 401, 403, 413, 415, 422, 429, 500, 503),
+    responses=responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
     openapi_extra=documented_body("TokenizeRequest"),
 )
 async def tokenize(
@@ -26,7 +26,7 @@ async def tokenize(
     engine, settings = service.engine, service.settings
     request = parse_tokenize(body, settings.max_messages)
     if request.messages is not None:
-        messages = to_messages(request.messages, settings.max_image_pixels)
+        messages = to_messages(request.messages, settings)
         tokens = await engine.tokenize(messages)
     else:
         tokens = await engine.tokenize_text(request.prompt or "", request.add_special_tokens)
