@@ -34,10 +34,12 @@ class LiveServer:
         return self.process.wait(timeout)
 
 
-def start_server(*flags: str, **environment: str) -> LiveServer:
-    """Start ``python -m server`` on a free port and wait for its ready line."""
+def start_server(
+    *flags: str, program: tuple[str, ...] = ("-m", "server"), **environment: str
+) -> LiveServer:
+    """Start ``python -m server``, or another program, on a free port and wait for its ready line."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port", "0", *flags],
+        [sys.executable, *program, "--port", "0", *flags],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

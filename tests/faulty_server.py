@@ -1,0 +1,42 @@
+"""The server with faults that requests name by their seed, for what no client can provoke."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from model.engine.engine import Engine
+from model.engine.runner import Runner
+from model.engine.scheduler import Chunk
+from server.cli import main
+
+PREFILL, DECODE, MEMORY, KILL = range(7001, 7005)
+SECRET = "/secret/path/of/the/server"
+run = Runner.run
+prepare = Engine.prepare
+
+
+def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
+    for chunk in chunks:
+        seed, begun = chunk.sequence.params.seed, chunk.sequence.num_output > 2
+        if seed == PREFILL or (seed == DECODE and begun):
+            raise RuntimeError(SECRET)
+        if seed == MEMORY:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. {SECRET}")
+        if seed == KILL and begun:
+            raise SystemExit(SECRET)
+    return run(self, chunks)
+
+
+def faulty_prepare(self: Engine, messages: Any, params: Any) -> Any:
+    if "FAULT" in messages[0].text:
+        raise MemoryError(SECRET)
+    return prepare(self, messages, params)
+
+
+if __name__ == "__main__":
+    Runner.run = faulty_run  # type: ignore[method-assign]
+    Engine.prepare = faulty_prepare  # type: ignore[method-assign]
+    sys.exit(main())

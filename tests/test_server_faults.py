@@ -1,0 +1,110 @@
+"""Faults of the engine as clients see them: a clear end, and a server that goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from faulty_server import DECODE, KILL, MEMORY, PREFILL, SECRET
+from live_server import API_KEY, ROOT, LiveServer, start_server
+from wire import AUTHORIZED, HELLO, check_error
+
+BODY = {"messages": HELLO, "max_tokens": 40, "ignore_eos": True, "temperature": 0}
+
+
+def start(tiny: Path) -> LiveServer:
+    program = str(Path(__file__).with_name("faulty_server.py"))
+    flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
+    return start_server(*flags, program=(program,), PYTHONPATH=str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def faulty(tiny: Path) -> Iterator[LiveServer]:
+    live = start(tiny)
+    yield live
+    assert live.stop() == 0
+
+
+def ask(server: LiveServer, **more: Any) -> httpx2.Response:
+    url = f"{server.url}/v1/chat/completions"
+    return httpx2.post(url, json=BODY | more, headers=AUTHORIZED, timeout=60)
+
+
+def read_stream(server: LiveServer, lines: list[str], **more: Any) -> None:
+    """The lines of a stream, as far as it comes."""
+    url, body = f"{server.url}/v1/chat/completions", BODY | {"stream": True} | more
+    try:
+        with httpx2.stream("POST", url, json=body, headers=AUTHORIZED, timeout=60) as response:
+            lines.extend(line for line in response.iter_lines() if line)
+    except httpx2.RemoteProtocolError:
+        lines.append("broken off")
+
+
+@pytest.mark.parametrize("seed", [PREFILL, DECODE, MEMORY])
+def test_faults_end_one_answer(faulty: LiveServer, seed: int) -> None:
+    alone = ask(faulty).json()["choices"][0]["message"]["content"]
+    process = psutil.Process(faulty.process.pid)
+    threads, files = process.num_threads(), process.num_fds()
+    neighbour: list[str] = []
+    reader = threading.Thread(target=read_stream, args=(faulty, neighbour), kwargs=BODY)
+    reader.start()
+    for _ in range(3):
+        response = ask(faulty, seed=seed)
+        check_error(response, 500, "internal_error", [])
+        assert SECRET not in response.text
+        assert "Traceback" not in response.text
+        lines: list[str] = []
+        read_stream(faulty, lines, seed=seed)
+        assert lines[-1] == "broken off"
+        error = json.loads(lines[-2].removeprefix("data: "))["error"]
+        assert (error["status"], error["code"]) == (500, "internal_error")
+        assert SECRET not in "".join(lines)
+    reader.join()
+    assert neighbour[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in neighbour[:-1]]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == alone
+    assert httpx2.get(f"{faulty.url}/health").json() == {"status": "ready"}
+    metrics = httpx2.get(f"{faulty.url}/metrics", headers=AUTHORIZED).text
+    used = next(line for line in metrics.splitlines() if "blocks_used" in line and line[0] != "#")
+    assert float(used.split()[-1]) == 0
+    time.sleep(0.3)
+    assert process.num_threads() <= threads + 2
+    assert process.num_fds() <= files
+
+
+def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:
+    response = ask(faulty, messages=[{"role": "user", "content": "FAULT"}])
+    check_error(response, 500, "internal_error", [])
+    assert SECRET not in response.text
+    assert ask(faulty).status_code == 200
+
+
+def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
+    live = start(tiny)
+    try:
+        lines: list[str] = []
+        more = {"max_tokens": 6000}
+        reader = threading.Thread(target=read_stream, args=(live, lines), kwargs=more)
+        reader.start()
+        time.sleep(0.5)
+        response = ask(live, seed=KILL)
+        assert (response.status_code, response.json()["code"]) == (503, "engine_dead")
+        assert SECRET not in response.text
+        reader.join(20)
+        assert lines[-1] == "broken off"
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
+        health = httpx2.get(f"{live.url}/health")
+        assert (health.status_code, health.json()) == (503, {"status": "dead"})
+        refused = ask(live)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    finally:
+        assert live.stop() == 0
