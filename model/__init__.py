@@ -44,6 +44,7 @@ from model.errors import (
 from model.hub import OFFICIAL
 from model.phi3v.chat import Message, MessageImage, Role
 from model.phi3v.checkpoint import first_line
+from model.phi3v.pictures import to_rgb
 
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine
@@ -85,6 +86,7 @@ __all__ = [
     "check_checkpoint",
     "find_checkpoint",
     "load_engine",
+    "to_rgb",
 ]
 
 logger = logging.getLogger(__name__)

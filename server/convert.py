@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import model
+from server.decoding import Decoder
 from server.errors import (
     MOST_PROBLEMS,
     ApiError,
@@ -24,7 +25,6 @@ from server.grammars import grammar
 from server.images import DataUrl
 from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
 from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
-from server.settings import Settings
 
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 
@@ -161,26 +161,28 @@ def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
     )
 
 
-def to_messages(messages: Sequence[ChatMessage], settings: Settings) -> list[model.Message]:
+def to_messages(
+    messages: Sequence[ChatMessage], decoder: Decoder, max_images: int
+) -> list[model.Message]:
     """The messages as the engine takes them; their images are decoded when the engine prepares the prompt.
 
     Raises:
         ApiError: a part that the model does not take.
         model.ModalityError: an image that is not a data URL.
     """
-    converted = [_to_message(message, i, settings) for i, message in enumerate(messages)]
+    converted = [_to_message(message, i, decoder) for i, message in enumerate(messages)]
     images = [image for message in converted for image in message.images]
-    if len(images) > settings.max_images:
+    if len(images) > max_images:
         raise model.TooManyImagesError(
-            f"{len(images)} images; the limit here is {settings.max_images}: leave out the oldest, "
+            f"{len(images)} images; the limit here is {max_images}: leave out the oldest, "
             "of which the model sees the last alone",
-            images[settings.max_images].loc,
+            images[max_images].loc,
             len(images),
         )
     return converted
 
 
-def _to_message(message: ChatMessage, position: int, settings: Settings) -> model.Message:
+def _to_message(message: ChatMessage, position: int, decoder: Decoder) -> model.Message:
     loc = ("messages", position)
     if message.role == "tool":  # before its tool_call_id, which is only the consequence
         raise ApiError(
@@ -215,19 +217,17 @@ def _to_message(message: ChatMessage, position: int, settings: Settings) -> mode
                 (*loc, "content", i),
             )
         else:
-            images.append(_to_image(part, settings, (*loc, "content", i)))
+            images.append(_to_image(part, decoder, (*loc, "content", i)))
     return model.Message(message.role, "\n".join(texts), tuple(images))
 
 
-def _to_image(
-    part: ImagePart, settings: Settings, loc: tuple[str | int, ...]
-) -> model.MessageImage:
+def _to_image(part: ImagePart, decoder: Decoder, loc: tuple[str | int, ...]) -> model.MessageImage:
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
         raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
     loc = (*loc, "image" if part.image_url is None else "image_url", "url")
-    data_url = DataUrl(image_url.url, settings.max_image_pixels, loc)
+    data_url = DataUrl(image_url.url, decoder, loc)
     return model.MessageImage(data_url.decode, image_url.detail == "low", loc)
 
 

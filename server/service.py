@@ -9,6 +9,7 @@ from typing import Literal
 
 import model
 from server.auth.access import Access
+from server.decoding import Decoder
 from server.errors import RETRY_AFTER, ApiError
 from server.settings import Settings
 
@@ -32,6 +33,7 @@ class Service:
         self._info: model.ModelInfo | None = None
         self._draining = False
         self._held = 0
+        self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
 
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
@@ -129,6 +131,7 @@ class Service:
         return self._engine is not None and self._engine.is_busy
 
     def close(self) -> None:
-        """End the engine."""
+        """End the engine, and the decoder of images."""
+        self.decoder.close()
         if self._engine is not None:
             self._engine.shutdown()

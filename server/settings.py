@@ -159,6 +159,7 @@ class Settings(BaseSettings):
         1024, gt=0, description="MB of all bodies held at a time; more get a 429"
     )
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    image_timeout: float = Field(10, gt=0, description="seconds to decode an image")
     max_images: int = Field(256, ge=1, description="most images in a conversation")
     max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
     drain_timeout: int = Field(

@@ -81,7 +81,9 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        workers = max(1, (os.cpu_count() or 1) // 2)
+        workers = max(
+            2, (os.cpu_count() or 1) // 2
+        )  # one image that takes long leaves one to others
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=_step_back)
         self._loop = asyncio.get_running_loop()
         self._generations: dict[int, Generation] = {}  # event loop only

@@ -92,7 +92,7 @@ async def _answer(
 ) -> Response:
     engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
-    messages = to_messages(chat.messages, service.settings)
+    messages = to_messages(chat.messages, service.decoder, service.settings.max_images)
     params = sampling_params(chat)
     params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
     generation = await engine.generate(messages, params, admission.reserve)

@@ -26,7 +26,7 @@ async def tokenize(
     engine, settings = service.engine, service.settings
     request = parse_tokenize(body, settings.max_messages)
     if request.messages is not None:
-        messages = to_messages(request.messages, settings)
+        messages = to_messages(request.messages, service.decoder, settings.max_images)
         tokens = await engine.tokenize(messages)
     else:
         tokens = await engine.tokenize_text(request.prompt or "", request.add_special_tokens)

@@ -1,0 +1,146 @@
+"""Hostile and odd image files: each is shown or refused, soon, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import psutil
+import pytest
+from PIL import Image
+
+from live_server import LiveServer
+from model import ImageError, to_rgb
+from nasty_images import NASTY, saved
+from server.decoding import Decoder, decode_image
+from wire import AUTHORIZED, data_url, image_message
+
+PIXELS = 50_000_000
+SHOWN = {"one pixel", "animated gif", "CMYK JPEG", "I;16 PNG", "exif that points at itself"}
+REFUSED = {"a page", "an svg", "postscript", "PNG cut in half", "png of the largest size", "zeros"}
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    made = Decoder(PIXELS, timeout=20)
+    yield made
+    made.close()
+
+
+def test_there_are_many() -> None:
+    assert len(NASTY) > 80
+    assert NASTY.keys() >= SHOWN | REFUSED
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_nasty_images(server: LiveServer, name: str) -> None:
+    body = {"messages": image_message(data_url(NASTY[name]()))}
+    started = time.perf_counter()
+    response = httpx2.post(f"{server.url}/tokenize", json=body, headers=AUTHORIZED, timeout=60)
+    assert time.perf_counter() - started < 15
+    if response.status_code != 200:
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_image")
+        assert response.json()["error"]["param"] == "messages.0.content.0.image_url.url"
+        assert len(response.content) < 3000
+    if name in SHOWN:
+        assert response.status_code == 200
+    if name in REFUSED:
+        assert response.status_code == 422
+
+
+def test_pictures_are_those_that_pil_makes(decoder: Decoder) -> None:
+    for kind, mode in (("PNG", "RGBA"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "F")):
+        data = saved(kind, mode)
+        expected = to_rgb(Image.open(io.BytesIO(data)))
+        made = decoder(data)
+        assert (made.mode, made.size) == ("RGB", expected.size)
+        assert made.tobytes() == expected.tobytes()
+
+
+def test_processes_that_were_killed_are_replaced(decoder: Decoder) -> None:
+    """By the system, say, between two images."""
+    good = saved("PNG")
+    for _ in range(3):
+        assert decoder(good).size == (64, 48)
+        for worker in list(decoder._idle.queue):
+            if worker is not None:
+                psutil.Process(worker._process.pid).kill()
+
+
+def sometimes(data: bytes, max_pixels: int) -> tuple[tuple[int, int], bytes]:
+    """Stands in for a decoder with faults that no file is known to bring about."""
+    if data == b"hang":
+        time.sleep(1000)
+    if data == b"die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if data == b"fill":
+        return (1, 1), bytes(100 << 30)
+    return decode_image(data, max_pixels)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [(b"hang", "longer than 1 seconds"), (b"die", "ended"), (b"fill", "ended")]
+)
+def test_an_image_that_hangs_or_kills_its_decoder(bad: bytes, message: str) -> None:
+    decoder = Decoder(PIXELS, 1, sometimes)
+    try:
+        good = saved("PNG")
+        with contextlib.suppress(ImageError):  # the first one starts a process
+            decoder(good)
+        files = psutil.Process().num_fds()
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(3):
+                waiting = pool.submit(decoder, bad)
+                with pytest.raises(ImageError, match=message):
+                    waiting.result(30)
+                assert decoder(good).size == (64, 48)
+        assert psutil.Process().num_fds() <= files + 6
+    finally:
+        decoder.close()
+
+
+def test_one_that_hangs_leaves_a_process_to_others() -> None:
+    decoder = Decoder(PIXELS, 3, sometimes)
+    try:
+        good = saved("PNG")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(decoder, b"hang")
+            assert decoder(good).size == (64, 48)
+            assert not waiting.done()
+            with pytest.raises(ImageError):
+                waiting.result(30)
+    finally:
+        decoder.close()
+
+
+def test_a_decoder_that_was_never_asked_ends() -> None:
+    Decoder(PIXELS, timeout=1).close()
+
+
+def test_white_space_in_base64_costs_little(server: LiveServer) -> None:
+    """Of which there may be megabytes; a search through text would stop every stream meanwhile."""
+    url = data_url(saved("PNG"))
+    head, _, data = url.partition(",")
+    url = head + "," + " ".join(data) + " \n" * 10_000_000
+
+    async def ask() -> float:
+        async with httpx2.AsyncClient(headers=AUTHORIZED, timeout=60) as client:
+            asking = asyncio.create_task(
+                client.post(f"{server.url}/tokenize", json={"messages": image_message(url)})
+            )
+            longest = 0.0
+            while not asking.done():
+                started = time.perf_counter()
+                await client.get(f"{server.url}/health")
+                longest = max(longest, time.perf_counter() - started)
+            assert (await asking).status_code == 200
+            return longest
+
+    assert asyncio.run(ask()) < 3
