@@ -66,7 +66,7 @@ class _Worker:
 
 
 class Decoder:
-    """As many processes as decode at a time; each starts with its first image.
+    """As many processes as decode at a time; each starts with its first image, or before.
 
     Args:
         max_pixels: largest width times height.
@@ -81,6 +81,14 @@ class Decoder:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(max(2, (os.cpu_count() or 1) // 2)):
             self._idle.put(None)
+
+    def start(self) -> None:
+        """Start a process, so that the first image need not wait for it."""
+        worker = self._idle.get()
+        try:
+            worker = worker or _Worker(self._max_pixels, self._decode)
+        finally:
+            self._idle.put(worker)
 
     def __call__(self, data: bytes) -> Image.Image:
         """The picture in an image file, upright and in RGB. Takes a while; called on any thread.

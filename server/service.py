@@ -5,6 +5,7 @@ The server listens before the model is loaded, so that ``/health`` can say what 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import model
@@ -38,6 +39,7 @@ class Service:
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
         settings = self.settings
+        await asyncio.to_thread(self.decoder.start)
         self._engine, self._info = await model.load_engine(
             model.LoadOptions(
                 model=settings.model,

@@ -223,7 +223,7 @@ async def beside(
     others.append((question(6, picture("red")), GREEDY))
     alone = [await text(engine, *other) for other in others]
     assert not [answer for answer in alone if isinstance(answer, Exception)]
-    await text(engine, *victim)  # for its threads
+    await asyncio.gather(*(text(engine, *each) for each in [victim, *others]))  # all threads
     with nothing_is_left(engine):
         for _ in range(2):
             with pytest.MonkeyPatch.context() as patch:
