@@ -108,16 +108,6 @@ class Settings(BaseSettings):
         None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
     )
     max_num_seqs: int = Field(16, ge=1, description="answers computed together in one batch")
-    max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
-    max_waiting_tokens: int = Field(
-        2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
-    )
-    max_waiting_memory: float = Field(
-        2, gt=0, description="GiB for images of all answers in the making; more get a 429"
-    )
-    request_timeout: float = Field(
-        1800, gt=0, description="seconds that an answer may take, its wait included"
-    )
     prefill_chunk: int = Field(
         512, ge=1, description="prompt tokens computed in one step, beside running answers"
     )
@@ -145,23 +135,6 @@ class Settings(BaseSettings):
     )
     open_metrics: bool = Field(False, description="let /metrics be read without the API key")
     playground: bool = Field(True, description="serve a page to talk to the model, at /")
-    max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
-    header_timeout: float = Field(20, gt=0, description="seconds for a request's head to arrive")
-    body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
-    idle_timeout: int = Field(
-        75, ge=1, description="seconds that an idle connection stays open"
-    )  # longer than clients' pools keep theirs
-    write_timeout: float = Field(
-        60, gt=0, description="seconds that a client may take no part of its answer"
-    )
-    max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
-    max_bodies_mb: float = Field(
-        1024, gt=0, description="MB of all bodies held at a time; more get a 429"
-    )
-    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
-    image_timeout: float = Field(10, gt=0, description="seconds to decode an image")
-    max_images: int = Field(256, ge=1, description="most images in a conversation")
-    max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
     drain_timeout: int = Field(
         30, ge=0, description="seconds that running answers get to finish at shutdown"
     )
@@ -170,6 +143,33 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages that are logged"
+    )
+    # Bounds.
+    max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
+    header_timeout: float = Field(20, gt=0, description="seconds for a request's head to arrive")
+    body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
+    # Longer than clients' pools keep theirs.
+    idle_timeout: int = Field(75, ge=1, description="seconds that an idle connection stays open")
+    write_timeout: float = Field(
+        60, gt=0, description="seconds that a client may take no part of its answer"
+    )
+    max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
+    max_bodies_mb: float = Field(
+        1024, gt=0, description="MB of all bodies held at a time; more get a 429"
+    )
+    max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
+    max_images: int = Field(256, ge=1, description="most images in a conversation")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    image_timeout: float = Field(10, gt=0, description="seconds to decode an image")
+    max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
+    max_waiting_tokens: int = Field(
+        2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
+    )
+    max_waiting_memory: float = Field(
+        2, gt=0, description="GiB for images of all answers in the making; more get a 429"
+    )
+    request_timeout: float = Field(
+        1800, gt=0, description="seconds that an answer may take, its wait included"
     )
 
     @property
