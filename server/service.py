@@ -22,6 +22,7 @@ class Service:
 
     Attributes:
         access: who may use it.
+        decoder: of images.
 
     Raises:
         KeysError: the settings' keys cannot be used.
@@ -30,11 +31,11 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.access = Access(settings)
+        self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
         self._engine: model.AsyncEngine | None = None
         self._info: model.ModelInfo | None = None
         self._draining = False
-        self._held = 0
-        self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
+        self._held = 0  # bytes of bodies
 
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""

@@ -77,7 +77,7 @@ def test_closing_frees_everything(tiny: Path) -> None:
         generation.close()  # again: nothing happens
         await until(lambda: inner.blocks.num_free == inner.blocks.num_blocks)
         await until(lambda: not inner.has_work)
-        assert (engine._in_flight, engine._generations) == (0, {})
+        assert (engine._in_flight.answers, engine._generations) == (0, {})
 
     with_engine(tiny, scenario)
 
@@ -103,7 +103,7 @@ def test_refused_requests_leave_nothing_behind(tiny: Path) -> None:
         sliver = MessageImage(lambda: Image.new("L", (1, 30000)))
         with pytest.raises(ImageError):
             await engine.generate([Message("user", "x", (sliver,))], GREEDY)
-        assert engine._in_flight == 0
+        assert engine._in_flight.answers == 0
 
     with_engine(tiny, scenario)
 
@@ -120,7 +120,7 @@ def test_cancelled_preparation_leaves_nothing_behind(tiny: Path) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert (engine._in_flight, engine._generations) == (0, {})
+        assert (engine._in_flight.answers, engine._generations) == (0, {})
         assert await text(engine, HELLO, GREEDY)
 
     with_engine(tiny, scenario)

@@ -211,7 +211,7 @@ async def is_empty(engine: AsyncEngine) -> None:
     inner = engine._engine
     await until(lambda: not inner.has_work)
     assert inner.blocks.num_free == inner.blocks.num_blocks
-    assert (engine._in_flight, engine._generations, inner._sequences) == (0, {}, {})
+    assert (engine._in_flight.answers, engine._generations, inner._sequences) == (0, {}, {})
 
 
 async def beside(
@@ -308,7 +308,7 @@ def test_a_thread_that_ends_leaves_nobody_waiting(tiny: Path, error: BaseExcepti
         assert not engine.is_alive
         with pytest.raises(EngineDeadError):
             await engine.generate(question(9), GREEDY)
-        assert engine._in_flight == 0
+        assert engine._in_flight.answers == 0
 
     with_engine(tiny, scenario)
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -24,11 +23,12 @@ import torch
 from llguidance import LLMatcher
 from threadpoolctl import threadpool_limits
 
+from model.engine.admission import InFlight, Load
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.generation import Generation
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, OverloadedError, RequestError, TookTooLongError
+from model.errors import EngineDeadError, OverloadedError, TookTooLongError
 from model.phi3v.chat import Message
 from model.phi3v.processing import PromptInputs
 
@@ -38,20 +38,6 @@ SWITCH_INTERVAL = 0.0005  # seconds
 ENDED = "the engine has ended; the server must be restarted, and its log says why"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Load:
-    """What requests hold: tokens of prompts, and bytes of images."""
-
-    tokens: int
-    image_bytes: int
-
-    def __add__(self, other: _Load) -> _Load:
-        return _Load(self.tokens + other.tokens, self.image_bytes + other.image_bytes)
-
-    def __sub__(self, other: _Load) -> _Load:
-        return _Load(self.tokens - other.tokens, self.image_bytes - other.image_bytes)
 
 
 def _took_too_long(seconds: float) -> TookTooLongError:
@@ -81,15 +67,13 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        workers = max(
-            2, (os.cpu_count() or 1) // 2
-        )  # one image that takes long leaves one to others
+        # At least two: an image that takes long leaves one to others.
+        workers = max(2, (os.cpu_count() or 1) // 2)
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=_step_back)
         self._loop = asyncio.get_running_loop()
         self._generations: dict[int, Generation] = {}  # event loop only
         self._ids = itertools.count()
-        self._in_flight = 0  # sequences prepared or unfinished, event loop only
-        self._load = _Load(0, 0)  # of those
+        self._in_flight = InFlight(engine.config)  # event loop only
         self._ended = False
         # The engine's thread asks for the GIL a few times in a step; a thread that computes in Python
         # gives it up after this long, by default 5 ms each time.
@@ -109,7 +93,7 @@ class AsyncEngine:
     @property
     def is_busy(self) -> bool:
         """Whether a prompt is being prepared or an answer is in the making."""
-        return self._in_flight > 0
+        return self._in_flight.answers > 0
 
     @property
     def is_alive(self) -> bool:
@@ -142,15 +126,12 @@ class AsyncEngine:
         limit = self._engine.config.request_timeout
         deadline = self._loop.time() + limit
         inputs, matcher = await self._prepare(params.n, work)
-        load = _Load(
-            len(inputs.token_ids), 0 if inputs.image is None else inputs.image.pixels.nbytes
-        )
+        load = Load.of(inputs)
         try:
-            self._require_room(load)
+            self._in_flight.hold(load)
         except OverloadedError:
-            self._in_flight -= params.n
+            self._in_flight.remove(params.n)
             raise
-        self._load += load
         request_id = next(self._ids)
         generation = Generation(
             load.tokens, params.n, partial(self._close, request_id, params.n, load)
@@ -197,32 +178,22 @@ class AsyncEngine:
             EngineDeadError: the engine has ended.
         """
         self._require_alive()
-        config = self._engine.config
-        limit = config.max_num_seqs + config.max_waiting
-        if n > limit:
-            raise RequestError(
-                f"n asks for {n} answers; this server makes at most {limit} at a time", ("n",), n
-            )
-        if self._in_flight + n > limit:
-            raise OverloadedError(
-                f"{self._in_flight} answers are in the making and the limit is {limit}; "
-                "try again in a moment"
-            )
-        self._in_flight += n
-        time_limit = asyncio.timeout(config.request_timeout)
+        self._in_flight.add(n)
+        seconds = self._engine.config.request_timeout
+        time_limit = asyncio.timeout(seconds)
         try:
             async with time_limit:
                 return await self._loop.run_in_executor(self._pool, work)
         except BaseException as error:
-            self._in_flight -= n
+            self._in_flight.remove(n)
             if isinstance(error, TimeoutError) and time_limit.expired():
-                raise _took_too_long(config.request_timeout) from error
+                raise _took_too_long(seconds) from error
             raise
 
     async def _prepare_only(self, work: Callable[[], T]) -> T:
         """Do ``work`` on the pool, as ``_prepare`` does for an answer, and have no answer made."""
         result = await self._prepare(1, work)
-        self._in_flight -= 1
+        self._in_flight.remove(1)
         return result
 
     def _require_alive(self) -> None:
@@ -235,26 +206,10 @@ class AsyncEngine:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    def _require_room(self, load: _Load) -> None:
-        """Raise OverloadedError if there is too much for ``load`` as well; alone it is always served."""
-        config, total = self._engine.config, self._load + load
-        if self._load.tokens == 0:
-            return
-        if total.tokens > config.max_waiting_tokens:
-            raise OverloadedError(
-                f"prompts of {self._load.tokens} tokens are in the making, this one has {load.tokens} "
-                f"and the limit is {config.max_waiting_tokens}; try again in a moment"
-            )
-        if total.image_bytes > config.max_waiting_bytes:
-            raise OverloadedError(
-                f"images of {self._load.image_bytes} bytes are in the making and the limit is "
-                f"{config.max_waiting_bytes}; try again in a moment"
-            )
-
-    def _close(self, request_id: int, n: int, load: _Load) -> None:
+    def _close(self, request_id: int, n: int, load: Load) -> None:
         if self._generations.pop(request_id, None) is not None:
-            self._in_flight -= n
-            self._load -= load
+            self._in_flight.remove(n)
+            self._in_flight.release(load)
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _run(self) -> None:
