@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import model
-from server.decoding import Decoder
 from server.errors import (
     MOST_PROBLEMS,
     ApiError,
@@ -22,7 +21,7 @@ from server.errors import (
     short_path,
 )
 from server.grammars import grammar
-from server.images import DataUrl
+from server.images import Images
 from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
 from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
 
@@ -161,28 +160,36 @@ def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
     )
 
 
-def to_messages(
-    messages: Sequence[ChatMessage], decoder: Decoder, max_images: int
+async def to_messages(
+    messages: Sequence[ChatMessage], images: Images, max_images: int
 ) -> list[model.Message]:
     """The messages as the engine takes them; their images are decoded when the engine prepares the prompt.
 
+    Args:
+        messages: the conversation.
+        images: takes those of the conversation.
+        max_images: most that there may be.
+
     Raises:
         ApiError: a part that the model does not take.
-        model.ModalityError: an image that is not a data URL.
+        model.ModalityError: an image that is neither a data URL nor one that may be fetched.
+        model.TooManyImagesError: more than ``max_images``.
+        model.ImageError: an image that cannot be fetched.
     """
-    converted = [_to_message(message, i, decoder) for i, message in enumerate(messages)]
-    images = [image for message in converted for image in message.images]
-    if len(images) > max_images:
+    converted = [_to_message(message, i, images) for i, message in enumerate(messages)]
+    given = [image for message in converted for image in message.images]
+    if len(given) > max_images:
         raise model.TooManyImagesError(
-            f"{len(images)} images; the limit here is {max_images}: leave out the oldest, "
+            f"{len(given)} images; the limit here is {max_images}: leave out the oldest, "
             "of which the model sees the last alone",
-            images[max_images].loc,
-            len(images),
+            given[max_images].loc,
+            len(given),
         )
+    await images.fetch()
     return converted
 
 
-def _to_message(message: ChatMessage, position: int, decoder: Decoder) -> model.Message:
+def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
     loc = ("messages", position)
     if message.role == "tool":  # before its tool_call_id, which is only the consequence
         raise ApiError(
@@ -206,7 +213,7 @@ def _to_message(message: ChatMessage, position: int, decoder: Decoder) -> model.
     if message.content is None or isinstance(message.content, str):
         return model.Message(message.role, message.content or "")
     texts: list[str] = []
-    images: list[model.MessageImage] = []
+    converted: list[model.MessageImage] = []
     for i, part in enumerate(message.content):
         if isinstance(part, TextPart):
             texts.append(part.text)
@@ -217,18 +224,17 @@ def _to_message(message: ChatMessage, position: int, decoder: Decoder) -> model.
                 (*loc, "content", i),
             )
         else:
-            images.append(_to_image(part, decoder, (*loc, "content", i)))
-    return model.Message(message.role, "\n".join(texts), tuple(images))
+            converted.append(_to_image(part, images, (*loc, "content", i)))
+    return model.Message(message.role, "\n".join(texts), tuple(converted))
 
 
-def _to_image(part: ImagePart, decoder: Decoder, loc: tuple[str | int, ...]) -> model.MessageImage:
+def _to_image(part: ImagePart, images: Images, loc: tuple[str | int, ...]) -> model.MessageImage:
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
         raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
     loc = (*loc, "image" if part.image_url is None else "image_url", "url")
-    data_url = DataUrl(image_url.url, decoder, loc)
-    return model.MessageImage(data_url.decode, image_url.detail == "low", loc)
+    return model.MessageImage(images.add(image_url.url, loc), image_url.detail == "low", loc)
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:

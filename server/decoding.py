@@ -27,35 +27,50 @@ import model
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 BYTES_PER_PIXEL = 32  # at most, of a picture and its conversions
 MEMORY_BESIDE = 1 << 30  # bytes of address space for everything else
-SIZE = struct.Struct("<II")  # how a process begins the answer that a picture follows
+START_TIMEOUT = 60.0  # seconds for a process to start; a busy machine is no fault of the image
+LONGEST_MESSAGE = 1000  # characters
+SIZE = struct.Struct("<II")  # how an answer begins
+NO_PICTURE = (0, 0)  # the size that a message follows instead of pixels
 
 Picture = tuple[tuple[int, int], bytes]  # width and height, and the pixels in RGB
 Decode = Callable[[bytes, int], Picture]
+ENDED = (OSError, EOFError, ValueError, struct.error)  # also what makes no sense
 
 
 class _Worker:
     """A process that decodes one image after another."""
 
-    def __init__(self, max_pixels: int, decode: Decode) -> None:
+    def __init__(self, max_pixels: int, timeout: float, decode: Decode) -> None:
+        """Returns once it is ready; raises RuntimeError if it does not start."""
+        self._timeout = timeout
+        self._longest = max(3 * max_pixels, 4 * LONGEST_MESSAGE)
         # Forked from a process without threads, which has imported what is needed.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, max_pixels, decode), name="decode", daemon=True
+            target=_work, args=(theirs, max_pixels, timeout, decode), name="decode", daemon=True
         )
         self._process.start()
         theirs.close()
+        try:
+            if not self._connection.poll(START_TIMEOUT):
+                raise TimeoutError
+            self._connection.recv_bytes()
+        except (OSError, EOFError) as error:
+            self.end()
+            raise RuntimeError("a process to decode images did not start") from error
 
-    def __call__(self, data: bytes, timeout: float) -> Image.Image:
-        """The picture; raises ImageError, TimeoutError, or another OSError or EOFError if it died."""
+    def __call__(self, data: bytes) -> Image.Image:
+        """The picture; raises ImageError, TimeoutError, or one of ENDED if it died."""
         self._connection.send_bytes(data)
-        if not self._connection.poll(timeout):
+        if not self._connection.poll(self._timeout):
             raise TimeoutError
-        answer = self._connection.recv_bytes()
-        if len(answer) != SIZE.size:
-            raise model.ImageError(answer.decode())
-        return Image.frombytes("RGB", SIZE.unpack(answer), self._connection.recv_bytes())
+        size = SIZE.unpack(self._connection.recv_bytes(SIZE.size))
+        answer = self._connection.recv_bytes(self._longest)
+        if size == NO_PICTURE:
+            raise model.ImageError(answer.decode(errors="replace"))
+        return Image.frombytes("RGB", size, answer)
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
@@ -86,7 +101,7 @@ class Decoder:
         """Start a process, so that the first image need not wait for it."""
         worker = self._idle.get()
         try:
-            worker = worker or _Worker(self._max_pixels, self._decode)
+            worker = worker or _Worker(self._max_pixels, self._timeout, self._decode)
         finally:
             self._idle.put(worker)
 
@@ -95,13 +110,14 @@ class Decoder:
 
         Raises:
             model.ImageError: it is no readable image, too large, or takes too long.
+            RuntimeError: there is no process to decode it.
         """
         for _ in range(2):  # a process may have died before, for a reason of its own
             worker = self._idle.get()
             healthy = False
             try:
-                worker = worker or _Worker(self._max_pixels, self._decode)
-                picture = worker(data, self._timeout)
+                worker = worker or _Worker(self._max_pixels, self._timeout, self._decode)
+                picture = worker(data)
                 healthy = True
                 return picture
             except model.ImageError:
@@ -112,7 +128,7 @@ class Decoder:
                     f"the image took longer than {self._timeout:g} seconds to decode, the limit "
                     "here; scale it down or save it as a plain PNG or JPEG"
                 ) from error
-            except (OSError, EOFError, ValueError):
+            except ENDED:
                 continue
             finally:
                 if worker is not None and not healthy:
@@ -121,7 +137,7 @@ class Decoder:
         raise model.ImageError("the image's decoder ended at it; save it as a plain PNG or JPEG")
 
     def close(self) -> None:
-        """End the processes that are idle; the others end with the server."""
+        """End the processes, when no image is being decoded any more; nothing is decoded after that."""
         with contextlib.suppress(queue.Empty):
             while True:
                 worker = self._idle.get_nowait()
@@ -129,19 +145,22 @@ class Decoder:
                     worker.end()
 
 
-def _work(connection: Connection, max_pixels: int, decode: Decode) -> None:
+def _work(connection: Connection, max_pixels: int, timeout: float, decode: Decode) -> None:
     """What a process does until the server ends."""
     _confine(max_pixels)
     with contextlib.suppress(EOFError, OSError):
+        connection.send_bytes(b"")  # ready
         while True:
             data = connection.recv_bytes()
+            signal.setitimer(signal.ITIMER_REAL, 2 * timeout)  # should the server have been killed
             try:
-                size, pixels = decode(data, max_pixels)
+                size, answer = decode(data, max_pixels)
             except model.ImageError as error:
-                connection.send_bytes(error.message.encode(errors="replace")[:1000].ljust(20))
-            else:
-                connection.send_bytes(SIZE.pack(*size))
-                connection.send_bytes(pixels)
+                size = NO_PICTURE
+                answer = error.message[:LONGEST_MESSAGE].encode(errors="replace")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send_bytes(SIZE.pack(*size))
+            connection.send_bytes(answer)
 
 
 def decode_image(data: bytes, max_pixels: int) -> Picture:

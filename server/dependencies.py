@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from server.auth.limits import Admission, Caller
 from server.convert import ExtraPolicy
 from server.errors import ApiError, short_name
+from server.images import Images
 from server.service import Service
 
 PARSE_ON_THREAD_ABOVE = 1_000_000  # bytes; smaller bodies parse in under two milliseconds
@@ -79,32 +80,41 @@ def documented_body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def json_body(request: Request, service: ServiceOf) -> AsyncIterator[object]:
-    """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError.
-
-    It counts as held until the request has been answered.
-    """
-    held = _Held(service)
+async def held_bytes(service: ServiceOf) -> AsyncIterator[Held]:
+    """What counts as held for a request, until it has been answered."""
+    held = Held(service)
     try:
-        yield await _json(request, held)
+        yield held
     finally:
         service.release(held.size)
 
 
-class _Held:
-    """How much of a body the service holds."""
+class Held:
+    """How many bytes of a request the service holds."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
+        self._service = service
         self.size = 0
 
-    def take(self, size: int) -> None:
+    def __call__(self, size: int) -> None:
         """Hold more; raises a 429 ApiError."""
-        self.service.hold(size)
+        self._service.hold(size)
         self.size += size
 
 
-async def _json(request: Request, held: _Held) -> object:
+HeldBytes = Annotated[Held, Depends(held_bytes)]
+
+
+def images_of(service: ServiceOf, held: HeldBytes) -> Images:
+    """Takes the images of the request; files that it fetches are held as its body is."""
+    return Images(service.decoder, service.fetcher, held)
+
+
+ImagesOf = Annotated[Images, Depends(images_of)]
+
+
+async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> object:
+    """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
     content_type = request.headers.get("content-type") or "application/json"
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
@@ -120,7 +130,7 @@ async def _json(request: Request, held: _Held) -> object:
             "unsupported_media_type",
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    body = await _read(request, int(held.service.settings.max_body_mb * 1e6), held)
+    body = await _read(request, service.settings.max_body_bytes, held)
     if not body:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object with messages")
     commas = body.count(b",")
@@ -142,7 +152,7 @@ async def _json(request: Request, held: _Held) -> object:
         raise ApiError(400, "invalid_json", reason) from error
 
 
-async def _read(request: Request, limit: int, held: _Held) -> bytes:
+async def _read(request: Request, limit: int, held: Held) -> bytes:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     too_large = ApiError(
         413,
@@ -157,7 +167,7 @@ async def _read(request: Request, limit: int, held: _Held) -> bytes:
         parts += part
         if len(parts) > limit:
             raise too_large
-        held.take(len(part))
+        held(len(part))
     return bytes(parts)
 
 

@@ -1,14 +1,17 @@
-"""From a data URL to a decoded picture. Refuses everything else, by name, before it costs much."""
+"""From the URL of an image to a decoded picture. Refuses what it does not take, by name, before it costs."""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 
+import httpx2
 from PIL import Image
 
 import model
 from server.decoding import Decoder
+from server.fetching import HTTP, Fetcher
 
 # The parameters of the media type are bounded: nothing is searched for in megabytes of them.
 DATA_URL = re.compile(
@@ -18,13 +21,74 @@ WHITE_SPACE = b" \t\r\n\f\v"
 Loc = tuple[str | int, ...]
 
 
-class DataUrl:
-    """A data URL of an image, checked for its form; its bytes are looked at by ``decode``.
+class Images:
+    """The images of one request. The model looks at the last one, so that is the one to be fetched.
 
     Args:
-        url: ``data:image/...;base64,...``.
-        decoder: of its file.
-        loc: where the URL stands in the request, for errors.
+        decoder: of their files.
+        fetcher: of those that are elsewhere.
+        hold: called with the bytes that a file takes, as they come; what it raises is raised.
+    """
+
+    def __init__(self, decoder: Decoder, fetcher: Fetcher, hold: Callable[[int], None]) -> None:
+        self._decoder = decoder
+        self._fetcher = fetcher
+        self._hold = hold
+        self._last: DataUrl | RemoteUrl | None = None
+
+    def add(self, url: str, loc: Loc) -> Callable[[], Image.Image]:
+        """What makes the picture, after ``fetch``, on any thread; it raises model.ImageError.
+
+        Args:
+            url: ``data:image/...;base64,...``, or ``https://...`` of a host that is listed.
+            loc: where the URL stands in the request, for errors.
+
+        Raises:
+            model.ModalityError: the URL is neither.
+        """
+        if HTTP.match(url):
+            self._last = RemoteUrl(url, self._fetcher, self._decoder, loc)
+        else:
+            self._last = DataUrl(url, self._decoder, loc)
+        return self._last.decode
+
+    async def fetch(self) -> None:
+        """Fetch the last image, if it is elsewhere; raises model.ImageError."""
+        if isinstance(self._last, RemoteUrl):
+            await self._last.fetch(self._hold)
+
+
+class RemoteUrl:
+    """The URL of an image elsewhere.
+
+    Raises:
+        model.ModalityError: it is not one that may be fetched.
+    """
+
+    def __init__(self, url: str, fetcher: Fetcher, decoder: Decoder, loc: Loc) -> None:
+        try:
+            self._url: httpx2.URL = fetcher.allowed(url)
+        except model.ModalityError as error:
+            raise model.ModalityError(error.message, loc, url) from error
+        self._fetcher = fetcher
+        self._decoder = decoder
+        self._loc = loc
+        self._file = b""
+
+    async def fetch(self, hold: Callable[[int], None]) -> None:
+        """Fetch the file; raises model.ImageError."""
+        try:
+            self._file = await self._fetcher(self._url, hold)
+        except model.ImageError as error:
+            raise model.ImageError(error.message, self._loc) from error
+
+    def decode(self) -> Image.Image:
+        """The picture, in RGB; raises model.ImageError."""
+        return self._decoder(self._file)
+
+
+class DataUrl:
+    """A data URL of an image, checked for its form; its bytes are looked at by ``decode``.
 
     Raises:
         model.ModalityError: the URL is not a data URL of an image.
@@ -34,9 +98,8 @@ class DataUrl:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
-                "the image's URL is not a data URL of a kind of image that is taken; this server "
-                "fetches nothing: send the file itself as data:image/png;base64,... (jpeg, jpg, "
-                "png, webp, gif, bmp or tiff)",
+                "the image's URL is not a data URL of a kind of image that is taken: send the file "
+                "itself as data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
                 loc,
                 url,
             )

@@ -12,6 +12,7 @@ import model
 from server.auth.access import Access
 from server.decoding import Decoder
 from server.errors import RETRY_AFTER, ApiError
+from server.fetching import Fetcher
 from server.settings import Settings
 
 State = Literal["loading", "ready", "draining", "dead"]
@@ -23,6 +24,7 @@ class Service:
     Attributes:
         access: who may use it.
         decoder: of images.
+        fetcher: of images elsewhere.
 
     Raises:
         KeysError: the settings' keys cannot be used.
@@ -32,6 +34,9 @@ class Service:
         self.settings = settings
         self.access = Access(settings)
         self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
+        self.fetcher = Fetcher(
+            settings.allow_image_hosts, settings.max_body_bytes, settings.image_timeout
+        )
         self._engine: model.AsyncEngine | None = None
         self._info: model.ModelInfo | None = None
         self._draining = False
@@ -135,6 +140,6 @@ class Service:
 
     def close(self) -> None:
         """End the engine, and the decoder of images."""
-        self.decoder.close()
         if self._engine is not None:
-            self._engine.shutdown()
+            self._engine.shutdown()  # whose threads use the decoder
+        self.decoder.close()

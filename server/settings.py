@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -12,6 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # Several words, parted by commas.
 Words = Annotated[list[str], NoDecode]
+
+HOST = re.compile(r"[\w.-]+(:[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -104,6 +107,11 @@ class Settings(BaseSettings):
         description="web origins whose pages may call the server (CORS), parted by commas; * for "
         "all, none by default",
     )
+    allow_image_hosts: Words = Field(
+        [],
+        description="hosts that images may be fetched from, HOST or HOST:PORT, parted by commas; "
+        "none by default, private addresses never",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
     )
@@ -160,7 +168,9 @@ class Settings(BaseSettings):
     max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
     max_images: int = Field(256, ge=1, description="most images in a conversation")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
-    image_timeout: float = Field(10, gt=0, description="seconds to decode an image")
+    image_timeout: float = Field(
+        10, gt=0, description="seconds to decode an image, and to fetch it"
+    )
     max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
     max_waiting_tokens: int = Field(
         2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
@@ -173,18 +183,36 @@ class Settings(BaseSettings):
     )
 
     @property
+    def max_body_bytes(self) -> int:
+        """Largest body, in bytes."""
+        return int(self.max_body_mb * 1e6)
+
+    @property
     def has_callers(self) -> bool:
         """Whether requests must say whose they are."""
         keys = (self.api_key, self.api_keys, self.api_keys_file)
         return self.entra_tenant is not None or any(key is not None for key in keys)
 
     @field_validator(
-        "allowed_origins", "entra_audience", "entra_roles", "entra_scopes", mode="before"
+        *("allowed_origins", "allow_image_hosts", "entra_audience", "entra_roles", "entra_scopes"),
+        mode="before",
     )
     @classmethod
     def _parted_by_commas(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
         return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+    @field_validator("allow_image_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not HOST.fullmatch(host):
+                raise PydanticCustomError(
+                    "no_host",
+                    "{host} is no host; give names such as images.example.com, or with a port",
+                    {"host": host},
+                )
+        return hosts
 
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:

@@ -16,12 +16,14 @@ from server.convert import ExtraPolicy, parse, sampling_params, to_messages
 from server.dependencies import (
     KEY_REQUIRED,
     Admitted,
+    ImagesOf,
     ServiceOf,
     documented_body,
     extra_policy,
     json_body,
 )
 from server.errors import CLIENT_CLOSED, responses
+from server.images import Images
 from server.schemas.answers import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
@@ -63,38 +65,49 @@ async def azure_chat_completions(
     request: Request,
     service: ServiceOf,
     admission: Admitted,
+    images: ImagesOf,
     policy: Annotated[ExtraPolicy, Depends(extra_policy)],
     body: Body,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
-    return await _answer(request, service, admission, body, policy)
+    return await _answer(request, service, admission, images, body, policy)
 
 
 @router.post("/v1/chat/completions", **ROUTE)
 @router.post("/openai/v1/chat/completions", **ROUTE)
 async def openai_chat_completions(
-    request: Request, service: ServiceOf, admission: Admitted, body: Body
+    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: Body
 ) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
-    return await _answer(request, service, admission, body, "pass-through")
+    return await _answer(request, service, admission, images, body, "pass-through")
 
 
 @router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
 async def azure_openai_chat_completions(
-    deployment: str, request: Request, service: ServiceOf, admission: Admitted, body: Body
+    deployment: str,
+    request: Request,
+    service: ServiceOf,
+    admission: Admitted,
+    images: ImagesOf,
+    body: Body,
 ) -> Response:
     """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
-    return await _answer(request, service, admission, body, "pass-through")
+    return await _answer(request, service, admission, images, body, "pass-through")
 
 
 async def _answer(
-    request: Request, service: Service, admission: Admission, body: object, policy: ExtraPolicy
+    request: Request,
+    service: Service,
+    admission: Admission,
+    images: Images,
+    body: object,
+    policy: ExtraPolicy,
 ) -> Response:
     engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
-    messages = to_messages(chat.messages, service.decoder, service.settings.max_images)
     params = sampling_params(chat)
     params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
+    messages = await to_messages(chat.messages, images, service.settings.max_images)
     generation = await engine.generate(messages, params, admission.reserve)
     request.state.generation = generation  # for the access log
 

@@ -54,7 +54,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
     settings = service.settings
     known = {
         "api_key_required": settings.has_callers,
-        "max_body_bytes": int(settings.max_body_mb * 1e6),
+        "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
         "max_output_tokens": settings.max_output_tokens,
     }

@@ -7,7 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from server.convert import parse_tokenize, to_messages
-from server.dependencies import KEY_REQUIRED, Admitted, ServiceOf, documented_body, json_body
+from server.dependencies import (
+    KEY_REQUIRED,
+    Admitted,
+    ImagesOf,
+    ServiceOf,
+    documented_body,
+    json_body,
+)
 from server.errors import responses
 from server.schemas.answers import Tokenized
 
@@ -20,13 +27,16 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
     openapi_extra=documented_body("TokenizeRequest"),
 )
 async def tokenize(
-    service: ServiceOf, admission: Admitted, body: Annotated[object, Depends(json_body)]
+    service: ServiceOf,
+    admission: Admitted,
+    images: ImagesOf,
+    body: Annotated[object, Depends(json_body)],
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
     request = parse_tokenize(body, settings.max_messages)
     if request.messages is not None:
-        messages = to_messages(request.messages, service.decoder, settings.max_images)
+        messages = await to_messages(request.messages, images, settings.max_images)
         tokens = await engine.tokenize(messages)
     else:
         tokens = await engine.tokenize_text(request.prompt or "", request.add_special_tokens)

@@ -1,0 +1,157 @@
+"""Fetches image files from the hosts that the operator has listed, and from nowhere else.
+
+A host's name is resolved once, all its addresses must be public, and the connection goes to one of
+those. So no second answer of a name server, no redirect and no proxy leads anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import httpx2
+
+import model
+
+HTTP = re.compile("https?://", re.IGNORECASE)
+GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
+INSTEAD = "send the file itself as data:image/png;base64,..."
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it is an address of the internet, and does not stand for one of IPv4 within."""
+    if isinstance(address, IPv6Address):
+        return address.is_global and address in GLOBAL_UNICAST and address not in VIA_6TO4
+    return address.is_global and not address.is_multicast
+
+
+class Fetcher:
+    """A client for the hosts that are listed.
+
+    Args:
+        hosts: ``HOST`` for the ports that are usual, or ``HOST:PORT``.
+        max_bytes: of a file.
+        timeout: seconds that a file may take, with all that comes before it.
+    """
+
+    def __init__(self, hosts: Sequence[str], max_bytes: int, timeout: float) -> None:
+        self._hosts = {_host_and_port(httpx2.URL(f"http://{host}")) for host in hosts}
+        self._hosts |= {_host_and_port(httpx2.URL(f"https://{host}")) for host in hosts}
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        # A pool of its own: a name server that does not answer keeps nobody else waiting.
+        self._resolvers = ThreadPoolExecutor(4, "resolve")
+        # The default one, so that SSL_CERT_FILE can name another authority.
+        self._context = ssl.create_default_context()
+
+    def allowed(self, url: str) -> httpx2.URL:
+        """The URL; raises model.ModalityError if it is not one that may be fetched."""
+        if not self._hosts:
+            raise model.ModalityError(
+                f"the image is elsewhere; this server fetches none: {INSTEAD}"
+            )
+        try:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise model.ModalityError(f"the image's URL is none ({error})") from error
+        if parsed.userinfo:
+            raise model.ModalityError("the image's URL has a password; leave that out")
+        if _host_and_port(parsed) not in self._hosts:
+            raise model.ModalityError(
+                f"the image's host is not among those that this server fetches from: {INSTEAD}"
+            )
+        return parsed
+
+    async def __call__(self, url: httpx2.URL, hold: Callable[[int], None]) -> bytes:
+        """The file at a URL that is allowed.
+
+        Args:
+            url: as ``allowed`` returned it.
+            hold: called with the size of each part of the file; what it raises is raised.
+
+        Raises:
+            model.ImageError: it cannot be had, is too large, or takes too long.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._fetch(url, hold)
+        except TimeoutError as error:
+            raise _not_fetched(
+                url, f"it took longer than {self._timeout:g} seconds, the limit here"
+            ) from error
+        except (httpx2.HTTPError, OSError, UnicodeError) as error:
+            raise _not_fetched(url, str(error) or type(error).__name__) from error
+
+    async def _fetch(self, url: httpx2.URL, hold: Callable[[int], None]) -> bytes:
+        addresses = await self._addresses(url)
+        timeout = httpx2.Timeout(self._timeout, connect=self._timeout / len(addresses))
+        # A client for each file: no connection is used for another host at the same address.
+        async with httpx2.AsyncClient(
+            verify=self._context, trust_env=False, follow_redirects=False, timeout=timeout
+        ) as client:
+            for address in addresses[:-1]:
+                with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+                    return await self._get(client, url, address, hold)
+            return await self._get(client, url, addresses[-1], hold)
+
+    async def _addresses(self, url: httpx2.URL) -> list[str]:
+        """The addresses of the URL's host, at least one; raises ImageError if any is not public."""
+        loop, host = asyncio.get_running_loop(), url.raw_host.decode("ascii")
+        found = await loop.run_in_executor(
+            self._resolvers, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        )
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        if not addresses or not all(is_public(ip_address(address)) for address in addresses):
+            raise _not_fetched(url, "its host's address is not one of the public internet")
+        return addresses
+
+    async def _get(
+        self, client: httpx2.AsyncClient, url: httpx2.URL, address: str, hold: Callable[[int], None]
+    ) -> bytes:
+        """The file, from that address of its host."""
+        name = url.raw_host.decode("ascii")
+        async with client.stream(
+            "GET",
+            url.copy_with(host=address),
+            headers={
+                "Host": url.netloc.decode("ascii"),
+                "User-Agent": "phi3v-server",
+                "Accept": "image/*",
+                "Accept-Encoding": "identity",
+            },
+            extensions={"sni_hostname": name},  # also what the certificate must be for
+        ) as response:
+            if response.is_redirect:
+                raise _not_fetched(url, "it is elsewhere, and redirects are not followed")
+            if response.status_code != 200:
+                raise _not_fetched(url, f"its host answers {response.status_code}")
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise _not_fetched(url, "its host sends it compressed")
+            declared = response.headers.get("content-length", "0")
+            too_large = _not_fetched(
+                url, f"it has more than {self._max_bytes} bytes, the limit here"
+            )
+            if declared.isdigit() and int(declared) > self._max_bytes:
+                raise too_large
+            file = bytearray()
+            async for part in response.aiter_raw():
+                file += part
+                if len(file) > self._max_bytes:
+                    raise too_large
+                hold(len(part))
+            return bytes(file)
+
+
+def _host_and_port(url: httpx2.URL) -> tuple[str, str, int | None]:
+    """What decides whether a URL is allowed; the port is None where it is the scheme's own."""
+    return url.scheme, url.host.lower(), url.port
+
+
+def _not_fetched(url: httpx2.URL, reason: str) -> model.ImageError:
+    return model.ImageError(f"the image could not be fetched from {url.host}: {reason}; {INSTEAD}")
