@@ -59,7 +59,7 @@ class Fetcher:
         try:
             parsed = httpx2.URL(url)
         except httpx2.InvalidURL as error:
-            raise model.ModalityError(f"the image's URL is none ({error})") from error
+            raise model.ModalityError(f"the image's URL is broken: {INSTEAD}") from error
         if parsed.userinfo:
             raise model.ModalityError("the image's URL has a password; leave that out")
         if _host_and_port(parsed) not in self._hosts:
@@ -102,7 +102,7 @@ class Fetcher:
 
     async def _addresses(self, url: httpx2.URL) -> list[str]:
         """The addresses of the URL's host, at least one; raises ImageError if any is not public."""
-        loop, host = asyncio.get_running_loop(), url.raw_host.decode("ascii")
+        loop, host = asyncio.get_running_loop(), _name(url)
         found = await loop.run_in_executor(
             self._resolvers, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         )
@@ -115,7 +115,6 @@ class Fetcher:
         self, client: httpx2.AsyncClient, url: httpx2.URL, address: str, hold: Callable[[int], None]
     ) -> bytes:
         """The file, from that address of its host."""
-        name = url.raw_host.decode("ascii")
         async with client.stream(
             "GET",
             url.copy_with(host=address),
@@ -125,7 +124,7 @@ class Fetcher:
                 "Accept": "image/*",
                 "Accept-Encoding": "identity",
             },
-            extensions={"sni_hostname": name},  # also what the certificate must be for
+            extensions={"sni_hostname": _name(url)},  # also what the certificate must be for
         ) as response:
             if response.is_redirect:
                 raise _not_fetched(url, "it is elsewhere, and redirects are not followed")
@@ -150,8 +149,15 @@ class Fetcher:
 
 def _host_and_port(url: httpx2.URL) -> tuple[str, str, int | None]:
     """What decides whether a URL is allowed; the port is None where it is the scheme's own."""
-    return url.scheme, url.host.lower(), url.port
+    return url.scheme, _name(url), url.port
+
+
+def _name(url: httpx2.URL) -> str:
+    """The host in ASCII; ``url.host`` would be in Unicode, and fails at ``xn--`` and nonsense."""
+    return url.raw_host.decode("ascii").lower()
 
 
 def _not_fetched(url: httpx2.URL, reason: str) -> model.ImageError:
-    return model.ImageError(f"the image could not be fetched from {url.host}: {reason}; {INSTEAD}")
+    return model.ImageError(
+        f"the image could not be fetched from {_name(url)}: {reason}; {INSTEAD}"
+    )

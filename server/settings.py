@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # Several words, parted by commas.
 Words = Annotated[list[str], NoDecode]
 
-HOST = re.compile(r"[\w.-]+(:[0-9]{1,5})?")
+HOST = re.compile(r"([A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
 class Settings(BaseSettings):
@@ -206,7 +206,8 @@ class Settings(BaseSettings):
     @classmethod
     def _hosts_are_names(cls, hosts: list[str]) -> list[str]:
         for host in hosts:
-            if not HOST.fullmatch(host):
+            match = HOST.fullmatch(host)
+            if match is None or int(match[2] or 0) > 65535:
                 raise PydanticCustomError(
                     "no_host",
                     "{host} is no host; give names such as images.example.com, or with a port",

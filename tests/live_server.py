@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 API_KEY = "a-key-for-tests"
 READY = re.compile(r"is ready on (https?://[\w.:\[\]-]+)")
-START_TIMEOUT = 120
+START_TIMEOUT = 240
 
 
 @dataclass
@@ -27,7 +27,7 @@ class LiveServer:
     key: str = API_KEY
     log: list[str] = field(default_factory=list)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 200) -> int:
         """Send a signal and wait for the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)

