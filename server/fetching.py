@@ -20,6 +20,7 @@ import httpx2
 import model
 
 HTTP = re.compile("https?://", re.IGNORECASE)
+USUAL_PORTS = {"http": 80, "https": 443}
 GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
 INSTEAD = "send the file itself as data:image/png;base64,..."
 
@@ -41,8 +42,8 @@ class Fetcher:
     """
 
     def __init__(self, hosts: Sequence[str], max_bytes: int, timeout: float) -> None:
-        self._hosts = {_host_and_port(httpx2.URL(f"http://{host}")) for host in hosts}
-        self._hosts |= {_host_and_port(httpx2.URL(f"https://{host}")) for host in hosts}
+        self._hosts = {_place(httpx2.URL(f"http://{host}")) for host in hosts}
+        self._hosts |= {_place(httpx2.URL(f"https://{host}")) for host in hosts}
         self._max_bytes = max_bytes
         self._timeout = timeout
         # A pool of its own: a name server that does not answer keeps nobody else waiting.
@@ -62,7 +63,7 @@ class Fetcher:
             raise model.ModalityError(f"the image's URL is broken: {INSTEAD}") from error
         if parsed.userinfo:
             raise model.ModalityError("the image's URL has a password; leave that out")
-        if _host_and_port(parsed) not in self._hosts:
+        if _place(parsed) not in self._hosts:
             raise model.ModalityError(
                 f"the image's host is not among those that this server fetches from: {INSTEAD}"
             )
@@ -147,9 +148,10 @@ class Fetcher:
             return bytes(file)
 
 
-def _host_and_port(url: httpx2.URL) -> tuple[str, str, int | None]:
-    """What decides whether a URL is allowed; the port is None where it is the scheme's own."""
-    return url.scheme, _name(url), url.port
+def _place(url: httpx2.URL) -> tuple[str, str, int | None]:
+    """What decides whether a URL is allowed."""
+    port = USUAL_PORTS.get(url.scheme) if url.port is None else url.port
+    return url.scheme, _name(url), port
 
 
 def _name(url: httpx2.URL) -> str:

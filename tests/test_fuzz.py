@@ -162,6 +162,12 @@ URLS = st.one_of(
 )
 REMOTE_URLS = st.one_of(
     st.builds(
+        "{}://images.example{}/{}".format,
+        st.sampled_from(["http", "https"]),
+        st.sampled_from(["", ":8443"]),
+        TEXT,
+    ),
+    st.builds(
         "{}://{}{}{}{}".format,
         st.sampled_from(["http", "https", "HTTPS", "ftp"]),
         st.sampled_from(["", "a@", "a:b@", "images.example@", "\\", "images.example\\@"]) | TEXT,
@@ -205,13 +211,47 @@ BODIES = st.builds(
     st.dictionaries(st.sampled_from(FIELDS), NUMBERS | JSON, max_size=4)
     | st.dictionaries(st.sampled_from(FIELDS) | TEXT, JSON, max_size=4),
 )
+RIGHT_TURNS = st.one_of(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": TEXT}
+    ),
+    st.builds(
+        lambda text, url: {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": text},
+                {"type": "image_url", "image_url": {"url": url}},
+            ],
+        },
+        TEXT,
+        st.sampled_from([data_url(file) for file in FILES]),
+    ),
+)
+RIGHT_BODIES = st.fixed_dictionaries(
+    {"messages": st.lists(RIGHT_TURNS, min_size=1, max_size=4)},
+    optional={
+        "temperature": st.floats(0, 2) | st.floats(0, 2).map(str),
+        "max_tokens": st.integers(1, 10**9),
+        "stop": TEXT.filter(bool) | st.lists(TEXT.filter(bool), max_size=4),
+        "seed": st.integers(-(2**63), 2**63 - 1),
+        "stream": st.booleans(),
+        "logit_bias": st.dictionaries(st.integers(0, 9).map(str), st.floats(-100, 100), max_size=3),
+        "response_format": st.sampled_from(["text", {"type": "json_object"}]),
+    },
+)
+CHANGED_BODIES = st.builds(
+    lambda body, name, value: body | {name: value},
+    RIGHT_BODIES,
+    st.sampled_from([*FIELDS, "messages"]) | TEXT,
+    NUMBERS,
+)
 POLICIES = st.sampled_from(get_args(ExtraPolicy))
 
 CHECKS: dict[str, tuple[SearchStrategy[Any], Check]] = {
     "files": (files() | st.binary(max_size=64), check_file),
     "URLs": (URLS, check_url),
     "remote URLs": (REMOTE_URLS, partial(check_remote_url, fetcher=Fetcher(HOSTS, 1, 1))),
-    "bodies": (st.tuples(BODIES | JSON, POLICIES), check_body),
+    "bodies": (st.tuples(RIGHT_BODIES | CHANGED_BODIES | BODIES | JSON, POLICIES), check_body),
 }
 
 
