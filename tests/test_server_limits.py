@@ -262,6 +262,6 @@ def test_one_request_at_a_time(live: LiveServer) -> None:
 
 def test_refused_requests_leave_nothing_behind(live: LiveServer) -> None:
     deadline = time.monotonic() + 30
-    while "phi3v_running 0.0" not in httpx2.get(f"{live.url}/metrics").text:
+    while "phi3v_num_requests_running 0.0" not in httpx2.get(f"{live.url}/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.2)
