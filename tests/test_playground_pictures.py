@@ -139,7 +139,7 @@ def test_samples(playground: Playground) -> None:
     for sample in ("Two shapes", "Green star", "A letter", "A digit", "Bar chart"):
         playground.add_sample(sample)
         message = playground.page.get_by_label("Message", exact=True)
-        assert message.input_value().endswith("?")
+        assert message.input_value().endswith(("?", "."))
         message.press("Enter")
         playground.finished()
         kind, data = sent(playground)
