@@ -27,6 +27,7 @@ import model
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 BYTES_PER_PIXEL = 32  # at most, of a picture and its conversions
 MEMORY_BESIDE = 1 << 30  # bytes of address space for everything else
+IMAGES_PER_PROCESS = 1000  # libraries lose some memory at broken files
 START_TIMEOUT = 60.0  # seconds for a process to start; a busy machine is no fault of the image
 LONGEST_MESSAGE = 1000  # characters
 SIZE = struct.Struct("<II")  # how an answer begins
@@ -38,11 +39,16 @@ ENDED = (OSError, EOFError, ValueError, struct.error)  # also what makes no sens
 
 
 class _Worker:
-    """A process that decodes one image after another."""
+    """A process that decodes one image after another.
+
+    Attributes:
+        left: how many more it should decode.
+    """
 
     def __init__(self, max_pixels: int, timeout: float, decode: Decode) -> None:
         """Returns once it is ready; raises RuntimeError if it does not start."""
         self._timeout = timeout
+        self.left = IMAGES_PER_PROCESS
         self._longest = max(3 * max_pixels, 4 * LONGEST_MESSAGE)
         # Forked from a process without threads, which has imported what is needed.
         context = multiprocessing.get_context("forkserver")
@@ -63,6 +69,7 @@ class _Worker:
 
     def __call__(self, data: bytes) -> Image.Image:
         """The picture; raises ImageError, TimeoutError, or one of ENDED if it died."""
+        self.left -= 1
         self._connection.send_bytes(data)
         if not self._connection.poll(self._timeout):
             raise TimeoutError
@@ -131,9 +138,10 @@ class Decoder:
             except ENDED:
                 continue
             finally:
-                if worker is not None and not healthy:
+                if worker is not None and not (healthy and worker.left > 0):
                     worker.end()
-                self._idle.put(worker if healthy else None)
+                    worker = None
+                self._idle.put(worker)
         raise model.ImageError("the image's decoder ended at it; save it as a plain PNG or JPEG")
 
     def close(self) -> None:

