@@ -25,8 +25,16 @@ LONGEST_CHAIN = 10  # errors that raised one another
 SECONDS_TO_FINISH = 2.0
 # Those that log every connection, chunk or response when asked for ``debug``: content would show.
 CHATTY = (
-    *("httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "sse_starlette", "PIL", "numba"),
-    *("filelock", "urllib3"),
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "asyncio",
+    "sse_starlette",
+    "PIL",
+    "numba",
+    "filelock",
+    "urllib3",
 )
 # Words of these loggers' exceptions come from libraries that see tensors, not texts.
 WITHOUT_CONTENT = "model."

@@ -188,7 +188,13 @@ def test_a_client_that_does_not_read_is_cut_off(bounded: LiveServer) -> None:
     with connection(bounded, ask) as made:
         own = made.getsockname()[1]
         started = time.monotonic()
-        while [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == own]:
+
+        def is_open() -> bool:
+            return any(c.raddr and c.raddr.port == own for c in process.net_connections("tcp"))
+
+        while not is_open():  # before the server has accepted it
+            assert time.monotonic() < started + 60
+        while is_open():
             assert time.monotonic() < started + 60
             time.sleep(0.1)
     assert time.monotonic() - started > SECONDS - 0.5
