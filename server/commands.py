@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
 from server import logs
-from server.settings import Settings
+from server.settings import Revision, Settings
 
 
 class Download(BaseSettings):
@@ -26,12 +26,7 @@ class Download(BaseSettings):
     model: CliPositionalArg[str] = Field(
         OFFICIAL, min_length=1, description="hub id; Microsoft's by default"
     )
-    revision: str | None = Field(
-        None,
-        min_length=1,
-        description="branch, tag or commit; by default the commit that is pinned for Microsoft's "
-        "models, or main",
-    )
+    revision: Revision = None
 
     def run(self) -> int:
         """Download; returns the exit status."""

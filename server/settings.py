@@ -14,6 +14,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # Several words, parted by commas.
 Words = Annotated[list[str], NoDecode]
 
+Revision = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="branch, tag or commit of the hub's model; by default the commit that is pinned "
+        "for Microsoft's models, or main",
+    ),
+]
+
 HOST = re.compile(r"([A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
@@ -43,12 +52,7 @@ class Settings(BaseSettings):
         description="checkpoint: a directory, a hub id such as "
         "microsoft/Phi-3-vision-128k-instruct, or 'demo' for the embedded one",
     )
-    revision: str | None = Field(
-        None,
-        min_length=1,
-        description="branch, tag or commit of the hub's model; by default the commit that is pinned "
-        "for Microsoft's models, or main",
-    )
+    revision: Revision = None
     served_model_name: str | None = Field(
         None, description="name in /info and answers; the checkpoint's own by default"
     )

@@ -80,20 +80,21 @@ for mode, kind in [
         NASTY[f"{mode} {kind}"] = lambda mode=mode, kind=kind: saved(kind, mode)
 
 
+def animated(kind: str, count: int) -> bytes:
+    frames = [Image.new("RGB", (64, 48), (i, 0, 0)) for i in range(count)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
 @nasty
 def animated_gif() -> bytes:
-    frames = [Image.new("RGB", (64, 48), (i, 0, 0)) for i in range(200)]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    return file.getvalue()
+    return animated("GIF", 200)
 
 
 @nasty
 def animated_png() -> bytes:
-    frames = [Image.new("RGB", (64, 48), (i, 0, 0)) for i in range(50)]
-    file = io.BytesIO()
-    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-    return file.getvalue()
+    return animated("PNG", 50)
 
 
 @nasty

@@ -22,6 +22,7 @@ from model import (
     load_engine,
 )
 from model.engine.async_engine import AsyncEngine
+from waiting import until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 HELLO = [Message("user", "hello")]
@@ -47,13 +48,6 @@ async def text(engine: AsyncEngine, messages: list[Message], params: SamplingPar
         return "".join([delta.text async for delta in generation])
     finally:
         generation.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def test_many_at_once(tiny: Path) -> None:

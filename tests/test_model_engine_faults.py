@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +32,7 @@ from model.engine.engine import StepFailedError
 from model.engine.guidance import Guidance
 from model.engine.scheduler import Chunk
 from model.engine.sequence import Sequence
+from waiting import until
 
 SECRET = "/secret/path/of/the/server"  # what no client may read
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -73,13 +73,6 @@ async def text(
         return error
     finally:
         generation.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def is_victim(sequence: Sequence) -> bool:

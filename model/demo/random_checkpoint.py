@@ -1,4 +1,4 @@
-"""Random checkpoints in the official on-disk format, for tests, benchmarks and the demo.
+"""Random checkpoints in the official on-disk format, for tests and benchmarks.
 
 Same file names, tensor names and config keys as ``microsoft/Phi-3-vision-128k-instruct``; the
 tokenizer is ``model.demo.tokenizer_files``'. Weights are scaled so that activations keep their size

@@ -33,8 +33,8 @@ PARTS = {
     "y": (1 + len(PLACE_MARKS), 2.5),
 }
 CODE = sum(width for width, _ in PARTS.values())
-MEASURES_FROM = CODE - 3 - len(SIZE_MARKS) - 2 * len(PLACE_MARKS)  # sizes and places
 PLACES_FROM = CODE - 2 * (1 + len(PLACE_MARKS))  # from here on a code tells of places
+MEASURES_FROM = PLACES_FROM - PARTS["size"][0]  # and from here on of sizes too
 SILENCE = 5.0  # what every picture token says besides: keeps the decoder's norms from amplifying
 
 

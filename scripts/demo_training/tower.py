@@ -33,6 +33,7 @@ from scripts.demo_training.views import LabelledViews, Sample, collate
 HELD_OUT = 10**9  # pictures from here on are never trained on
 MERGED = MERGE * MERGE * WIDTH
 MEASURES_MATTER = 1.5
+SILENCE_MATTERS = 0.15  # every cell's weight; one that tells all of a thing has 1 more
 # Makes both contents and places about 1, of which a linear layer learns well.
 SCALE = torch.cat(
     [torch.full((CONTENT,), 1 / LOUDEST), torch.full((PLACES,), 0.1 / PLACE_GAIN)]
@@ -123,9 +124,7 @@ def losses(
     )
     told = functional.pad(batch.codes, (0, 0, 0, 2))  # separators say nothing
     told_of = told[..., 0] / PARTS["share"][1]
-    if (
-        not whole
-    ):  # places are those in the picture; a window has none, and whatever is said is right
+    if not whole:  # a window has no places in the picture: whatever is said of them is right
         told = torch.cat([told[..., :PLACES_FROM], heard(tokens)[..., PLACES_FROM:]], -1)
     error = (tokens - spoken(told)).square().sum(-1)
     if whole:  # a wrong place is a small error beside a wrong name, and matters as much
@@ -136,7 +135,7 @@ def losses(
         "at centre": functional.cross_entropy(thing[centres], marks.thing[centres]),
         "colour": functional.cross_entropy(colour[covered], marks.colour[covered]),
         "box": functional.smooth_l1_loss(box[covered], marks.box[covered], beta=0.3),
-        "told": (error * (0.15 + told_of)).sum() / told_of.sum() / 25,
+        "told": (error * (SILENCE_MATTERS + told_of)).sum() / told_of.sum() / 25,
         "loud": 0.05 * loudness,
     }
 
@@ -211,7 +210,7 @@ def read_linearly(model: TowerTrainee, views: Dataset[Sample]) -> None:
             features = (model.tower(batch.pixels)[0] * SCALE).flatten(0, 1).float()
         features = functional.pad(features, (0, 1), value=1.0)
         told = batch.codes.flatten(0, 1)
-        weighted = features * (0.15 + told[:, :1] / PARTS["share"][1])
+        weighted = features * (SILENCE_MATTERS + told[:, :1] / PARTS["share"][1])
         within += weighted.T @ features
         across += weighted.T @ told
     ridge = 1e-3 * within.diagonal().mean() * torch.eye(inputs)
@@ -223,14 +222,14 @@ def set_reading(projection: nn.Sequential, reading: Tensor) -> None:
     first, last = projection[0], projection[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
+    silence = spoken(torch.zeros(CODE))
+    voice = (spoken(torch.eye(CODE)) - silence).T
     last.weight.zero_()
     for units, sign in ((slice(CODE), 1), (slice(CODE, 2 * CODE), -1)):
         first.weight[units] = sign * reading[:-1].T
         first.bias[units] = sign * reading[-1]
-        last.weight[:, units] = (
-            sign * spoken(torch.eye(CODE)).T - sign * spoken(torch.zeros(CODE))[:, None]
-        )
-    last.bias.copy_(spoken(torch.zeros(CODE)))
+        last.weight[:, units] = sign * voice
+    last.bias.copy_(silence)
 
 
 def trained(directory: Path) -> TowerTrainee:
