@@ -20,7 +20,7 @@ from wire import AUTHORIZED, HELLO, check_error, data_url, image_message, png
 
 SECONDS = 2  # every time limit of the server here
 CONNECTIONS = 20
-LONG: dict[str, Any] = {"messages": HELLO, "max_tokens": 7000, "ignore_eos": True}
+LONG: dict[str, Any] = {"messages": HELLO, "max_tokens": 7000, "ignore_eos": True, "n": 8}
 
 
 @pytest.fixture(scope="module")
