@@ -14,25 +14,36 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scripts.demo_training.scenes import Scene, Thing
 
 FONT_DIRECTORIES = (Path("/usr/share/fonts"), Path(mpl.get_data_path()) / "fonts" / "ttf")
-# Symbol fonts, and what has no capitals or digits of its own.
-NOT_TEXT = ("LastResort", "STIXNonUni", "STIXSiz", "cmex", "cmsy", "cmmi", "Display", "FreeMonoSym")
-# Kept for the evaluation.
+# Symbol fonts, what has no capitals or digits of its own, and lines too thin to be seen.
+NOT_TEXT = ("LastResort", "STIXNonUni", "STIXSiz", "cmex", "cmsy", "cmmi", "FreeMonoSym")
+NOT_TEXT_IN = ("Display", "Hairline", "Thin")
+# Kept for the evaluation, as is the font in Pillow itself, which is there on any machine.
 HELD_OUT = ("FreeSans", "Lato-", "Cantarell", "LiberationSerif", "EBGaramond", "Comfortaa")
+PILLOWS_OWN = "Pillow's own"
 GLYPH_SIDE = 200  # pixels of a glyph before it is scaled
 LEAST_CONTRAST = 95.0  # distance in RGB between a thing and its background
 
 
 def fonts(held_out: bool = False) -> list[str]:
-    """Font files found on this machine: those to train with, or those kept for the evaluation."""
+    """Fonts found on this machine: those to train with, or those kept for the evaluation."""
     found = sorted(
         path
         for directory in FONT_DIRECTORIES
         for pattern in ("*.ttf", "*.otf")
         for path in directory.rglob(pattern)
-        if not path.name.startswith(NOT_TEXT) and "Display" not in path.name
+        if not path.name.startswith(NOT_TEXT) and not any(n in path.name for n in NOT_TEXT_IN)
     )
     chosen = [str(path) for path in found if path.name.startswith(HELD_OUT) == held_out]
-    return chosen or [str(path) for path in found]
+    return [*chosen, PILLOWS_OWN] if held_out else chosen
+
+
+def font_of(file: str, size: int) -> ImageFont.FreeTypeFont:
+    """One of ``fonts``, ``size`` pixels high."""
+    if file != PILLOWS_OWN:
+        return ImageFont.truetype(file, size)
+    own = ImageFont.load_default(size)
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    return own
 
 
 @functools.cache
@@ -229,7 +240,7 @@ def _glyph(rng: np.random.Generator, name: str, side: float, files: tuple[str, .
 
 @functools.lru_cache(maxsize=4000)
 def _big_glyph(file: str, name: str) -> Image.Image:
-    font = ImageFont.truetype(file, GLYPH_SIDE)
+    font = font_of(file, GLYPH_SIDE)
     left, top, right, bottom = font.getbbox(name)
     mask = Image.new("L", (max(2, int(right - left) + 2), max(2, int(bottom - top) + 2)))
     ImageDraw.Draw(mask).text((1 - left, 1 - top), name, fill=255, font=font)

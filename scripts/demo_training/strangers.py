@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from scripts.demo_training.evaluation import Case, data_url, user
-from scripts.demo_training.pictures import fonts
+from scripts.demo_training.pictures import font_of, fonts
 from scripts.demo_training.scenes import DIGITS, LETTERS, SHAPES
 
 CSS = {
@@ -113,9 +113,7 @@ def _glyph_case(rng: np.random.Generator, kind: str) -> Case:
     clear = [rgb for rgb in CSS.values() if math.dist(rgb, ground) > 120]
     side = int(rng.integers(100, 800))
     picture = _ground(rng, side, side, ground)
-    font = ImageFont.truetype(
-        files[int(rng.integers(len(files)))], int(side * rng.uniform(0.35, 0.85))
-    )
+    font = font_of(files[int(rng.integers(len(files)))], int(side * rng.uniform(0.35, 0.85)))
     pen = ImageDraw.Draw(picture)
     at = (side * rng.uniform(0.42, 0.58), side * rng.uniform(0.42, 0.58))
     pen.text(at, glyph, fill=clear[int(rng.integers(len(clear)))], font=font, anchor="mm")
