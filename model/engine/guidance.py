@@ -1,7 +1,8 @@
 """What the grammars of a step's answers allow, applied to its logits.
 
-The masks are computed on a thread of their own while the decoder runs, and applied to all rows at
-once, guided and not.
+The masks are computed once the decoder has been set to work: a GPU is busy with it meanwhile. Where
+the decoder runs on the CPU every core is its own, and a thread that computed masks beside it would
+cost more, by handing over, than they do. They are applied to all rows at once, guided and not.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
 in a mask, C the eight tokens of one.
@@ -10,7 +11,6 @@ in a mask, C the eight tokens of one.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from llguidance import LLExecutor
@@ -41,30 +41,21 @@ class Guidance:
         # than what is computed in it.
         self._limits = torch.empty(rows * self._num_bytes, 8, device=device)
         self._masked = torch.empty(rows, vocabulary, device=device)
-        self._pool = ThreadPoolExecutor(1, "guidance")
         self._executor = LLExecutor(1)
-        self._rows: list[int] = []
-        self._filled: Future[Tensor] | None = None
 
-    def begin(self, sequences: Rows[Sequence]) -> None:
-        """Start computing the masks of the sequences that will be sampled."""
-        self._rows = [i for i, s in enumerate(sequences) if s.guide is not None]
-        self._filled = None
-        if self._rows:
-            self._filled = self._pool.submit(self._fill, [sequences[i] for i in self._rows])
-
-    def apply(self, logits_SV: Tensor) -> Tensor:
+    def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
         """The logits, with those that a row's grammar forbids below all others."""
-        if self._filled is None:
+        rows = [i for i, s in enumerate(sequences) if s.guide is not None]
+        if not rows:
             return logits_SV
-        mask_GB = self._filled.result().to(logits_SV.device)
+        mask_GB = self._fill([sequences[i] for i in rows]).to(logits_SV.device)
         count, whole = len(mask_GB), len(mask_GB) == len(logits_SV)
         limits_BC = self._limits[: mask_GB.numel()]
         torch.index_select(self._highest, 0, mask_GB.flatten().int(), out=limits_BC)
         # Whatever the weights: nothing that is allowed is NaN or as low as what is not.
         logits_GV = self._masked[:count]
         torch.nan_to_num(
-            logits_SV if whole else logits_SV[self._rows],
+            logits_SV if whole else logits_SV[rows],
             *(-LARGEST, LARGEST, -LARGEST),
             out=logits_GV,
         )
@@ -73,7 +64,7 @@ class Guidance:
         if whole:
             return logits_GV
         logits_SV = logits_SV.clone()
-        logits_SV[self._rows] = logits_GV
+        logits_SV[rows] = logits_GV
         return logits_SV
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:

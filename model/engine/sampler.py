@@ -49,12 +49,12 @@ def sample(
     Args:
         logits_SV: raw float32 logits of the step.
         sequences: whose rows they are, in order.
-        guidance: begun for them, where some have grammars.
+        guidance: of those that have grammars.
         ahead: how many guessed tokens lie between a sequence's end and the row's token.
     """
     processed_SV = process(logits_SV, sequences)
     if guidance is not None:
-        processed_SV = guidance.apply(processed_SV)
+        processed_SV = guidance.apply(processed_SV, sequences)
     token_S = processed_SV.argmax(dim=-1)
     rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
     if rows:

@@ -60,7 +60,6 @@ class StepRunner:
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
         sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
         try:
-            self._guidance.begin(sampled)
             logits_SV = self._runner.run(chunks)
             samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
         except torch.AcceleratorError:
