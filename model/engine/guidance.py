@@ -41,6 +41,7 @@ class Guidance:
         # than what is computed in it.
         self._limits = torch.empty(rows * self._num_bytes, 8, device=device)
         self._masked = torch.empty(rows, vocabulary, device=device)
+        self._mask = torch.empty(rows, self._num_bytes, dtype=torch.uint8)
         self._executor = LLExecutor(1)
 
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
@@ -68,15 +69,17 @@ class Guidance:
         return logits_SV
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:
-        mask_GB = torch.zeros(len(sequences), self._num_bytes, dtype=torch.uint8)
+        mask_GB = self._mask[: len(sequences)]
         matchers = []
         for row, sequence in enumerate(sequences):
             guide = sequence.guide
             assert guide is not None
+            if guide.forced is None and guide.error is None:  # an error ends the answer
+                matchers.append((guide.matcher, row))
+                continue
+            mask_GB[row] = 0
             if guide.forced is not None:
                 mask_GB[row, guide.forced // 8] = 1 << guide.forced % 8
-            elif guide.error is None:  # otherwise the answer ends with it
-                matchers.append((guide.matcher, row))
         if matchers:
             self._executor.unsafe_compute_mask_ptr(
                 matchers, mask_GB.data_ptr(), self._num_bytes, len(sequences)
