@@ -96,6 +96,9 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
             server.should_exit = True
         else:
             _say(service.settings, f"{service.info.name} is ready on {_url(config, listener)}")
+            if service.settings.needs_generated_key:
+                file = service.settings.generated_key_file
+                _say(service.settings, f"clients must send the key in {file}")
     await serving
     loading.cancel()
     following.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
         None,
         description="TOML file of callers, their keys and limits; read again when it changes or at "
         "SIGHUP",
+    )
+    generated_key_file: Path | None = Field(
+        None,
+        description="file of the key that clients must send where no other key or tenant is set; "
+        "made with a random key where it is missing",
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="requests that each caller may send in a minute; any by default"
@@ -194,6 +200,16 @@ class Settings(BaseSettings):
     @property
     def has_callers(self) -> bool:
         """Whether requests must say whose they are."""
+        return self._names_callers or self.needs_generated_key
+
+    @property
+    def needs_generated_key(self) -> bool:
+        """Whether the key of ``generated_key_file`` is the only one."""
+        wanted = self.generated_key_file is not None and not self.insecure
+        return wanted and not self._names_callers
+
+    @property
+    def _names_callers(self) -> bool:
         keys = (self.api_key, self.api_keys, self.api_keys_file)
         return self.entra_tenant is not None or any(key is not None for key in keys)
 

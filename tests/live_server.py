@@ -35,12 +35,16 @@ class LiveServer:
 
 
 def start_server(
-    *flags: str, program: tuple[str, ...] = ("-m", "server"), **environment: str
+    *flags: str,
+    program: tuple[str, ...] = ("-m", "server"),
+    python: str | Path = sys.executable,
+    cwd: Path = ROOT,
+    **environment: str,
 ) -> LiveServer:
     """Start ``python -m server``, or another program, on a free port and wait for its ready line."""
     process = subprocess.Popen(
-        [sys.executable, *program, "--port", "0", *flags],
-        cwd=ROOT,
+        [python, *program, "--port", "0", *flags],
+        cwd=cwd,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -169,6 +169,44 @@ def test_what_a_text_must_be(text: str, complaint: str) -> None:
     assert "schlüssel" not in str(raised.value)
 
 
+def test_a_key_is_made_where_there_is_none(tiny: Path, tmp_path: Path) -> None:
+    """As in a container, which others reach. It stays the same, and in no log."""
+    file = tmp_path / "api-key"
+    flags = ("--model", str(tiny), "--generated-key-file", str(file))
+    made = ""
+    for _ in range(2):
+        live = start_server(*flags, "--host", "0.0.0.0", PHI3V_LOG_FORMAT="json")
+        key = file.read_text("ascii").strip()
+        assert key == (made or key)
+        made = key
+        assert len(made) > 40
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert [status(live, sent) for sent in ("", "other", made)] == [401, 401, 200]
+        assert live.stop() == 0
+        assert f"clients must send the key in {file}" in "".join(live.log)
+        assert made not in "".join(live.log)
+
+
+def test_a_key_is_made_for_nobody_who_has_one_or_wants_none(tmp_path: Path) -> None:
+    file = tmp_path / "api-key"
+    assert Access(Settings(generated_key_file=file, insecure=True)).required is False
+    assert Access(Settings(generated_key_file=file, api_key="mine")).required
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("content", ["", "two words", "schlüssel", b"\xff"])
+def test_a_generated_key_that_is_none(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "api-key"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(KeysError, match=str(file)):
+        Access(Settings(generated_key_file=file))
+
+
+def test_a_key_that_cannot_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeysError, match="cannot be made or read: .*No such file"):
+        Access(Settings(generated_key_file=tmp_path / "missing" / "api-key"))
+
+
 def test_limits_of_their_own_come_before_those_of_all() -> None:
     keys = Keys("the-key", WITH_LIMITS, None, LIMITS)
     alice, bob, other = (keys.find(f"{name}-key") for name in ("alice", "bob", "the"))

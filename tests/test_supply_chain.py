@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 
+import dockerfile
 from live_server import ROOT
 
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
@@ -46,12 +47,15 @@ def test_the_lock_has_what_the_project_needs_as_it_is_pinned() -> None:
     assert differing == {}
 
 
-def test_the_image_installs_the_lock_alone_and_runs_as_nobody_in_particular() -> None:
-    lines = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", "").splitlines()
-    installs = [line for line in lines if "pip install" in line]
-    assert len(installs) == 1
-    assert "--require-hashes" in installs[0]
-    assert "--requirement requirements.lock" in installs[0]
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users[-1].isdigit()
-    assert int(users[-1]) > 0
+def test_the_image_installs_by_hash_all_but_a_torch_without_cuda() -> None:
+    (step,) = (rest for name, rest in dockerfile.instructions(0) if name == "RUN")
+    torch, rest = re.findall(r"pip [^&;]*install[^&;]*", step)
+    assert step.index(torch) > step.index(" cpu) ")
+    for install in (torch, rest):
+        assert "--no-deps --only-binary :all:" in install
+    assert "--requirement packages.lock" in rest
+    assert "--require-hashes" in rest
+    # Of the version that is tested, and nothing else without a hash.
+    assert torch.count("==") == 1
+    assert "$(grep --only-matching '^torch==[^ ]*' requirements.lock)" in torch
+    assert all("pip" not in rest for name, rest in dockerfile.instructions(1) if name == "RUN")

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 
 from server.auth.entra import Entra
 from server.auth.issuer import Issuer
-from server.auth.keys import Keys
+from server.auth.keys import Keys, generated_key
 from server.auth.limits import Caller, Limiter, Limits
 from server.errors import ApiError
 from server.settings import Settings
@@ -32,9 +32,12 @@ class Access:
             settings.tokens_per_minute,
             settings.concurrent_requests,
         )
-        key, keys = settings.api_key, settings.api_keys
+        key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        if settings.needs_generated_key and settings.generated_key_file is not None:
+            key = generated_key(settings.generated_key_file)
+        keys = settings.api_keys
         self._keys = Keys(
-            None if key is None else key.get_secret_value(),
+            key,
             None if keys is None else keys.get_secret_value(),
             settings.api_keys_file,
             self._limits,

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
 import tomllib
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 THE_KEY = "api-key"  # the caller of --api-key
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+KEY = r"[!-~]+"  # what a header can carry; the web server strips spaces around it
 LOOK_EVERY = 1.0  # seconds, whether the file has changed
 
 
@@ -44,8 +46,7 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    # What a header can carry; the web server strips spaces around it.
-    key: str = Field(pattern=r"^[!-~]+$", max_length=1024)
+    key: str = Field(pattern=f"^{KEY}$", max_length=1024)
     requests_per_minute: int | None = Field(None, ge=1, alias="requests-per-minute")
     tokens_per_minute: int | None = Field(None, ge=1, alias="tokens-per-minute")
     concurrent_requests: int | None = Field(None, ge=1, alias="concurrent-requests")
@@ -156,6 +157,27 @@ class Keys:
                 if value is not None
             }
             callers[digest] = Caller(name, replace(self._limits, **own))
+
+
+def generated_key(file: Path) -> str:
+    """The key in a file of nothing else; a random one is made where there is no file.
+
+    Raises:
+        KeysError: the file cannot be made or read, or holds no key.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with open(descriptor, "w") as new:
+                new.write(secrets.token_urlsafe(32) + "\n")
+        key = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysError(f"the key file {file} cannot be made or read: {error}") from error
+    if not re.fullmatch(KEY, key):
+        raise KeysError(
+            f"the key file {file} must hold a key and nothing else; delete it for a new one"
+        )
+    return key
 
 
 def _signature(file: Path) -> object:
