@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from model.engine.runner import Runner
 from model.engine.scheduler import Chunk
 from server.cli import main
 
-PREFILL, DECODE, MEMORY, KILL = range(7001, 7005)
+PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
+STEP = 0.3  # seconds that a step of a slow request takes at least
 SECRET = "/secret/path/of/the/server"
 run = Runner.run
 prepare = Engine.prepare
@@ -27,6 +29,8 @@ def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
             raise torch.OutOfMemoryError(f"CUDA out of memory. {SECRET}")
         if seed == KILL and begun:
             raise SystemExit(SECRET)
+        if seed == SLOW:
+            time.sleep(STEP)
     return run(self, chunks)
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -46,6 +47,19 @@ def test_the_pod_is_probed_where_the_server_answers() -> None:
     assert f"EXPOSE {port['containerPort']}\n" in DOCKERFILE
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
     assert f"USER {pod['securityContext']['runAsUser']}\n" in DOCKERFILE
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+@pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "Deployment", "Service"])
+def test_kubernetes_takes_the_objects(kind: str, version: str) -> None:
+    kubernetes_validate.validate(OBJECTS[kind], version, strict=True)
+    misspelt = {**OBJECTS[kind], "metdata": {}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="metdata"):
+        kubernetes_validate.validate(misspelt, version, strict=True)
+
+
+def test_kubernetes_has_no_other_objects() -> None:
+    assert OBJECTS.keys() == {"PersistentVolumeClaim", "Deployment", "Service"}
 
 
 def test_kubernetes_names_fit_each_other() -> None:

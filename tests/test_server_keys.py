@@ -203,7 +203,7 @@ def test_a_generated_key_that_is_none(tmp_path: Path, content: str | bytes) -> N
 
 
 def test_a_key_that_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match="cannot be made or read: .*No such file"):
+    with pytest.raises(KeysError, match=r"cannot be made or read: .*No such file"):
         Access(Settings(generated_key_file=tmp_path / "missing" / "api-key"))
 
 

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import secrets
 import tomllib
@@ -167,9 +166,8 @@ def generated_key(file: Path) -> str:
     """
     try:
         with contextlib.suppress(FileExistsError):
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with open(descriptor, "w") as new:
-                new.write(secrets.token_urlsafe(32) + "\n")
+            file.touch(0o600, exist_ok=False)
+            file.write_text(secrets.token_urlsafe(32) + "\n", "ascii")
         key = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise KeysError(f"the key file {file} cannot be made or read: {error}") from error
