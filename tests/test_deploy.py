@@ -29,10 +29,12 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 DRAIN = Settings.model_fields["drain_timeout"].default
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes.yaml", "phi3v-server.service"])
+@pytest.mark.parametrize(
+    "file", ["cloud-init.yaml", "compose.yaml", "kubernetes.yaml", "phi3v-server.service"]
+)
 def test_variables_are_settings(file: str) -> None:
     names = re.findall(r"\bPHI3V_([A-Z_]*[A-Z])\b", (DEPLOY / file).read_text("utf-8"))
-    assert "API_KEY" in names
+    assert names.count("API_KEY") + names.count("API_KEYS_FILE") > 0
     assert {name.lower() for name in names} <= Settings.model_fields.keys()
 
 

@@ -1,0 +1,135 @@
+"""What docs/deployment.md names is there: files, flags, variables, sections and messages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import dockerfile
+from live_server import ROOT, LiveServer, start_server
+from model.demo.random_checkpoint import PRESETS
+from model.engine.loading import _slot_bytes
+from server.settings import Settings
+
+GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+COMMANDS = [
+    line for block in BLOCKS for line in block.replace("\\\n", "").splitlines() if line.strip()
+]
+FLAGS = {"--" + name.replace("_", "-") for name in Settings.model_fields}
+
+
+def anchors(text: str) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_commands_are_commands() -> None:
+    assert len(COMMANDS) > 25
+    for block in BLOCKS:
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_files_are_there() -> None:
+    names = set(re.findall(r"(?<![\w/])scripts/[\w./-]*[\w]", GUIDE))
+    assert len(names) > 6
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    programs = {line.split()[0] for line in COMMANDS if line.startswith("scripts/")}
+    assert all((ROOT / name).stat().st_mode & 0o111 for name in programs)
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\[[^\]]+\]\(([^)]+)\)", GUIDE)
+    assert len(links) > 8
+    for link in links:
+        file, _, anchor = link.partition("#")
+        text = (ROOT / "docs" / file).read_text("utf-8") if file else GUIDE
+        assert not anchor or anchor in anchors(text), link
+    assert "docs/deployment.md" in README
+
+
+def test_flags_and_variables_are_settings() -> None:
+    in_prose = re.findall(r"`(--[a-z-]+)[^`]*`", re.sub(r"```.*?```", "", GUIDE, flags=re.DOTALL))
+    assert len(in_prose) > 10
+    assert set(in_prose) <= FLAGS
+    for line in COMMANDS:
+        if "scripts/serve" in line or "/phi3v-server " in line:
+            assert set(re.findall(r"--[a-z-]+", line)) <= FLAGS
+    variables = set(re.findall(r"PHI3V_[A-Z_]+", GUIDE))
+    assert {"--" + v.removeprefix("PHI3V_").lower().replace("_", "-") for v in variables} <= FLAGS
+
+
+def test_the_image_is_as_it_is_said() -> None:
+    arguments = {rest.partition("=")[0] for rest in dockerfile.values("ARG")}
+    assert set(re.findall(r"--build-arg (\w+)=", GUIDE)) == {"VARIANT"} <= arguments
+    (user,) = dockerfile.values("USER")
+    assert set(re.findall(r"chown (\d+)", GUIDE)) == {user}
+    (port,) = dockerfile.values("EXPOSE")
+    assert set(re.findall(r"-p [\d.:]*:(\d+) ", GUIDE)) == {port}
+    (volume,) = dockerfile.values("VOLUME")
+    assert set(re.findall(r"phi3v-cache:(\S+)", GUIDE)) == {volume}
+
+
+def test_messages_are_the_programs_own() -> None:
+    """In the table of what may go wrong, left: sentences that the program or Docker says."""
+    source = "".join(
+        path.read_text("utf-8") for part in ("server", "model") for path in (ROOT / part).rglob("*.py")
+    )
+    said = re.sub(r'"\n\s*f?"', "", source)
+    (table,) = re.findall(r"## When something is wrong\n\n(.*)", GUIDE, re.DOTALL)
+    left = [row.split("|")[1] for row in table.splitlines()[2:]]
+    ours = [text for cell in left if "Docker" not in cell for text in re.findall(r"`([^`]+)`", cell)]
+    assert len(ours) > 7
+    assert [text for text in ours if text not in said] == []
+
+
+def test_sizes_are_computed_right() -> None:
+    import torch
+
+    from model.demo.random_checkpoint import _config
+    from model.phi3v.configuration import Phi3VConfig
+
+    config = Phi3VConfig(**_config(PRESETS["full"], "full"))
+    slot = _slot_bytes(config, torch.device("cuda"), torch.bfloat16)
+    assert slot == 384 * 1024
+    for tokens, gib in re.findall(r"(\d+) GiB\s+for\s+([\d,]+) tokens", GUIDE):
+        assert slot * int(gib.replace(",", "")) == int(tokens) << 30
+    rows = re.findall(r"^\| NVIDIA \w+ \| (\d+) GB \| ([\d,]+) \| \d+ \|$", GUIDE, re.MULTILINE)
+    assert len(rows) == 4
+    for memory, tokens in rows:
+        free = 0.9 * (int(memory) * 1e9 - 8.3e9)
+        assert int(tokens.replace(",", "")) * slot == pytest.approx(free, rel=0.1)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_first_questions_are_answered(tiny: Path) -> None:
+    live: LiveServer = start_server("--model", str(tiny))
+    try:
+        (block,) = (block for block in BLOCKS if "curl" in block)
+        code = block.replace("http://127.0.0.1:8000", live.url).replace("curl ", "curl --fail ")
+        done = subprocess.run(["bash", "-euc", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert '"object":"chat.completion"' in done.stdout
+        assert httpx2.get(live.url).status_code == 200  # the page
+    finally:
+        assert live.stop() == 0
+
+
+def test_check_takes_a_folder(tiny: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("phi3v-server"), "check", tiny],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
