@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 
 import dockerfile
 from live_server import ROOT, LiveServer, start_server
-from model.demo.random_checkpoint import PRESETS
+from model.demo.random_checkpoint import PRESETS, _config
 from model.engine.loading import _slot_bytes
+from model.phi3v.configuration import Phi3VConfig
 from server.settings import Settings
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
@@ -62,7 +64,7 @@ def test_flags_and_variables_are_settings() -> None:
     assert len(in_prose) > 10
     assert set(in_prose) <= FLAGS
     for line in COMMANDS:
-        if "scripts/serve" in line or "/phi3v-server " in line:
+        if "scripts/serve" in line or "bin/phi3v-server " in line:
             assert set(re.findall(r"--[a-z-]+", line)) <= FLAGS
     variables = set(re.findall(r"PHI3V_[A-Z_]+", GUIDE))
     assert {"--" + v.removeprefix("PHI3V_").lower().replace("_", "-") for v in variables} <= FLAGS
@@ -82,22 +84,21 @@ def test_the_image_is_as_it_is_said() -> None:
 def test_messages_are_the_programs_own() -> None:
     """In the table of what may go wrong, left: sentences that the program or Docker says."""
     source = "".join(
-        path.read_text("utf-8") for part in ("server", "model") for path in (ROOT / part).rglob("*.py")
+        path.read_text("utf-8")
+        for part in ("server", "model")
+        for path in (ROOT / part).rglob("*.py")
     )
     said = re.sub(r'"\n\s*f?"', "", source)
     (table,) = re.findall(r"## When something is wrong\n\n(.*)", GUIDE, re.DOTALL)
     left = [row.split("|")[1] for row in table.splitlines()[2:]]
-    ours = [text for cell in left if "Docker" not in cell for text in re.findall(r"`([^`]+)`", cell)]
+    ours = [
+        text for cell in left if "Docker" not in cell for text in re.findall(r"`([^`]+)`", cell)
+    ]
     assert len(ours) > 7
     assert [text for text in ours if text not in said] == []
 
 
 def test_sizes_are_computed_right() -> None:
-    import torch
-
-    from model.demo.random_checkpoint import _config
-    from model.phi3v.configuration import Phi3VConfig
-
     config = Phi3VConfig(**_config(PRESETS["full"], "full"))
     slot = _slot_bytes(config, torch.device("cuda"), torch.bfloat16)
     assert slot == 384 * 1024

@@ -75,6 +75,9 @@ class DecodeGraphs:
         buckets: numbers of rows, ascending.
         max_blocks: in a sequence's block table, at most.
         capture: records one computation.
+
+    Attributes:
+        rows: the numbers of rows.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class DecodeGraphs:
         self._decoder = decoder
         self._cache = cache
         self._rope = rope
+        self.rows = buckets
         # A row that stands for no sequence: token 0 at position 0 of the scratch block.
         self._filler = np.array([0, 0, 0, *[cache.scratch_block] * max_blocks])
         self._records = torch.from_numpy(self._filler).repeat(buckets[-1], 1).to(decoder.device)

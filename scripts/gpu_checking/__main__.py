@@ -1,0 +1,65 @@
+"""``scripts/gpu_check``: run the checks and print the report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import scripts.gpu_checking
+from model.demo.random_checkpoint import PRESETS, write_checkpoint
+from scripts.gpu_checking import parity, paths, speed
+from scripts.gpu_checking.device import describe, fast_dtype, why_no_gpu
+
+ENOUGH = 14e9  # bytes of GPU memory for random weights of the official size, and some more
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/gpu_check",
+        description=scripts.gpu_checking.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--device", choices=["cuda", "cpu"], default="cuda", help="what is checked")
+    flag("--model", type=Path, help="checkpoint to measure the speed of, instead of a random one")
+    flag(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="size of the random one: full (8.3 GB, in the folder for temporary files) where the GPU "
+        "has room for it, else large (1.3 GB)",
+    )
+    args = parser.parse_args()
+    if args.device == "cuda" and (reason := why_no_gpu()):
+        print(f"gpu_check: {reason}; --device cpu runs the same checks on the CPU", file=sys.stderr)
+        return 2
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    device = torch.device(args.device)
+    dtype = fast_dtype(device)
+    with tempfile.TemporaryDirectory() as directory:
+        tiny = Path(directory) / "tiny"
+        write_checkpoint(tiny, PRESETS["tiny"], seed=1, name="phi3v-tiny", num_crops=4)
+        reports = [parity.check(tiny, device, dtype), paths.check(tiny, device, dtype)]
+        measured = args.model
+        if measured is None:
+            preset = args.preset or ("full" if _memory(device) > ENOUGH else "large")
+            measured = Path(directory) / preset
+            if preset != "tiny":
+                write_checkpoint(measured, PRESETS[preset], name=f"phi3v-{preset}")
+        reports.append(speed.check(measured, device, dtype))
+    print(f"# GPU check\n\n{describe(device)}\n")
+    print("\n".join(report.markdown() for report in reports))
+    return 0 if all(figure.met for figure in reports[0].figures) else 1
+
+
+def _memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Whether a device answers as the CPU does, token for token in float32, and truly in a faster dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from model.demo import CHECKPOINT
+from model.engine.engine import Engine
+from model.engine.request import SamplingParams, TextDelta
+from model.phi3v.chat import Message, MessageImage
+from model.phi3v.processing import PromptInputs
+from scripts.benchmarks.driver import answer, greedy, load, random_prompts
+from scripts.benchmarks.report import Figure, Report
+from scripts.gpu_checking.device import name_of
+
+# Of the tiny checkpoint, whose rope regimes change at 1024 tokens: one crosses, one is beyond.
+LENGTHS = (1, 17, 300, 1018, 1100)
+NEW_TOKENS = 24
+WINDOW = 2048
+
+# Pictures of a shape at a place, a question and the word that its true answer has.
+CASES = (
+    ("ellipse", "red", (60, 60, 240, 240), "What colour is the circle?", "red"),
+    ("rectangle", "blue", (60, 60, 240, 240), "What colour is the square?", "blue"),
+    ("ellipse", "green", (60, 60, 240, 240), "What shape is it?", "circle"),
+    ("rectangle", "yellow", (60, 60, 240, 240), "What shape is it?", "square"),
+)
+
+
+def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
+    """Answers of the tiny checkpoint and of the demo, on the CPU and on the device."""
+    report = Report(
+        "parity",
+        f"greedy answers on {device.type} and on the CPU",
+        [
+            "demo, asked",
+            "CPU, float32",
+            f"{device.type}, float32",
+            f"{device.type}, {name_of(dtype)}",
+        ],
+    )
+    expected, found = (random_answers(tiny, where) for where in ("cpu", device.type))
+    wrong = sum(map(list.__ne__, found, expected))
+    report.figures.append(
+        Figure(
+            f"float32 answers other than the CPU's, of {len(expected)} random", wrong, "at most", 0
+        )
+    )
+    kinds = (("cpu", "float32"), (device.type, "float32"), (device.type, name_of(dtype)))
+    columns = [demo_answers(*kind) for kind in kinds]
+    for case, *answers in zip(CASES, *columns, strict=True):
+        report.rows.append([case[3], *answers])
+    cpu, same, fast = columns
+    wrong = sum(map(str.__ne__, same, cpu))
+    report.figures += [
+        Figure(
+            f"float32 answers other than the CPU's, of {len(CASES)} of the demo",
+            wrong,
+            "at most",
+            0,
+        ),
+        Figure(f"true {name_of(dtype)} answers of the demo", _true(fast), "at least", len(CASES)),
+    ]
+    return report
+
+
+def _true(answers: list[str]) -> int:
+    return sum(word in said.lower() for (*_, word), said in zip(CASES, answers, strict=True))
+
+
+def random_answers(tiny: Path, device: str) -> list[list[int]]:
+    """Token ids of float32 answers to random texts and to a picture, all computed together."""
+    engine = load(tiny, "float32", WINDOW, device=device)
+    prompts = [random_prompts(1, length, length)[0] for length in LENGTHS]
+    prompts.append(_prompt(engine, lambda: Image.linear_gradient("L"), "look"))
+    return [found.token_ids for found in answer(engine, prompts, greedy(NEW_TOKENS))]
+
+
+def demo_answers(device: str, dtype: str) -> list[str]:
+    """What the demo says of the pictures."""
+    engine = load(CHECKPOINT, dtype, WINDOW, device=device)
+    prompts = [
+        _prompt(engine, lambda case=case: draw(*case[:3]), case[3])  # type: ignore[misc]
+        for case in CASES
+    ]
+    for number, prompt in enumerate(prompts):
+        engine.add(number, prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS))
+    texts = [""] * len(prompts)
+    while engine.has_work:
+        for output in engine.step():
+            if not isinstance(output.result, TextDelta):
+                raise output.result
+            texts[output.key[0]] += output.result.text
+    return texts
+
+
+def draw(shape: str, colour: str, box: tuple[int, int, int, int]) -> Image.Image:
+    """A picture of one thing on grey."""
+    image = Image.new("RGB", (300, 300), (170, 175, 180))
+    getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
+    return image
+
+
+def _prompt(engine: Engine, picture: Callable[[], Image.Image], text: str) -> PromptInputs:
+    return engine.processor([Message("user", text, (MessageImage(picture),))], WINDOW)

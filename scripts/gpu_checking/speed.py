@@ -1,0 +1,52 @@
+"""How near tokens come to the memory's speed: each step of an answer reads all weights once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from scripts.benchmarks.arithmetic import weight_shapes
+from scripts.benchmarks.driver import load
+from scripts.benchmarks.machine import fastest
+from scripts.benchmarks.report import Report
+from scripts.benchmarks.stream import step_seconds
+from scripts.gpu_checking.device import name_of, synchronize
+
+BATCHES = (1, 8)
+STEPS = 64
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes, more than any cache holds
+
+
+def check(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> Report:
+    """Tokens/s of one answer and of several together, beside the roof of one."""
+    copied = copy_bandwidth(device)
+    engine = load(checkpoint, name_of(dtype), 2048, device=device.type)
+    shapes = weight_shapes(engine.network.config)
+    read = sum(rows * columns for rows, columns in shapes) * dtype.itemsize
+    roof = copied / read
+    report = Report(
+        "speed",
+        f"{checkpoint.name} in {name_of(dtype)}, {read / 1e9:.3g} GB of weights read per step; a copy "
+        f"moves {copied / 1e9:.0f} GB/s, so a step reads them in {1000 / roof:.3g} ms at best",
+        ["answers together", "ms per step", "tokens/s", "of the roof's steps/s"],
+    )
+    for batch in BATCHES:
+        step_seconds(engine, batch, 4)  # unmeasured: libraries choose their kernels
+        seconds = step_seconds(engine, batch, STEPS)
+        share = f"{100 / seconds / roof:.0f} %"
+        report.rows.append([batch, 1000 * seconds, batch / seconds, share])
+    return report
+
+
+@torch.inference_mode()
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes."""
+    size = COPIED[device.type]
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+
+    def copy() -> None:
+        target.copy_(source)
+        synchronize(device)
+
+    return 2 * size / fastest(copy, repeats=10)
