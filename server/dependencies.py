@@ -130,7 +130,7 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> ob
             "unsupported_media_type",
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    body = await _read(request, service.settings.max_body_bytes, held)
+    body = await read_body(request, service.settings.max_body_bytes, held)
     if not body:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object with messages")
     commas = body.count(b",")
@@ -152,7 +152,7 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> ob
         raise ApiError(400, "invalid_json", reason) from error
 
 
-async def _read(request: Request, limit: int, held: Held) -> bytes:
+async def read_body(request: Request, limit: int, held: Held) -> bytes:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     too_large = ApiError(
         413,

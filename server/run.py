@@ -60,6 +60,7 @@ def _run(settings: Settings) -> int:
         log_level="warning",
         access_log=False,
         http=bounded_protocol(settings),
+        ws="none",  # whether or not a library for them is installed
         timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
         lifespan="off",

@@ -1,0 +1,66 @@
+"""Which requests should meet the same cache: a short digest of how their conversations begin."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pydantic_core import from_json
+
+from server.dependencies import MOST_COMMAS
+
+# What is looked at, so that a digest costs the same whatever is sent.
+MESSAGES = 16
+PARTS = 16
+CHARACTERS = 2048  # of each text: what goes on differently may still begin alike
+URL_CHARACTERS = 16_384  # at each end of an image's URL
+
+
+def affinity(body: bytes) -> str:
+    """A digest of the first user's image or, without one, of the texts up to the first user's.
+
+    An image stands before all text of its turn in the prompt, so questions about one image share it.
+
+    Args:
+        body: of any request.
+
+    Returns:
+        hexadecimal digits; nothing where the body is no conversation.
+    """
+    if body.count(b",") > MOST_COMMAS:
+        return ""
+    try:
+        document = from_json(body)
+    except ValueError:
+        return ""
+    seen: list[str] = []
+    for message in _items(document, "messages", MESSAGES):
+        content = message.get("content")
+        if isinstance(content, str):
+            seen.append(content[:CHARACTERS])
+        for part in _items(message, "content", PARTS):
+            url = _url(part)
+            if url:
+                return _digest([url[:URL_CHARACTERS], url[-URL_CHARACTERS:], str(len(url))])
+            if isinstance(part.get("text"), str):
+                seen.append(part["text"][:CHARACTERS])
+        if message.get("role") == "user":
+            break
+    return _digest(seen) if seen else ""
+
+
+def _items(value: Any, key: str, at_most: int) -> list[dict[str, Any]]:
+    """The first objects in the list ``value[key]``, where there is one."""
+    items = value.get(key) if isinstance(value, dict) else None
+    return [item for item in items[:at_most] if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _url(part: dict[str, Any]) -> str:
+    image = part.get("image_url") or part.get("image")
+    url = image.get("url") if isinstance(image, dict) else None
+    return url if isinstance(url, str) else ""
+
+
+def _digest(texts: list[str]) -> str:
+    joined = "\0".join(texts).encode(errors="surrogatepass")
+    return hashlib.blake2b(joined, digest_size=16).hexdigest()

@@ -1,0 +1,75 @@
+"""The settings of a deployment by Ray Serve: the server's, and how many replicas of what size."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import SettingsConfigDict
+
+from server.settings import Settings
+
+
+class RaySettings(Settings):
+    """The server's settings and Ray's: arguments of ``serve run``, or ``PHI3V_*`` variables.
+
+    Where Ray's proxies listen, and whether they speak TLS, is Ray's to say.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    max_replicas: int | None = Field(
+        None, ge=1, description="replicas that run at most; by default min_replicas"
+    )
+    gpus_per_replica: float | None = Field(
+        None, ge=0, description="by default 1 where device is cuda, and otherwise 0"
+    )
+    cpus_per_replica: float = Field(1, gt=0, description="CPU cores for a replica")
+    ongoing_requests: int | None = Field(
+        None, ge=1, description="requests that a replica has at a time; by default max_num_seqs"
+    )
+    queued_requests: int = Field(
+        64, ge=1, description="requests that wait in a gateway for a replica; more get a 429"
+    )
+    gateways: int = Field(1, ge=1, description="processes that hand requests to replicas")
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that run at most."""
+        return self.max_replicas or self.min_replicas
+
+    @property
+    def gpus(self) -> float:
+        """GPUs for a replica."""
+        if self.gpus_per_replica is None:
+            return float(self.device == "cuda")
+        return self.gpus_per_replica
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that a replica has at a time."""
+        return self.ongoing_requests or self.max_num_seqs
+
+    @model_validator(mode="after")
+    def _at_most_is_no_less(self) -> Self:
+        if self.most_replicas < self.min_replicas:
+            raise PydanticCustomError(
+                "too_few_replicas", "max_replicas is less than min_replicas; give it as much"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ray_listens(self) -> Self:
+        if not (self.has_callers or self.insecure):
+            raise PydanticCustomError(
+                "insecure",
+                "Ray lets other machines use the server and nothing asks who they are; set "
+                "PHI3V_API_KEY, PHI3V_API_KEYS_FILE or PHI3V_ENTRA_TENANT, or PHI3V_INSECURE=1",
+            )
+        if self.ssl_certfile:
+            raise PydanticCustomError(
+                "tls", "Ray's proxies take no ssl_certfile; unset it and have TLS end before them"
+            )
+        return self

@@ -1,0 +1,48 @@
+"""Ray with few processes, on a free port, that serves the application; SIGUSR1 deploys it anew."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import tempfile
+
+import ray
+from ray import serve
+
+from server.ray_serve import app
+
+NEXT_NAME = "phi3v-next"  # of the model, when it is deployed anew
+SIGNALS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    folder = tempfile.mkdtemp(prefix="ray")
+    ray.init(
+        num_cpus=4,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        _temp_dir=folder,
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app({}))
+    print(f"it is ready on http://127.0.0.1:{port}", flush=True)
+    while signal.sigwait(SIGNALS) == signal.SIGUSR1:
+        serve.run(app({"served_model_name": NEXT_NAME}))
+        print("deployed anew", flush=True)
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
