@@ -52,7 +52,11 @@ def affinity(body: bytes) -> str:
 def _items(value: Any, key: str, at_most: int) -> list[dict[str, Any]]:
     """The first objects in the list ``value[key]``, where there is one."""
     items = value.get(key) if isinstance(value, dict) else None
-    return [item for item in items[:at_most] if isinstance(item, dict)] if isinstance(items, list) else []
+    return (
+        [item for item in items[:at_most] if isinstance(item, dict)]
+        if isinstance(items, list)
+        else []
+    )
 
 
 def _url(part: dict[str, Any]) -> str:

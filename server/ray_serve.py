@@ -29,7 +29,14 @@ from server import logs
 from server.affinity import affinity
 from server.app import create_app
 from server.dependencies import PARSE_ON_THREAD_ABOVE, Held, read_body
-from server.errors import CLIENT_CLOSED, RETRY_AFTER, ApiError, error_body, error_response, from_model_error
+from server.errors import (
+    CLIENT_CLOSED,
+    RETRY_AFTER,
+    ApiError,
+    error_body,
+    error_response,
+    from_model_error,
+)
 from server.ray_settings import RaySettings
 from server.service import Service
 from server.sse import StreamBrokenError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 
 import ray
@@ -22,6 +23,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def say(sentence: str) -> None:
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     folder = tempfile.mkdtemp(prefix="ray")
@@ -35,10 +41,10 @@ def main() -> None:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(app({}))
-    print(f"it is ready on http://127.0.0.1:{port}", flush=True)
+    say(f"it is ready on http://127.0.0.1:{port}")
     while signal.sigwait(SIGNALS) == signal.SIGUSR1:
         serve.run(app({"served_model_name": NEXT_NAME}))
-        print("deployed anew", flush=True)
+        say("deployed anew")
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

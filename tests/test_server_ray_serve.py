@@ -1,0 +1,277 @@
+"""The application on two replicas by Ray Serve, through Ray's proxy, as clients see it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import psutil
+import pytest
+
+from live_server import API_KEY, ROOT, LiveServer, start_server
+from wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
+
+pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
+
+# Ray takes a minute to start, and more on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+REPLICAS, ONGOING, QUEUED = 2, 2, 2
+NEXT_NAME = "phi3v-next"  # as ray_cluster.py deploys it anew
+GREEDY = {"temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def ray_server(tiny: Path) -> Iterator[LiveServer]:
+    live = start_server(
+        program=(str(Path(__file__).with_name("ray_cluster.py")),),
+        PYTHONPATH=str(ROOT),
+        RAY_USAGE_STATS_ENABLED="0",
+        PHI3V_MODEL=str(tiny),
+        PHI3V_DTYPE="float32",
+        PHI3V_API_KEY=API_KEY,
+        PHI3V_MIN_REPLICAS=str(REPLICAS),
+        PHI3V_ONGOING_REQUESTS=str(ONGOING),
+        PHI3V_QUEUED_REQUESTS=str(QUEUED),
+        PHI3V_MAX_OUTPUT_TOKENS="64",
+        PHI3V_DRAIN_TIMEOUT="200",
+    )
+    yield live
+    assert live.stop() == 0
+
+
+def replicas(server: LiveServer) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            if process.cmdline()[:1] and "ServeReplica:default:Replica" in process.cmdline()[0]:
+                found.append(process)
+        except psutil.Error:
+            continue  # it has ended
+    return found
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def text_of(answer: httpx2.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+class Stream(threading.Thread):
+    """Reads a stream: its status, its text, and how it ended."""
+
+    def __init__(self, server: LiveServer, **body: Any) -> None:
+        super().__init__(daemon=True)
+        self.url = f"{server.url}/v1/chat/completions"
+        self.body = {"messages": HELLO, "stream": True, **GREEDY, **body}
+        self.answer: httpx2.Response | None = None
+        self.begun = threading.Event()
+        self.text, self.end, self.error = "", "", {}
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with httpx2.stream(
+                "POST", self.url, json=self.body, headers=AUTHORIZED, timeout=120
+            ) as self.answer:
+                if self.answer.status_code != 200:
+                    self.answer.read()
+                    self.end = "refused"
+                    return
+                for line in self.answer.iter_lines():
+                    self.take(line)
+        except httpx2.TransportError:
+            self.end = "broken off"
+
+    def take(self, line: str) -> None:
+        if line == "data: [DONE]":
+            self.end = "done"
+        if line in ("", "data: [DONE]"):
+            return
+        chunk = json.loads(line.removeprefix("data: "))
+        self.error = chunk.get("error", {})
+        for choice in chunk.get("choices", []):
+            self.text += choice["delta"].get("content") or ""
+            if self.text:
+                self.begun.set()
+
+
+def test_answers_and_streams_pass_ray_unchanged(ray_server: LiveServer) -> None:
+    with openai.OpenAI(base_url=f"{ray_server.url}/v1", api_key=API_KEY) as client:
+        arguments: Any = {"model": "any", "messages": HELLO, "max_tokens": 200, "temperature": 0}
+        arguments["extra_body"] = {"ignore_eos": True}
+        whole = client.chat.completions.create(**arguments)
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 200
+        came: list[tuple[float, str]] = []
+        for chunk in client.chat.completions.create(**arguments, stream=True):
+            came.append((time.monotonic(), chunk.choices[0].delta.content or ""))
+    assert "".join(text for _, text in came) == whole.choices[0].message.content
+    assert len({round(when, 2) for when, _ in came}) > 5  # as it is made, and not at its end
+    stream = Stream(ray_server, max_tokens=5)
+    stream.join()
+    assert stream.answer is not None
+    assert stream.answer.headers["content-type"].startswith("text/event-stream")
+    assert stream.end == "done"
+
+
+def test_errors_and_other_routes_are_the_servers_own(ray_server: LiveServer) -> None:
+    refused = chat(ray_server, temperature=9)
+    check_error(refused, 422, "invalid_parameter", ["temperature"])
+    named = chat(ray_server, headers={"x-request-id": "mine"})
+    assert named.headers.get_list("x-request-id") == ["mine"]
+    nobody = chat(ray_server, headers={"Authorization": "Bearer wrong"})
+    check_error(nobody, 401, "unauthorized", [])
+    large = httpx2.post(
+        f"{ray_server.url}/chat/completions", content=b" " * 33_000_000, headers=AUTHORIZED
+    )
+    check_error(large, 413, "request_too_large", [])
+    assert httpx2.get(f"{ray_server.url}/health").json() == {"status": "ready"}
+    assert httpx2.get(f"{ray_server.url}/info", headers=AUTHORIZED).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream: bool) -> None:
+    name = f"goes-away-{stream}".lower()
+    body = {"messages": HELLO, "max_tokens": 8000, "stream": stream, **GREEDY}
+    url, headers = f"{ray_server.url}/v1/chat/completions", AUTHORIZED | {"x-request-id": name}
+    if stream:
+        with httpx2.stream("POST", url, json=body, headers=headers) as answer:
+            next(answer.iter_lines())
+    else:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(url, json=body, headers=headers, timeout=1.0)
+    log = wait_for(lambda: [line for line in ray_server.log if f"request_id={name}" in line], 20)
+    made = re.search(r"completion_tokens=(\d+)", log[0])
+    assert made is not None, log
+    assert int(made[1]) < 8000 - 11 - 1000
+    wait_for(lambda: not busy(ray_server), 20)
+
+
+def busy(server: LiveServer) -> bool:
+    """Whether one of the replicas has an answer in the making; asked often enough to hit both."""
+    texts = [httpx2.get(f"{server.url}/metrics", headers=AUTHORIZED).text for _ in range(12)]
+    return any("phi3v_num_requests_running 0.0" not in text for text in texts)
+
+
+def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
+    wait_for(lambda: not busy(ray_server))
+    streams = [Stream(ray_server, max_tokens=1000) for _ in range(16)]
+    for stream in streams:
+        stream.join()
+    ends = [stream.end for stream in streams]
+    assert set(ends) == {"done", "refused"}
+    assert ends.count("done") >= REPLICAS * ONGOING + QUEUED
+    assert len({stream.text for stream in streams if stream.end == "done"}) == 1
+    for stream in streams:
+        if stream.end == "refused":
+            answer = stream.answer
+            assert answer is not None
+            assert answer.headers.pop("retry-after") == "1"
+            check_error(answer, 429, "too_many_requests", [])
+    assert len(text_of(chat(ray_server))) > 0
+
+
+def test_conversations_find_their_beginning_cached(ray_server: LiveServer) -> None:
+    """Beside what the same conversations find at replicas of chance.
+
+    Those write their images' URLs differently in every turn, which changes where a turn goes and
+    nothing in its prompt.
+    """
+    ratios = {}
+    for arm, scattered in (("alike", False), ("scattered", True)):
+        cached = prompt = 0
+        for number in range(10):
+            picture = png(50 + number, 80 if scattered else 60)
+            history: list[dict[str, Any]] = []
+            for turn in range(4):
+                media = f"image/png;turn={turn}" if scattered else "image/png"
+                url = {"type": "image_url", "image_url": {"url": data_url(picture, media)}}
+                text = {"type": "text", "text": f"question {turn}"}
+                question: dict[str, Any] = {"role": "user", "content": [text]}
+                messages = [*history, question]
+                messages[0] = {"role": "user", "content": [url, *messages[0]["content"][-1:]]}
+                answer = chat(ray_server, messages=messages, max_tokens=1)
+                usage = answer.json()["usage"]
+                cached += usage["prompt_tokens_details"]["cached_tokens"]
+                prompt += usage["prompt_tokens"]
+                history += [question, {"role": "assistant", "content": f"answer {turn}"}]
+        ratios[arm] = cached / prompt
+    sys.stdout.write(f"cached of all prompt tokens, on {REPLICAS} replicas: {ratios}\n")
+    assert ratios["alike"] > 0.65  # three turns of four, but for what is new in each
+    assert ratios["alike"] > ratios["scattered"] + 0.05
+
+
+def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveServer) -> None:
+    wait_for(lambda: not busy(ray_server))
+    right = text_of(chat(ray_server, "/v1/chat/completions", max_tokens=6000, **GREEDY))
+    streams = [Stream(ray_server, max_tokens=6000) for _ in range(REPLICAS * ONGOING)]
+    for stream in streams:
+        assert stream.begun.wait(60)
+    victim = replicas(ray_server)[0]
+    victim.kill()
+
+    def ask_again() -> str:
+        """As a client would that tries again at a 503."""
+        answers = (
+            chat(ray_server, "/v1/chat/completions", max_tokens=20, **GREEDY) for _ in range(60)
+        )
+        for answer in answers:
+            if answer.status_code != 503:
+                return text_of(answer)
+            time.sleep(1)
+        raise AssertionError("503 for a minute")
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask_again) for _ in range(6)]
+    assert all(len(answer.result()) > 0 and right.startswith(answer.result()) for answer in asked)
+    for stream in streams:
+        stream.join()
+    assert sorted(stream.end for stream in streams) == ["broken off"] * ONGOING + ["done"] * ONGOING
+    for stream in streams:
+        assert right.startswith(stream.text)
+        assert (stream.text == right) == (stream.end == "done")
+        if stream.end == "broken off":
+            assert (stream.error["status"], stream.error["code"]) == (503, "overloaded")
+    wait_for(
+        lambda: len({process.pid for process in replicas(ray_server)} - {victim.pid}) == REPLICAS
+    )
+
+
+def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
+    wait_for(lambda: not busy(ray_server))
+    before = {process.pid for process in replicas(ray_server)}
+    streams = [Stream(ray_server, max_tokens=8000) for _ in range(REPLICAS)]
+    for stream in streams:
+        assert stream.begun.wait(60)
+    ray_server.process.send_signal(signal.SIGUSR1)
+    names = []
+    while not any(line.startswith("deployed anew") for line in ray_server.log):
+        answer = chat(ray_server)
+        assert answer.status_code == 200, answer.text
+        names.append(answer.json()["model"])
+        time.sleep(0.5)
+    assert names[0] == "phi3v-tiny"
+    assert chat(ray_server).json()["model"] == NEXT_NAME
+    for stream in streams:
+        stream.join()
+    assert [stream.end for stream in streams] == ["done"] * REPLICAS
+    assert len({stream.text for stream in streams}) == 1
+    wait_for(lambda: not before & {process.pid for process in replicas(ray_server)})

@@ -1,0 +1,50 @@
+"""Settings of a deployment by Ray Serve, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from live_server import ROOT
+from server.ray_settings import RaySettings
+
+
+def test_defaults() -> None:
+    settings = RaySettings(insecure=True)
+    assert (settings.min_replicas, settings.most_replicas, settings.gpus) == (1, 1, 0)
+    assert settings.ongoing == settings.max_num_seqs == 16
+    assert RaySettings(insecure=True, device="cuda").gpus == 1
+    assert RaySettings(insecure=True, device="cuda", gpus_per_replica=0.5).gpus == 0.5
+    assert RaySettings(insecure=True, min_replicas=3).most_replicas == 3
+
+
+def test_environment_and_arguments_as_ray_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI3V_API_KEY", "a-key")
+    monkeypatch.setenv("PHI3V_MIN_REPLICAS", "2")
+    monkeypatch.setenv("PHI3V_MAX_REPLICAS", "3")
+    settings = RaySettings(max_replicas="4", max_num_seqs="8")  # type: ignore[arg-type]
+    assert (settings.min_replicas, settings.max_replicas, settings.ongoing) == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"insecure": False}, "set PHI3V_API_KEY"),
+        ({"min_replicas": 3, "max_replicas": 2}, "max_replicas is less than min_replicas"),
+        ({"ssl_certfile": __file__}, "TLS end before them"),
+        ({"replicas": 2}, "replicas"),
+        ({"queued_requests": 0}, "queued_requests"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        RaySettings(**{"insecure": True} | given)
+
+
+def test_the_server_needs_no_ray() -> None:
+    program = "import sys; sys.modules['ray'] = None; import server.run, server.ray_settings"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
