@@ -205,6 +205,7 @@ def app(args: dict[str, Any]) -> serve.Application:
             target_ongoing_requests=0.75 * settings.ongoing,
         ),
         max_ongoing_requests=settings.ongoing,
+        max_surge_percent=settings.max_surge_percent,
         max_queued_requests=settings.queued_requests,
         request_router_config=RequestRouterConfig(
             request_router_class=ConsistentHashRouter,
@@ -217,6 +218,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     gateway = serve.deployment(
         Gateway,
         num_replicas=settings.gateways,
+        max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
         # More than the replicas take, so that it is a gateway that refuses, in the API's words.
         max_ongoing_requests=at_most + settings.max_connections,
         max_queued_requests=settings.max_connections,

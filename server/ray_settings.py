@@ -33,6 +33,13 @@ class RaySettings(Settings):
     queued_requests: int = Field(
         64, ge=1, description="requests that wait in a gateway for a replica; more get a 429"
     )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="replicas of a new version that start before old ones end, of 100; they need "
+        "as many free GPUs",
+    )
     gateways: int = Field(1, ge=1, description="processes that hand requests to replicas")
 
     @property

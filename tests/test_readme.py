@@ -15,6 +15,7 @@ from PIL import Image
 
 from client_environments import node_directory, python_with
 from live_server import ROOT, LiveServer, start_server
+from server.ray_settings import RaySettings
 from server.settings import Settings
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -106,6 +107,12 @@ def test_every_client_of_the_table_has_a_sample() -> None:
 def test_settings_table() -> None:
     documented = re.findall(r"^\| `--([a-z-]+)` \|", README, re.MULTILINE)
     assert documented == [name.replace("_", "-") for name in Settings.model_fields]
+
+
+def test_ray_settings_table() -> None:
+    documented = re.findall(r"^\| `PHI3V_([A-Z_]+)` \|", README, re.MULTILINE)
+    own = [name for name in RaySettings.model_fields if name not in Settings.model_fields]
+    assert [name.lower() for name in documented] == own
 
 
 def test_file_tree_names_what_is_there() -> None:
