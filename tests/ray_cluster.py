@@ -10,8 +10,7 @@ import tempfile
 
 import ray
 from ray import serve
-
-from server.ray_serve import app
+from ray.serve.scripts import cli
 
 NEXT_NAME = "phi3v-next"  # of the model, when it is deployed anew
 SIGNALS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
@@ -28,8 +27,13 @@ def say(sentence: str) -> None:
     sys.stdout.flush()
 
 
+def serve_run(*arguments: str) -> None:
+    """The command ``serve run``, in this cluster."""
+    given = ["run", "--non-blocking", "server.ray_serve:app", *arguments]
+    cli.main(given, standalone_mode=False)
+
+
 def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     folder = tempfile.mkdtemp(prefix="ray")
     ray.init(
         num_cpus=4,
@@ -40,10 +44,10 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app({}))
+    serve_run()
     say(f"it is ready on http://127.0.0.1:{port}")
     while signal.sigwait(SIGNALS) == signal.SIGUSR1:
-        serve.run(app({"served_model_name": NEXT_NAME}))
+        serve_run(f"served_model_name={NEXT_NAME}")
         say("deployed anew")
     serve.shutdown()
     ray.shutdown()

@@ -48,3 +48,14 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], reason: str) -> N
 def test_the_server_needs_no_ray() -> None:
     program = "import sys; sys.modules['ray'] = None; import server.run, server.ray_settings"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_serve_run_says_what_is_missing() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
+    program = "from ray.serve.scripts import cli; cli(['run', 'server.ray_serve:app'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "set PHI3V_API_KEY" in done.stderr
+    assert "Started a local Ray instance" not in done.stderr
