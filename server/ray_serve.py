@@ -152,6 +152,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     at_most = settings.most_replicas * settings.ongoing + settings.queued_requests
     gateways = serve.deployment(
         num_replicas=settings.gateways,
+        ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
         # More than the replicas take, so that it is a gateway that refuses, in the API's words.
         max_ongoing_requests=at_most + settings.max_connections,

@@ -36,7 +36,7 @@ def serve_run(*arguments: str) -> None:
 def main() -> None:
     folder = tempfile.mkdtemp(prefix="ray")
     ray.init(
-        num_cpus=4,
+        num_cpus=2,
         object_store_memory=100_000_000,
         include_dashboard=False,
         _temp_dir=folder,

@@ -41,6 +41,8 @@ def ray_server(tiny: Path) -> Iterator[LiveServer]:
         PHI3V_DTYPE="float32",
         PHI3V_API_KEY=API_KEY,
         PHI3V_MIN_REPLICAS=str(REPLICAS),
+        PHI3V_CPUS_PER_REPLICA="0.5",
+        PHI3V_MAX_SURGE_PERCENT="50",
         PHI3V_ONGOING_REQUESTS=str(ONGOING),
         PHI3V_QUEUED_REQUESTS=str(QUEUED),
         PHI3V_MAX_OUTPUT_TOKENS="64",
@@ -113,6 +115,15 @@ class Stream(threading.Thread):
                 self.begun.set()
 
 
+def begin(server: LiveServer, number: int, **body: Any) -> list[Stream]:
+    """Streams that run, begun one by one: to Ray all of a burst are queued until it has chosen."""
+    streams = []
+    for _ in range(number):
+        streams.append(Stream(server, **body))
+        assert streams[-1].begun.wait(60)
+    return streams
+
+
 def test_answers_and_streams_pass_ray_unchanged(ray_server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{ray_server.url}/v1", api_key=API_KEY) as client:
         arguments: Any = {"model": "any", "messages": HELLO, "max_tokens": 200, "temperature": 0}
@@ -173,7 +184,8 @@ def busy(server: LiveServer) -> bool:
 
 def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
     wait_for(lambda: not busy(ray_server))
-    streams = [Stream(ray_server, max_tokens=1000) for _ in range(16)]
+    streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=3000)
+    streams += [Stream(ray_server, max_tokens=3000) for _ in range(12)]
     for stream in streams:
         stream.join()
     ends = [stream.end for stream in streams]
@@ -221,11 +233,11 @@ def test_conversations_find_their_beginning_cached(ray_server: LiveServer) -> No
 
 def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveServer) -> None:
     wait_for(lambda: not busy(ray_server))
-    right = text_of(chat(ray_server, "/v1/chat/completions", max_tokens=6000, **GREEDY))
-    streams = [Stream(ray_server, max_tokens=6000) for _ in range(REPLICAS * ONGOING)]
-    for stream in streams:
-        assert stream.begun.wait(60)
+    right = text_of(chat(ray_server, "/v1/chat/completions", max_tokens=5000, **GREEDY))
+    streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=5000)
     victim = replicas(ray_server)[0]
+    helpers = victim.children(recursive=True)
+    assert helpers  # which decode images
     victim.kill()
 
     def ask_again() -> str:
@@ -251,14 +263,13 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
     wait_for(
         lambda: len({process.pid for process in replicas(ray_server)} - {victim.pid}) == REPLICAS
     )
+    wait_for(lambda: not any(map(psutil.Process.is_running, helpers)))
 
 
 def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
     wait_for(lambda: not busy(ray_server))
     before = {process.pid for process in replicas(ray_server)}
-    streams = [Stream(ray_server, max_tokens=8000) for _ in range(REPLICAS)]
-    for stream in streams:
-        assert stream.begun.wait(60)
+    streams = begin(ray_server, REPLICAS, max_tokens=8000)
     ray_server.process.send_signal(signal.SIGUSR1)
     names = []
     while not any(line.startswith("deployed anew") for line in ray_server.log):
