@@ -176,10 +176,19 @@ def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream:
     wait_for(lambda: not busy(ray_server), 20)
 
 
+def metrics(server: LiveServer) -> list[str]:
+    """Of the replicas that answer; asked often enough to meet each."""
+    return [httpx2.get(f"{server.url}/metrics", headers=AUTHORIZED).text for _ in range(16)]
+
+
 def busy(server: LiveServer) -> bool:
-    """Whether one of the replicas has an answer in the making; asked often enough to hit both."""
-    texts = [httpx2.get(f"{server.url}/metrics", headers=AUTHORIZED).text for _ in range(12)]
-    return any("phi3v_num_requests_running 0.0" not in text for text in texts)
+    return any("phi3v_num_requests_running 0.0" not in text for text in metrics(server))
+
+
+def all_answer(server: LiveServer) -> bool:
+    """Whether as many replicas answer as should: a process that starts takes no requests yet."""
+    started = re.compile(r"^process_start_time_seconds .*", re.MULTILINE)
+    return len({started.findall(text)[0] for text in metrics(server)}) == REPLICAS
 
 
 def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
@@ -267,7 +276,7 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
 
 
 def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
-    wait_for(lambda: not busy(ray_server))
+    wait_for(lambda: all_answer(ray_server) and not busy(ray_server))
     before = {process.pid for process in replicas(ray_server)}
     streams = begin(ray_server, REPLICAS, max_tokens=8000)
     ray_server.process.send_signal(signal.SIGUSR1)
