@@ -31,11 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
         return 2
-    if given and given[0] in ("download", "check"):
-        from server.commands import Check, Download
+    if given and given[0] in ("download", "check", "batch"):
+        from server.commands import COMMANDS
 
-        commands: dict[str, type[Download] | type[Check]] = {"download": Download, "check": Check}
-        task = _read(commands[given[0]], given[1:])
+        task = _read(COMMANDS[given[0]], given[1:])
         return 2 if task is None else task.run()
     from server.settings import Settings
 

@@ -1,4 +1,4 @@
-"""What the program does besides serving: ``download`` a checkpoint, ``check`` one.
+"""What the program does besides serving: ``download`` a checkpoint, ``check`` one, answer a ``batch``.
 
 The result goes to standard output, everything else to standard error.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, FilePath
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
 from server import logs
-from server.settings import Revision, Settings
+from server.settings import ModelSettings, Revision
 
 
 class Download(BaseSettings):
     """Download a checkpoint into the hub's cache, if it is not there, and print its directory."""
 
     model_config = SettingsConfigDict(
-        {**Settings.model_config, "cli_prog_name": "phi3v-server download"}
+        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server download"}
     )
 
     model: CliPositionalArg[str] = Field(
@@ -46,7 +46,7 @@ class Check(BaseSettings):
     """Check a checkpoint's files against the architecture, without loading its weights."""
 
     model_config = SettingsConfigDict(
-        {**Settings.model_config, "cli_prog_name": "phi3v-server check"}
+        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server check"}
     )
 
     directory: CliPositionalArg[Path] = Field(description="the checkpoint's directory")
@@ -58,3 +58,30 @@ class Check(BaseSettings):
         for finding in sorted(findings, key=lambda finding: not finding.ok):
             print(f"{'ok' if finding.ok else 'WRONG':6}{finding.subject:{width}}  {finding.text}")
         return 0 if all(finding.ok for finding in findings) else 1
+
+
+class Batch(ModelSettings):
+    """Answer a file of requests, in the format of OpenAI's batches, without HTTP.
+
+    Run it again to go on where an earlier run was ended: what OUTPUT has is not answered again.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="phi3v-server batch")
+
+    input: CliPositionalArg[FilePath] = Field(
+        description="JSON lines of custom_id, method, url and body"
+    )
+    output: CliPositionalArg[Path] = Field(description="the results, a line for each")
+
+    def run(self) -> int:
+        """Answer the requests; returns the exit status."""
+        from server.batch.run import run
+
+        return run(self, self.input, self.output)
+
+
+COMMANDS: dict[str, type[Download] | type[Check] | type[Batch]] = {
+    "download": Download,
+    "check": Check,
+    "batch": Batch,
+}

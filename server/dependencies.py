@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import codecs
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic_core import from_json
 
 from server.auth.limits import Admission, Caller
+from server.bodies import decode
 from server.convert import ExtraPolicy
 from server.errors import ApiError, short_name
 from server.images import Images
 from server.service import Service
-
-PARSE_ON_THREAD_ABOVE = 1_000_000  # bytes; smaller bodies parse in under two milliseconds
-# The parser lets no other thread run, and millions of values take it most of a second. Commas bound
-# them and are counted at once; a text with so many is longer than the context window.
-MOST_COMMAS = 250_000
-BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def service_of(request: Request) -> Service:
@@ -130,26 +122,7 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> ob
             "unsupported_media_type",
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    body = await read_body(request, service.settings.max_body_bytes, held)
-    if not body:
-        raise ApiError(400, "invalid_json", "the body is empty; send a JSON object with messages")
-    commas = body.count(b",")
-    if commas > MOST_COMMAS:
-        raise ApiError(
-            422,
-            "invalid_parameter",
-            f"the body has {commas} commas, so more values or text than can be served; the limit is "
-            f"{MOST_COMMAS}",
-        )
-    try:
-        if len(body) > PARSE_ON_THREAD_ABOVE:
-            return await asyncio.to_thread(from_json, body, allow_inf_nan=False)
-        return from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        reason = f"the body is not valid JSON: {error}"
-        if body.startswith(BYTE_ORDER_MARKS):
-            reason = "the body begins with a byte order mark; send it as UTF-8 without one"
-        raise ApiError(400, "invalid_json", reason) from error
+    return await decode(await read_body(request, service.settings.max_body_bytes, held))
 
 
 async def read_body(request: Request, limit: int, held: Held) -> bytes:

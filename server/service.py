@@ -13,26 +13,21 @@ from server.auth.access import Access
 from server.decoding import Decoder
 from server.errors import RETRY_AFTER, ApiError
 from server.fetching import Fetcher
-from server.settings import Settings
+from server.settings import ModelSettings, Settings
 
 State = Literal["loading", "ready", "draining", "dead"]
 
 
-class Service:
+class Backend:
     """The engine and its state. Made before the engine, which ``load`` brings.
 
     Attributes:
-        access: who may use it.
         decoder: of images.
         fetcher: of images elsewhere.
-
-    Raises:
-        KeysError: the settings' keys cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         self.settings = settings
-        self.access = Access(settings)
         self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
         self.fetcher = Fetcher(
             settings.allow_image_hosts, settings.max_body_bytes, settings.image_timeout
@@ -40,7 +35,6 @@ class Service:
         self._engine: model.AsyncEngine | None = None
         self._info: model.ModelInfo | None = None
         self._draining = False
-        self._held = 0  # bytes of bodies
 
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
@@ -96,6 +90,47 @@ class Service:
         """What the engine is doing; None before it is loaded."""
         return None if self._engine is None else self._engine.stats()
 
+    def _unavailable(self) -> ApiError:
+        reason = {
+            "loading": "the model is still loading",
+            "draining": "the server is shutting down",
+            "dead": "the engine has failed; the server must be restarted",
+        }[self.state]
+        return ApiError(503, "overloaded", reason, headers=RETRY_AFTER)
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self._draining = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are in the making."""
+        return self._engine is not None and self._engine.is_busy
+
+    def close(self) -> None:
+        """End the engine, and the decoder of images."""
+        if self._engine is not None:
+            self._engine.shutdown()  # whose threads use the decoder
+        self.decoder.close()
+
+
+class Service(Backend):
+    """A backend for many callers, each with a key, limits and bodies of its own.
+
+    Attributes:
+        access: who may use it.
+
+    Raises:
+        KeysError: the settings' keys cannot be used.
+    """
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.access = Access(settings)
+        self._held = 0  # bytes of bodies
+
     def cache_salt(self, caller: str, salt: str | None) -> str:
         """Who shares what is computed of a prompt: all with the same salt, of one caller if so set."""
         own = f"{caller}\n" if self.settings.isolate_caches else ""
@@ -120,26 +155,3 @@ class Service:
     def release(self, size: int) -> None:
         """Let go of ``size`` bytes that were held."""
         self._held -= size
-
-    def _unavailable(self) -> ApiError:
-        reason = {
-            "loading": "the model is still loading",
-            "draining": "the server is shutting down",
-            "dead": "the engine has failed; the server must be restarted",
-        }[self.state]
-        return ApiError(503, "overloaded", reason, headers=RETRY_AFTER)
-
-    def drain(self) -> None:
-        """Take no new requests."""
-        self._draining = True
-
-    @property
-    def busy(self) -> bool:
-        """Whether answers are in the making."""
-        return self._engine is not None and self._engine.is_busy
-
-    def close(self) -> None:
-        """End the engine, and the decoder of images."""
-        if self._engine is not None:
-            self._engine.shutdown()  # whose threads use the decoder
-        self.decoder.close()

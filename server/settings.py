@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+
+def _parted_by_commas(value: Any) -> Any:
+    parts = [value] if isinstance(value, str) else value
+    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+
 # Several words, parted by commas.
-Words = Annotated[list[str], NoDecode]
+Words = Annotated[list[str], NoDecode, BeforeValidator(_parted_by_commas)]
 
 Revision = Annotated[
     str | None,
@@ -27,13 +33,8 @@ Revision = Annotated[
 HOST = re.compile(r"([A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
-class Settings(BaseSettings):
-    """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
-
-    `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one.
-
-    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
-    """
+class ModelSettings(BaseSettings):
+    """The model and its engine, and what a request may cost: what serving and batches share."""
 
     model_config = SettingsConfigDict(
         env_prefix="PHI3V_",
@@ -57,12 +58,99 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         None, description="name in /info and answers; the checkpoint's own by default"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is the checkpoint's, or float32 on older CPUs"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    max_model_len: int | None = Field(
+        None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
+    )
+    max_num_seqs: int = Field(16, ge=1, description="answers computed together in one batch")
+    prefill_chunk: int = Field(
+        512, ge=1, description="prompt tokens computed in one step, beside running answers"
+    )
+    max_output_tokens: int = Field(
+        4096, ge=1, description="answer length when a request names no max_tokens"
+    )
+    kv_cache_memory: float | None = Field(
+        None, gt=0, description="GiB for keys and values; a share of the free memory by default"
+    )
+    prefix_caching: bool = Field(
+        True, description="use what earlier requests computed for prompts that start alike"
+    )
+    embedding_cache_memory: float = Field(
+        0.5, ge=0, description="GiB for embeddings of images seen before; 0 keeps none"
+    )
+    deterministic: bool = Field(
+        False,
+        description="answers equal to the last bit alone and in any batch, in any dtype; slower",
+    )
+    prompt_lookup: bool = Field(
+        True, description="guess tokens from the prompt and verify several in one step"
+    )
+    allow_image_hosts: Words = Field(
+        [],
+        description="hosts that images may be fetched from, HOST or HOST:PORT, parted by commas; "
+        "none by default, private addresses never",
+    )
+    drain_timeout: int = Field(
+        30, ge=0, description="seconds that running answers get to finish at shutdown"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the log: lines for people, or a JSON object a line"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe messages that are logged"
+    )
+    # Bounds.
+    max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
+    max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
+    max_images: int = Field(256, ge=1, description="most images in a conversation")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    image_timeout: float = Field(
+        10, gt=0, description="seconds to decode an image, and to fetch it"
+    )
+    max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
+    max_waiting_tokens: int = Field(
+        2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
+    )
+    max_waiting_memory: float = Field(
+        2, gt=0, description="GiB for images of all answers in the making; more get a 429"
+    )
+    request_timeout: float = Field(
+        1800, gt=0, description="seconds that an answer may take, its wait included"
+    )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest body, in bytes."""
+        return int(self.max_body_mb * 1e6)
+
+    @field_validator("allow_image_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            match = HOST.fullmatch(host)
+            if match is None or int(match[2] or 0) > 65535:
+                raise PydanticCustomError(
+                    "no_host",
+                    "{host} is no host; give names such as images.example.com, or with a port",
+                    {"host": host},
+                )
+        return hosts
+
+
+class Settings(ModelSettings):
+    """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
+
+    `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one,
+    `phi3v-server batch INPUT OUTPUT` answers a file of requests.
+
+    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
+    """
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: SecretStr | None = Field(
         None, description="key that clients must send; better set as PHI3V_API_KEY or in a file"
     )
@@ -117,51 +205,11 @@ class Settings(BaseSettings):
         description="web origins whose pages may call the server (CORS), parted by commas; * for "
         "all, none by default",
     )
-    allow_image_hosts: Words = Field(
-        [],
-        description="hosts that images may be fetched from, HOST or HOST:PORT, parted by commas; "
-        "none by default, private addresses never",
-    )
-    max_model_len: int | None = Field(
-        None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
-    )
-    max_num_seqs: int = Field(16, ge=1, description="answers computed together in one batch")
-    prefill_chunk: int = Field(
-        512, ge=1, description="prompt tokens computed in one step, beside running answers"
-    )
-    max_output_tokens: int = Field(
-        4096, ge=1, description="answer length when a request names no max_tokens"
-    )
-    kv_cache_memory: float | None = Field(
-        None, gt=0, description="GiB for keys and values; a share of the free memory by default"
-    )
-    prefix_caching: bool = Field(
-        True, description="use what earlier requests computed for prompts that start alike"
-    )
-    embedding_cache_memory: float = Field(
-        0.5, ge=0, description="GiB for embeddings of images seen before; 0 keeps none"
-    )
     isolate_caches: bool = Field(
         False, description="share what was computed before only between requests of one caller"
     )
-    deterministic: bool = Field(
-        False,
-        description="answers equal to the last bit alone and in any batch, in any dtype; slower",
-    )
-    prompt_lookup: bool = Field(
-        True, description="guess tokens from the prompt and verify several in one step"
-    )
     open_metrics: bool = Field(False, description="let /metrics be read without the API key")
     playground: bool = Field(True, description="serve a page to talk to the model, at /")
-    drain_timeout: int = Field(
-        30, ge=0, description="seconds that running answers get to finish at shutdown"
-    )
-    log_format: Literal["text", "json"] = Field(
-        "text", description="of the log: lines for people, or a JSON object a line"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages that are logged"
-    )
     # Bounds.
     max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
     header_timeout: float = Field(20, gt=0, description="seconds for a request's head to arrive")
@@ -171,31 +219,9 @@ class Settings(BaseSettings):
     write_timeout: float = Field(
         60, gt=0, description="seconds that a client may take no part of its answer"
     )
-    max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
     max_bodies_mb: float = Field(
         1024, gt=0, description="MB of all bodies held at a time; more get a 429"
     )
-    max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
-    max_images: int = Field(256, ge=1, description="most images in a conversation")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
-    image_timeout: float = Field(
-        10, gt=0, description="seconds to decode an image, and to fetch it"
-    )
-    max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
-    max_waiting_tokens: int = Field(
-        2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
-    )
-    max_waiting_memory: float = Field(
-        2, gt=0, description="GiB for images of all answers in the making; more get a 429"
-    )
-    request_timeout: float = Field(
-        1800, gt=0, description="seconds that an answer may take, its wait included"
-    )
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Largest body, in bytes."""
-        return int(self.max_body_mb * 1e6)
 
     @property
     def has_callers(self) -> bool:
@@ -212,28 +238,6 @@ class Settings(BaseSettings):
     def _names_callers(self) -> bool:
         keys = (self.api_key, self.api_keys, self.api_keys_file)
         return self.entra_tenant is not None or any(key is not None for key in keys)
-
-    @field_validator(
-        *("allowed_origins", "allow_image_hosts", "entra_audience", "entra_roles", "entra_scopes"),
-        mode="before",
-    )
-    @classmethod
-    def _parted_by_commas(cls, value: Any) -> Any:
-        parts = [value] if isinstance(value, str) else value
-        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
-
-    @field_validator("allow_image_hosts")
-    @classmethod
-    def _hosts_are_names(cls, hosts: list[str]) -> list[str]:
-        for host in hosts:
-            match = HOST.fullmatch(host)
-            if match is None or int(match[2] or 0) > 65535:
-                raise PydanticCustomError(
-                    "no_host",
-                    "{host} is no host; give names such as images.example.com, or with a port",
-                    {"host": host},
-                )
-        return hosts
 
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from server import completions
+from server.answering import begin
 from server.auth.limits import Admission
-from server.convert import ExtraPolicy, parse, sampling_params, to_messages
+from server.convert import ExtraPolicy, parse
 from server.dependencies import (
     KEY_REQUIRED,
     Admitted,
@@ -103,27 +102,20 @@ async def _answer(
     body: object,
     policy: ExtraPolicy,
 ) -> Response:
-    engine = service.engine
     chat = parse(body, policy, service.settings.max_messages)
-    params = sampling_params(chat)
-    params = replace(params, cache_salt=service.cache_salt(request.state.caller, chat.cache_salt))
-    messages = await to_messages(chat.messages, images, service.settings.max_images)
-    generation = await engine.generate(messages, params, admission.reserve)
+    salt = service.cache_salt(request.state.caller, chat.cache_salt)
+    answering = await begin(service, chat, images, salt, admission.reserve)
+    generation = answering.generation
     request.state.generation = generation  # for the access log
 
     def end() -> None:
         generation.close()
         admission.settle(generation.prompt_tokens + generation.completion_tokens)
 
-    envelope = completions.Envelope(service.info.name)
     if chat.stream:
-        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        chunks = completions.stream(generation, envelope, chat.n, include_usage)
-        return ChunkStream(chunks, end, include_usage)
+        return ChunkStream(answering.stream(), end, answering.include_usage)
     try:
-        answer = await _unless_disconnected(
-            request, completions.complete(generation, envelope, chat.n)
-        )
+        answer = await _unless_disconnected(request, answering.complete())
     finally:
         end()
     if answer is None:

@@ -1,0 +1,180 @@
+"""From the lines of a batch to their results, many at a time and in the order they are finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+import model
+from server.answering import Answering, begin
+from server.batch.lines import Line
+from server.batch.progress import Progress
+from server.batch.results import Results
+from server.bodies import decode
+from server.convert import parse
+from server.errors import ApiError, error_body, from_model_error, from_validation_error
+from server.images import Images
+from server.schemas.answers import ChatCompletion
+from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
+from server.schemas.requests import ChatCompletionRequest
+from server.service import Backend
+
+logger = logging.getLogger(__name__)
+
+CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
+
+
+class BatchEndedError(Exception):
+    """Nothing more can be answered; the message says why."""
+
+
+class Answers:
+    """Answers lines and writes the results.
+
+    Args:
+        backend: loaded.
+        results: where they are written.
+        progress: is told of each line.
+
+    Attributes:
+        complete: whether no line was left out.
+    """
+
+    def __init__(self, backend: Backend, results: Results, progress: Progress) -> None:
+        self._backend = backend
+        self._results = results
+        self._progress = progress
+        self._stopping = False
+        self._ended = asyncio.Event()  # replaced and set whenever a line is dealt with
+        self.complete = False
+
+    async def write(self, lines: Iterator[Line]) -> None:
+        """Deal with all lines; half of those in the making wait, prepared, for room in the batch.
+
+        Raises:
+            BatchEndedError: the engine has ended.
+            OSError: a result cannot be written.
+        """
+        count = 2 * self._backend.settings.max_num_seqs
+        workers = [asyncio.create_task(self._work(lines)) for _ in range(count)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+        self.complete = not self._stopping or next(lines, None) is None
+
+    def stop(self) -> None:
+        """Begin no further line."""
+        self._stopping = True
+
+    async def _work(self, lines: Iterator[Line]) -> None:
+        while not self._stopping and (line := next(lines, None)) is not None:
+            result = await self._result(line)
+            if result is not None:
+                self._results.write(result)
+            self._progress.advance(line.size)
+            self._ended.set()
+            self._ended = asyncio.Event()
+            await asyncio.sleep(0)  # many lines that need no work must not keep a signal waiting
+
+    async def _result(self, line: Line) -> BatchResult | None:
+        """What is to be written for a line; None if nothing is. Raises BatchEndedError."""
+        custom_id = None
+        try:
+            value = await self._decode(line)
+            if value is None:
+                return None
+            given = _custom_id_of(value)
+            if given is not None and not self._results.claim(given):
+                self._progress.earlier()
+                return None
+            custom_id = given
+            answer = await self._answer(_request_of(value))
+        except ApiError as error:
+            failure = error
+        except model.ModelError as error:
+            failure = from_model_error(error)
+        except Exception:  # a bug; the others go on
+            logger.exception("line %d failed", line.number)
+            failure = ApiError(500, "internal_error", "this line failed; the log says why")
+        else:
+            self._progress.answered(answer.usage.completion_tokens)
+            return _result(custom_id, 200, answer.model_dump())
+        if failure.status == 503:
+            raise BatchEndedError(f"{failure.message}; run the batch again for what is left")
+        if custom_id is None and self._results.has_line(line.number):
+            self._progress.earlier()
+            return None
+        self._progress.failed()
+        result = _result(custom_id, failure.status, error_body(failure))
+        result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
+        return result
+
+    async def _decode(self, line: Line) -> object | None:
+        """The line as a JSON value, None if it is empty; raises an ApiError."""
+        if line.data is None:
+            limit = self._backend.settings.max_body_bytes
+            reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
+            raise ApiError(413, "request_too_large", reason)
+        return await decode(line.data, "the line") if line.data else None
+
+    async def _answer(self, request: BatchRequest) -> ChatCompletion:
+        """The whole answer; raises an ApiError or a ModelError."""
+        chat = parse(request.body, "pass-through", self._backend.settings.max_messages)
+        if chat.stream:
+            raise ApiError(
+                422,
+                "parameter_not_supported",
+                "stream is not supported in a batch, whose results are whole answers: leave it out",
+                ("stream",),
+                chat.stream,
+            )
+        answering = await self._begin(chat)
+        try:
+            return await answering.complete()
+        finally:
+            answering.generation.close()
+
+    async def _begin(self, chat: ChatCompletionRequest) -> Answering:
+        """Have it answered, as soon as there is room for it."""
+        backend = self._backend
+        while True:
+            ended = self._ended
+            # What a line and its image may take is bounded, and so is how many there are.
+            images = Images(backend.decoder, backend.fetcher, hold=lambda _: None)
+            try:
+                return await begin(backend, chat, images, chat.cache_salt or "")
+            except model.OverloadedError:  # by other lines, of which one will end
+                await ended.wait()
+
+
+def _custom_id_of(value: object) -> str | None:
+    """The line's custom_id, if it is one."""
+    try:
+        return CUSTOM_ID.validate_python(
+            value.get("custom_id") if isinstance(value, dict) else None
+        )
+    except ValidationError:
+        return None
+
+
+def _request_of(value: object) -> BatchRequest:
+    """The line's request; raises a 422 ApiError."""
+    if not isinstance(value, dict):
+        reason = "the line must be a JSON object with custom_id, method, url and body"
+        raise ApiError(422, "invalid_parameter", reason, value=value)
+    try:
+        return BatchRequest.model_validate(value)
+    except ValidationError as error:
+        raise from_validation_error(error, value) from error
+
+
+def _result(custom_id: str | None, status: int, body: dict[str, Any]) -> BatchResult:
+    response = BatchResponse(status_code=status, request_id=uuid.uuid4().hex, body=body)
+    return BatchResult(id=f"batch_req_{uuid.uuid4().hex}", custom_id=custom_id, response=response)

@@ -1,0 +1,42 @@
+"""The input as it lies: one line at a time, none longer than the limit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+READ_AT_A_TIME = 1 << 20  # bytes of what is passed over
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.
+
+    Attributes:
+        number: counted from 1.
+        data: without white space around it; None where it is longer than the limit.
+        size: in the file, in bytes.
+    """
+
+    number: int
+    data: bytes | None
+    size: int
+
+
+def read_lines(file: BinaryIO, limit: int) -> Iterator[Line]:
+    """The lines of a file, empty ones too, as they are asked for.
+
+    Args:
+        file: read from where it stands.
+        limit: bytes of the longest line that is kept.
+    """
+    number = 0
+    while data := file.readline(limit + 1):
+        number += 1
+        size = len(data)
+        fits = size <= limit or data.endswith(b"\n")
+        rest = data
+        while not rest.endswith(b"\n") and (rest := file.readline(READ_AT_A_TIME)):
+            size += len(rest)
+        yield Line(number, data.strip() if fits else None, size)

@@ -1,0 +1,54 @@
+"""What became of the lines so far: a bar for whoever watches, and a sentence at the end."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0  # of a log, where nobody watches
+
+
+class Progress:
+    """Counts lines, and shows by how many bytes of the input are dealt with.
+
+    Args:
+        size: of the input, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._answered = self._failed = self._earlier = self._tokens = 0
+        watched = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc="batch",
+            mininterval=0.5 if watched else SECONDS_BETWEEN_LINES,
+            dynamic_ncols=watched,
+        )
+
+    def answered(self, tokens: int) -> None:
+        """Note an answer of so many tokens."""
+        self._answered += 1
+        self._tokens += tokens
+
+    def failed(self) -> None:
+        """Note a line that gets an error."""
+        self._failed += 1
+
+    def earlier(self) -> None:
+        """Note a line that an earlier run has dealt with."""
+        self._earlier += 1
+
+    def advance(self, size: int) -> None:
+        """Note that a line of so many bytes is dealt with."""
+        speed = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
+        counts = f"{self._answered} answered, {self._failed} failed, {speed:.0f} tokens/s"
+        self._bar.set_postfix_str(counts, refresh=False)
+        self._bar.update(size)
+
+    def close(self) -> str:
+        """End the bar; returns the sentence."""
+        self._bar.close()
+        return f"{self._answered} answered, {self._failed} failed, {self._earlier} by earlier runs"

@@ -1,0 +1,116 @@
+"""The output: what earlier runs wrote to it, and each new result as one line at its end.
+
+A run may be killed at any time. What it wrote is kept, but for the end of a line that is not whole;
+a line whose result is not there is answered again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from server.errors import ApiError, short_name
+from server.schemas.batch import BatchResult
+
+START = b'{"id":"batch_req_'  # of every line
+
+
+class ResultsError(Exception):
+    """The file cannot be used; the message says why."""
+
+
+class _Place(BaseModel):
+    line: int
+
+
+class _Written(BaseModel):
+    """What of a result says which line of the input it is for."""
+
+    custom_id: str | None
+    error: _Place | None
+
+
+class Results:
+    """The output file, which no other run writes to meanwhile. To be closed.
+
+    Args:
+        path: made if it is missing.
+
+    Raises:
+        ResultsError: it holds something else, or another batch writes to it.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._claimed: dict[str, bool] = {}  # whether this run has seen the custom_id
+        self._lines: set[int] = set()  # of the input, which have no custom_id of their own
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._lock()
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResultsError(f"{self._path} is being written by another batch") from error
+
+    def _read(self) -> None:
+        whole = 0  # bytes
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n") and line[: len(START)] == START[: len(line)]:
+                    break
+                try:
+                    written = _Written.model_validate_json(line)
+                except ValidationError as error:
+                    raise ResultsError(
+                        f"line {number} of {self._path} is no result of a batch; name a new file "
+                        "for the output, or the one that an earlier run wrote"
+                    ) from error
+                if written.custom_id is not None:
+                    self._claimed[written.custom_id] = False
+                elif written.error is not None:
+                    self._lines.add(written.error.line)
+                whole += len(line)
+        os.ftruncate(self._descriptor, whole)
+
+    def claim(self, custom_id: str) -> bool:
+        """Whether a request is to be answered: False if an earlier run has.
+
+        Raises:
+            ApiError: 422; an earlier line of this run has the same custom_id.
+        """
+        if self._claimed.get(custom_id):
+            raise ApiError(
+                422,
+                "duplicate_custom_id",
+                f"custom_id {short_name(custom_id)!r} is that of an earlier line too; give every "
+                "line one of its own",
+                ("custom_id",),
+                custom_id,
+            )
+        new = custom_id not in self._claimed
+        self._claimed[custom_id] = True
+        return new
+
+    def has_line(self, number: int) -> bool:
+        """Whether an earlier run has told what is wrong with a line that has no custom_id."""
+        return number in self._lines
+
+    def write(self, result: BatchResult) -> None:
+        """Add a result; raises OSError."""
+        line = memoryview(result.model_dump_json().encode() + b"\n")
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def close(self) -> None:
+        """Let others have the file."""
+        os.close(self._descriptor)
