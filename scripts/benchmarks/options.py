@@ -19,6 +19,7 @@ class Options:
     new_tokens: int
     requests: int
     lengths: list[int]
+    preset: str
     vllm_python: Path | None
     preload: list[Path] | None
     server_flags: list[str]
@@ -32,7 +33,8 @@ class Options:
             preset = "tiny"
         marks = [f"{key}-{value}" for key, value in changes.items()]
         directory = self.checkpoints / "-".join([preset, *marks, *(["text"] if text_only else [])])
-        if not (directory / "model.safetensors").exists():
+        last = ("model.safetensors", "model.safetensors.index.json")  # what is written last
+        if not any((directory / name).exists() for name in last):
             write_checkpoint(
                 directory, PRESETS[preset], name=f"phi3v-{preset}", text_only=text_only, **changes
             )

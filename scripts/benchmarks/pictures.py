@@ -14,10 +14,16 @@ LARGE = (1900, 1069)  # width and height; about 2,500 tokens
 
 def picture(size: tuple[int, int], seed: int) -> MessageImage:
     """A picture of that size, different for every seed."""
+    file = jpeg(size, seed)
+    return MessageImage(lambda: Image.open(io.BytesIO(file)))
+
+
+def jpeg(size: tuple[int, int], seed: int) -> bytes:
+    """The file of such a picture."""
     width, height = size
     noise = np.random.default_rng(seed).integers(
         0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8
     )
     file = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return MessageImage(lambda: Image.open(io.BytesIO(file.getvalue())))
+    return file.getvalue()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,11 +32,15 @@ class Process:
         popen: the process.
         port: where it listens; 0 if it does not.
         idle_cpu: cores that it kept busy while nothing was asked of it.
+        seconds_to_listen: from the start until it answered at all.
+        seconds_to_ready: from the start until it took requests.
     """
 
     popen: subprocess.Popen[str]
     port: int = 0
     idle_cpu: float = 0.0
+    seconds_to_listen: float = 0.0
+    seconds_to_ready: float = 0.0
 
     @property
     def url(self) -> str:
@@ -101,24 +106,31 @@ def start_server(
         port = probe.getsockname()[1]
     process = start(command(port), log, environment)
     process.port = port
-    deadline = time.monotonic() + START_SECONDS
-    while not _answers(f"http://127.0.0.1:{port}/health"):
-        if process.popen.poll() is not None or time.monotonic() > deadline:
+    started = time.monotonic()
+    while (status := _status(f"http://127.0.0.1:{port}/health")) != 200:
+        seconds = time.monotonic() - started
+        if process.popen.poll() is not None or seconds > START_SECONDS:
             process.stop()
             raise RuntimeError(f"the server did not start; see {log}")
-        time.sleep(0.2)
+        if status is not None:
+            process.seconds_to_listen = process.seconds_to_listen or seconds
+        time.sleep(0.1)
+    process.seconds_to_ready = time.monotonic() - started
     time.sleep(1)
     process.watch_idle()
     process.signal(signal.SIGSTOP)
     return process
 
 
-def _answers(url: str) -> bool:
+def _status(url: str) -> int | None:
+    """The status of an answer; None where nothing answers."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
+        return None
 
 
 def ours(checkpoint: Path, dtype: str, flags: list[str], log: Path) -> Process:

@@ -43,12 +43,22 @@ class Progress:
 
     def advance(self, size: int) -> None:
         """Note that a line of so many bytes is dealt with."""
-        speed = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
-        counts = f"{self._answered} answered, {self._failed} failed, {speed:.0f} tokens/s"
+        counts = f"{self._answered} answered, {self._failed} failed, {self._speed:.0f} tokens/s"
         self._bar.set_postfix_str(counts, refresh=False)
         self._bar.update(size)
+
+    @property
+    def _seconds(self) -> float:
+        return float(self._bar.format_dict["elapsed"])
+
+    @property
+    def _speed(self) -> float:
+        return self._tokens / max(self._seconds, 1e-9)
 
     def close(self) -> str:
         """End the bar; returns the sentence."""
         self._bar.close()
-        return f"{self._answered} answered, {self._failed} failed, {self._earlier} by earlier runs"
+        return (
+            f"{self._answered} answered, {self._failed} failed, {self._earlier} by earlier runs; "
+            f"{self._tokens} tokens in {self._seconds:.3f} s"
+        )
