@@ -58,7 +58,8 @@ def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "out.jsonl").open(encoding="utf-8")]
+    with (folder / "out.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def by_id(folder: Path) -> dict[str, dict[str, Any]]:
@@ -131,7 +132,7 @@ def same(answer: dict[str, Any]) -> dict[str, Any]:
 
 BAD_LINES: list[tuple[str | None, object, int, str, str]] = [  # custom_id, line, status, code, message
     (None, "{broken", 400, "invalid_json", "the line is not valid JSON"),
-    (None, "[]", 422, "invalid_parameter", "an object with custom_id, method, url and body"),
+    (None, "[]", 422, "invalid_parameter", "a JSON object with custom_id, method, url and body"),
     (None, request("good", body()), 422, "duplicate_custom_id", "'good' is that of an earlier"),
     ("method", request("method", body(), method="GET"), 422, "invalid_parameter", "'POST'"),
     ("url", request("url", body(), url="/v1/embeddings"), 422, "invalid_parameter", f"'{URL}'"),
