@@ -145,7 +145,7 @@ BAD_LINES: list[tuple[str | None, object, int, str, str]] = [  # custom_id, line
     ("role", request("role", {"messages": [{}]}), 422, "invalid_parameter", "messages.0.role"),
     (None, request("long", body("x" * 30_000)), 413, "request_too_large", "--max-body-mb"),
     (None, "\ufeff{}", 400, "invalid_json", "byte order mark"),
-    ("image", request("image", body([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])), 422, "invalid_image", "no JPEG"),
+    ("image", request("image", body([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])), 422, "invalid_image", "base64 is broken"),
 ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ The checkpoint is written first, unless ``--checkpoints`` has it. The server sta
 one large picture, and then answers short texts, one and eight at a time. A step must read all
 matrices of the decoder once, so their size and the speed at which the machine reads such matrices
 (as in ``stream``, while the server stands still) bound the tokens per second. Memory is the largest
-that the server had resident at any time: weights, KV cache, and everything else. What the files
-take of the page cache when the server starts makes it quicker; they have just been written, or not.
+that the server had resident at any time: weights, everything else, and of the KV cache what was used.
+Files that are in the page cache, such as have just been written, make it start sooner.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import base64
 import json
 import re
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ def run(options: Options) -> Report:
         found["peak"] = peak_memory(server)
     finally:
         server.stop()
-    found |= {"written": written, "weights": weights, "kv_cache": int(kv_cache * GIB)}
+    found |= {
+        "checkpoint": directory.name,
+        "written": written,
+        "weights": weights,
+        "kv_cache": int(kv_cache * GIB),
+    }
     found["status"] = server.popen.returncode
     return report_on(found, server, options)
 
@@ -120,13 +126,13 @@ async def ask_about_picture(server: Process) -> dict[str, Any]:
 
 
 def decode_speed(requests: list[dict[str, Any]]) -> float:
-    """Output tokens/s of answers that are computed together, from the middle one of the gaps.
-
-    The first gaps of some are longer, while the prompts of others are computed.
-    """
-    gaps = [gap for request in requests for gap in request["gaps"]]
-    following = sum(request["new_tokens"] - 1 for request in requests)  # a piece may be several
-    return len(requests) * following / len(gaps) / median(gaps)
+    """Output tokens/s of answers that were asked for together, from the first token of all on."""
+    stamps = [list(accumulate([request["ttft"], *request["gaps"]])) for request in requests]
+    begin = max(times[0] for times in stamps)
+    end = max(times[-1] for times in stamps)
+    pieces = sum(stamp > begin for times in stamps for stamp in times)
+    new_tokens = sum(request["new_tokens"] for request in requests)  # a piece may be several
+    return pieces * new_tokens / sum(map(len, stamps)) / max(end - begin, 1e-6)
 
 
 def peak_memory(server: Process) -> int:
@@ -145,7 +151,7 @@ def report_on(found: dict[str, Any], server: Process, options: Options) -> Repor
     picture = found["picture"]
     report = Report(
         "full",
-        f"a checkpoint of {found['weights'] / 1e9:.2f} GB ({options.preset}), "
+        f"a checkpoint of {found['weights'] / 1e9:.2f} GB ({found['checkpoint']}), "
         f"{found['kv_cache'] / 1e9:.2f} GB for keys and values; {options.dtype}; {describe()}",
         ["", "measured"],
         [
@@ -154,6 +160,7 @@ def report_on(found: dict[str, Any], server: Process, options: Options) -> Repor
             ["from there until it is ready, s", server.seconds_to_ready - server.seconds_to_listen],
             ["time to ready, s", server.seconds_to_ready],
             ["peak resident memory, GB", found["peak"] / 1e9],
+            ["peak resident memory / weights", found["peak"] / found["weights"]],
             [f"a picture of {LARGE[0]}x{LARGE[1]}, prompt tokens", picture["prompt_tokens"]],
             ["its time to first token, s", picture["ttft"]],
             ["its following tokens/s", decode_speed([picture])],
