@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from server.dependencies import MOST_COMMAS
+from server.bodies import MOST_COMMAS
 
 # What is looked at, so that a digest costs the same whatever is sent.
 MESSAGES = 16

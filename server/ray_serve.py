@@ -26,7 +26,8 @@ import model
 from server import logs, relay
 from server.affinity import affinity
 from server.app import create_app
-from server.dependencies import PARSE_ON_THREAD_ABOVE, Held, read_body
+from server.bodies import PARSE_ON_THREAD_ABOVE
+from server.dependencies import Held, read_body
 from server.errors import CLIENT_CLOSED, RETRY_AFTER, ApiError, error_response, from_model_error
 from server.ray_settings import RaySettings
 from server.service import Service
