@@ -1,7 +1,7 @@
 """One line for every request: who asked for what, what it took, and how it ended. No content.
 
 Handlers leave what is known to them alone in the request's state: ``request_id``, ``caller``,
-``generation``.
+``generation``, ``envelope``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 UNMATCHED = "unmatched"  # the route of a path that has none
 
 CountRequest = Callable[[str, int], None]
+TraceRequest = Callable[[Scope, str, dict[str, Any]], None]
 
 
 class NoteRoute:
@@ -47,11 +48,15 @@ class AccessLog:
     Args:
         app: what answers them.
         count: told the route and the status of each.
+        trace: told the scope and the route of each, and what is logged of it.
     """
 
-    def __init__(self, app: ASGIApp, count: CountRequest) -> None:
+    def __init__(
+        self, app: ASGIApp, count: CountRequest, trace: TraceRequest | None = None
+    ) -> None:
         self._app = app
         self._count = count
+        self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; log it, whatever happens."""
@@ -73,7 +78,8 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            self._count(state.get("route", UNMATCHED), status)
+            route = state.get("route", UNMATCHED)
+            self._count(route, status)
             method, path = short_name(scope["method"]), short_name(scope["path"])
             described = logs.fields(
                 request_id=state.get("request_id"),
@@ -87,6 +93,8 @@ class AccessLog:
             if error_code is not None:
                 described["fields"]["error_code"] = error_code
             logger.info("request", extra=described)
+            if self._trace is not None:
+                self._trace(scope, route, described["fields"])
 
 
 def _generated(generation: model.Generation | None, started: float) -> dict[str, Any]:

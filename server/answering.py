@@ -19,21 +19,22 @@ class Answering:
     """An answer in the making; take it once, in one form, and close the generation.
 
     Attributes:
+        envelope: what all its chunks have in common.
         include_usage: whether a stream tells the usage in a chunk of its own.
     """
 
     generation: model.Generation
+    envelope: completions.Envelope
     include_usage: bool
-    _envelope: completions.Envelope
     _n: int
 
     def stream(self) -> AsyncIterator[ChatCompletionChunk]:
         """Its chunks; raises a ModelError."""
-        return completions.stream(self.generation, self._envelope, self._n, self.include_usage)
+        return completions.stream(self.generation, self.envelope, self._n, self.include_usage)
 
     async def complete(self) -> ChatCompletion:
         """All of it; raises a ModelError."""
-        return await completions.complete(self.generation, self._envelope, self._n)
+        return await completions.complete(self.generation, self.envelope, self._n)
 
 
 async def begin(
@@ -61,4 +62,4 @@ async def begin(
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
     generation = await engine.generate(messages, params, admit)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return Answering(generation, include_usage, envelope, chat.n)
+    return Answering(generation, envelope, include_usage, chat.n)

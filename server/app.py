@@ -27,12 +27,13 @@ from server.routes import metrics as metrics_route
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
+from server.traces import Traces
 
 READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application that serves ``service``."""
+def create_app(service: Service, traces: Traces | None = None) -> FastAPI:
+    """The application that serves ``service``, and leaves traces of requests if there are to be."""
     app = FastAPIOffline(  # its /docs loads nothing from elsewhere
         title="Phi-3-vision",
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
@@ -64,7 +65,9 @@ def create_app(service: Service) -> FastAPI:
             expose_headers=READABLE_BY_SCRIPTS,
             allow_private_network=True,  # pages on the web may call a server on localhost
         )
-    app.add_middleware(AccessLog, count=app.state.metrics.count_request)  # outside of all others
+    # Outside of all others.
+    trace = None if traces is None else traces.record
+    app.add_middleware(AccessLog, count=app.state.metrics.count_request, trace=trace)
     return app
 
 

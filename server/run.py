@@ -22,6 +22,7 @@ from server.connections import bounded_protocol
 from server.service import Service
 from server.settings import Settings
 from server.sse import says_more_than_a_broken_stream
+from server.traces import Traces, TracesError
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,13 @@ def _run(settings: Settings) -> int:
         return 1
     try:
         service = Service(settings)
-    except KeysError as error:
+        traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    except (KeysError, TracesError) as error:
         listener.close()
         _complain(settings, str(error))
         return 1
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, traces),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -67,7 +69,7 @@ def _run(settings: Settings) -> int:
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )
-    with listener:
+    with listener, contextlib.nullcontext() if traces is None else contextlib.closing(traces):
         try:
             config.load()
         except OSError as error:  # ssl's errors are such

@@ -208,6 +208,12 @@ class Settings(ModelSettings):
     isolate_caches: bool = Field(
         False, description="share what was computed before only between requests of one caller"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that gets traces by OTLP over HTTP, such as "
+        "http://localhost:4318; none by default",
+    )
     open_metrics: bool = Field(False, description="let /metrics be read without the API key")
     playground: bool = Field(True, description="serve a page to talk to the model, at /")
     # Bounds.

@@ -106,7 +106,8 @@ async def _answer(
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
     answering = await begin(service, chat, images, salt, admission.reserve)
     generation = answering.generation
-    request.state.generation = generation  # for the access log
+    # For the access log.
+    request.state.generation, request.state.envelope = generation, answering.envelope
 
     def end() -> None:
         generation.close()
