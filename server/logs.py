@@ -36,7 +36,7 @@ CHATTY = (
     "filelock",
     "urllib3",
 )
-# Words of these loggers' exceptions come from libraries that see tensors, not texts.
+# There RuntimeErrors are torch's, which sees tensors, not texts; others may quote what is guided.
 WITHOUT_CONTENT = "model."
 
 
@@ -86,13 +86,15 @@ def _stack(record: logging.LogRecord) -> str:
     """Where it failed and by which errors; their words, which may quote a request, only in debug."""
     if record.exc_info is None or record.exc_info[1] is None:
         return ""
-    if record.name.startswith(WITHOUT_CONTENT) or logging.getLogger().level <= logging.DEBUG:
+    if logging.getLogger().level <= logging.DEBUG:
         return logging.Formatter().formatException(record.exc_info)
+    in_model = record.name.startswith(WITHOUT_CONTENT)
     error: BaseException | None = record.exc_info[1]
     stacks: list[str] = []
     while error is not None and len(stacks) < LONGEST_CHAIN:
         stack = "".join(traceback.format_tb(error.__traceback__))
-        stacks.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}")
+        words = f": {error}" if in_model and isinstance(error, RuntimeError) else ""
+        stacks.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}{words}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\nwhich was raised by\n".join(stacks)
 

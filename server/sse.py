@@ -68,11 +68,8 @@ async def _events(
             yield b"data: " + chunk.model_dump_json(exclude=hidden).encode() + b"\n\n"
     except model.ModelError as error:
         # Too late for a status: an error chunk for those who read it, then an abrupt end.
-        yield b"data: " + _error_event(error) + b"\n\n"
-        logger.warning("a stream is broken off: %s", error)
+        failed = from_model_error(error)
+        yield b"data: " + json.dumps(error_body(failed)).encode() + b"\n\n"
+        logger.warning("a stream is broken off: %s", failed.code)  # its words may quote a grammar
         raise StreamBrokenError(str(error)) from error
     yield b"data: [DONE]\n\n"
-
-
-def _error_event(error: model.ModelError) -> bytes:
-    return json.dumps(error_body(from_model_error(error))).encode()

@@ -264,22 +264,27 @@ def test_a_reader_that_has_stopped_harms_no_request(tiny: Path) -> None:
         check_that_it_answers(live, 20)
 
 
-def record(name: str) -> logging.LogRecord:
+def record(name: str, kind: type[Exception] = KeyError) -> logging.LogRecord:
     try:
         try:
             raise ValueError(f"cannot read {SECRET}\n  {SECRET}")
         except ValueError as error:
-            raise KeyError(SECRET) from error
-    except KeyError:
+            raise kind("out of memory") from error
+    except kind:
         return logging.LogRecord(name, 40, __file__, 1, "failed", (), sys.exc_info())
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_a_bug_is_logged_by_place_and_kind(formatter: logging.Formatter) -> None:
-    """What errors say may quote a request; those of the engine, which sees none, are shown."""
-    text = formatter.format(record("uvicorn.error"))
-    assert SECRET not in text
-    assert "builtins.KeyError" in text
-    assert "builtins.ValueError" in text
-    assert "test_server_logs.py" in text
-    assert SECRET in formatter.format(record("model.engine.engine"))
+    """What errors say may quote a request; those of torch, which sees none, are shown."""
+    for name, kind in (
+        ("uvicorn.error", KeyError),
+        ("uvicorn.error", RuntimeError),
+        ("model.engine.engine", RuntimeError),
+    ):
+        text = formatter.format(record(name, kind))
+        assert SECRET not in text
+        assert f"builtins.{kind.__name__}" in text
+        assert "builtins.ValueError" in text
+        assert "test_server_logs.py" in text
+        assert ("out of memory" in text) == name.startswith("model.")
