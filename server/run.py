@@ -11,6 +11,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -128,6 +130,26 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._end_by: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. uvicorn's own leaves a TLS handshake a minute, beside all other limits."""
+        config, loop = self.config, asyncio.get_running_loop()
+        made: Any = config.http_protocol_class
+        protocol = partial(
+            made, config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        seconds = self._service.settings.header_timeout if config.ssl else None
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=listener,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=seconds,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

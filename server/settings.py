@@ -218,7 +218,9 @@ class Settings(ModelSettings):
     playground: bool = Field(True, description="serve a page to talk to the model, at /")
     # Bounds.
     max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
-    header_timeout: float = Field(20, gt=0, description="seconds for a request's head to arrive")
+    header_timeout: float = Field(
+        20, gt=0, description="seconds for a request's head to arrive, and for a TLS handshake"
+    )
     body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
     # Longer than clients' pools keep theirs.
     idle_timeout: int = Field(75, ge=1, description="seconds that an idle connection stays open")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import trustme
 
@@ -154,6 +158,7 @@ def secure(
     live = start_server(
         *("--model", str(tiny), "--api-key", API_KEY),
         *("--ssl-certfile", str(folder / "cert.pem"), "--ssl-keyfile", str(folder / "key.pem")),
+        *("--header-timeout", "2"),
         PHI3V_ALLOWED_ORIGINS=f"https://other.example, {ORIGIN}",
     )
     trusting = ssl.create_default_context()
@@ -194,3 +199,28 @@ def test_tls(secure: tuple[LiveServer, ssl.SSLContext]) -> None:
         assert stream.text.endswith("data: [DONE]\n\n")
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{live.url}/health")  # a client that does not trust the certificate
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
+def test_half_a_handshake(secure: tuple[LiveServer, ssl.SSLContext], sent: bytes) -> None:
+    """Those that begin one and do not go on are closed, and keep nobody else out."""
+    live, trusting = secure
+    host, port = live.url.removeprefix("https://").split(":")
+    process = psutil.Process(live.process.pid)
+    files, started = process.num_fds(), time.monotonic()
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            for _ in range(20)
+        ]
+        for each in silent:
+            each.sendall(sent)
+        assert httpx2.get(f"{live.url}/health", verify=trusting).json() == {"status": "ready"}
+        for each in silent:
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(100) == b""
+        assert 1.5 < time.monotonic() - started < 25  # a minute, were the limit not there
+    while process.num_fds() > files:
+        assert time.monotonic() < started + 60
+        time.sleep(0.1)
+    assert "Traceback" not in "".join(live.log)
