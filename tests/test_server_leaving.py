@@ -1,0 +1,137 @@
+"""Clients that go away at any moment: their neighbour hears nothing of it, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from live_server import LiveServer, start_server
+from wire import HELLO, chart, image_message
+
+SEATS = 2  # answers computed at a time
+TIMES = 3
+WARM = 8  # requests at a time
+ANSWER: dict[str, Any] = {
+    "messages": HELLO,
+    "max_tokens": 1500,
+    "temperature": 0,
+    "ignore_eos": True,
+}
+LONG = ANSWER | {"max_tokens": 7000, "stream": True}
+URL = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def live(tiny: Path) -> Iterator[LiveServer]:
+    live = start_server(*("--model", str(tiny), "--dtype", "float32", "--max-num-seqs", str(SEATS)))
+    with ThreadPoolExecutor(WARM) as pool:  # all threads and decoders that there will be
+        body = ANSWER | {"messages": image_message(chart()), "max_tokens": 1}
+        for answer in pool.map(lambda _: post(live, body), range(2 * WARM)):
+            assert answer.status_code == 200
+    yield live
+    assert live.stop() == 0
+    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+
+
+def post(live: LiveServer, body: dict[str, Any]) -> httpx2.Response:
+    return httpx2.post(live.url + URL, json=body, timeout=200)
+
+
+def numbers(live: LiveServer) -> tuple[float, ...]:
+    """Answers that run, answers that wait, and blocks that they hold."""
+    text = httpx2.get(f"{live.url}/metrics", timeout=60).text
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    names = ("num_requests_running", "num_requests_waiting", "kv_blocks_used")
+    return tuple(found[f"phi3v_{name}"] for name in names)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def connection(
+    live: LiveServer, body: dict[str, Any], part: float = 1.0
+) -> Iterator[socket.socket]:
+    """One on which a request, or a part of its body, has been sent."""
+    content = json.dumps(body).encode()
+    host, port = live.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as made:
+        head = f"POST {URL} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        made.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode())
+        made.sendall(content[: int(part * len(content))])
+        yield made
+
+
+def in_the_upload(live: LiveServer) -> None:
+    with connection(live, ANSWER | {"messages": image_message(chart())}, part=0.5):
+        time.sleep(0.1)
+
+
+def in_the_preparation(live: LiveServer) -> None:
+    """Of an image that takes longer to decode and cut up than its client stays."""
+    with connection(live, ANSWER | {"messages": image_message(chart())}):
+        time.sleep(0.05)
+
+
+def in_the_stream(live: LiveServer) -> None:
+    with connection(live, LONG) as made:
+        assert made.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def before_the_whole_answer(live: LiveServer) -> None:
+    with connection(live, LONG | {"stream": False}):
+        eventually(lambda: numbers(live)[0] == 2)  # with the neighbour
+
+
+def in_the_queue(live: LiveServer) -> None:
+    with connection(live, LONG) as seated:
+        assert seated.recv(1000).startswith(b"HTTP/1.1 200")
+        eventually(lambda: numbers(live)[0] == SEATS)
+        with connection(live, LONG):
+            eventually(lambda: numbers(live)[1] == 1)
+        eventually(lambda: numbers(live)[:2] == (SEATS, 0))
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [in_the_upload, in_the_preparation, in_the_stream, before_the_whole_answer, in_the_queue],
+)
+def test_clients_that_leave(live: LiveServer, leave: Callable[[LiveServer], None]) -> None:
+    def ask() -> str:
+        return str(post(live, ANSWER).json()["choices"][0]["message"]["content"])
+
+    alone = ask()
+    eventually(lambda: numbers(live) == (0, 0, 0))
+    process = psutil.Process(live.process.pid)
+    threads, files = process.num_threads(), process.num_fds()
+    answers: list[str] = []
+    neighbour = threading.Thread(target=lambda: answers.append(ask()))
+    neighbour.start()
+    eventually(lambda: numbers(live)[0] == 1)
+    for _ in range(TIMES):
+        leave(live)
+    neighbour.join(200)
+    assert answers == [alone]
+    eventually(lambda: numbers(live) == (0, 0, 0))
+    assert httpx2.get(f"{live.url}/health").json() == {"status": "ready"}
+    eventually(lambda: process.num_threads() <= threads and process.num_fds() <= files)
