@@ -31,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
         return 2
-    if given and given[0] in ("download", "check", "batch"):
+    if given and not given[0].startswith("-"):
         from server.commands import COMMANDS
 
-        task = _read(COMMANDS[given[0]], given[1:])
-        return 2 if task is None else task.run()
+        if given[0] in COMMANDS:
+            task = _read(COMMANDS[given[0]], given[1:])
+            return 2 if task is None else task.run()
     from server.settings import Settings
 
     settings = _read(Settings, given)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import model
 from server.schemas.answers import (
@@ -76,12 +77,10 @@ async def complete(generation: model.Generation, envelope: Envelope, n: int) -> 
     """The whole answer."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[model.TokenLogprob]] = [[] for _ in range(n)]
-    reasons: list[model.FinishReason] = ["stop"] * n
     async for delta in generation:
         texts[delta.index].append(delta.text)
         logprobs[delta.index] += delta.logprobs
-        if delta.finish_reason is not None:
-            reasons[delta.index] = delta.finish_reason
+    reasons = cast("list[model.FinishReason]", generation.finish_reasons)  # none was aborted
     return ChatCompletion(
         id=envelope.id,
         created=envelope.created,

@@ -49,7 +49,7 @@ class Fetcher:
         # A pool of its own: a name server that does not answer keeps nobody else waiting.
         self._resolvers = ThreadPoolExecutor(4, "resolve")
         # The default one, so that SSL_CERT_FILE can name another authority.
-        self._context = ssl.create_default_context()
+        self._context = ssl.create_default_context() if hosts else None
 
     def allowed(self, url: str) -> httpx2.URL:
         """The URL; raises model.ModalityError if it is not one that may be fetched."""
@@ -90,6 +90,7 @@ class Fetcher:
             raise _not_fetched(url, str(error) or type(error).__name__) from error
 
     async def _fetch(self, url: httpx2.URL, hold: Callable[[int], None]) -> bytes:
+        assert self._context is not None  # no URL is allowed without hosts
         addresses = await self._addresses(url)
         timeout = httpx2.Timeout(self._timeout, connect=self._timeout / len(addresses))
         # A client for each file: no connection is used for another host at the same address.

@@ -84,7 +84,11 @@ def _counters(stats: model.Stats) -> Iterator[Metric]:
         ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
         ("generation_tokens", "Tokens generated.", totals.generated_tokens),
         ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
-        ("prefix_cache_queries", "Prompt tokens of answers begun.", totals.prompt_tokens),
+        (
+            "prefix_cache_queries",
+            "Prompt tokens looked up: those of answers begun.",
+            totals.prompt_tokens,
+        ),
         ("prefix_cache_hits", "Of them, found computed.", totals.cached_tokens),
         ("spec_decode_num_draft_tokens", "Guessed by prompt lookup.", totals.guessed_tokens),
         ("spec_decode_num_accepted_tokens", "Of them, right.", totals.guessed_right),

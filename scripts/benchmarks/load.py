@@ -33,10 +33,9 @@ def text(tokens: int, seed: int, number: int) -> str:
     return " ".join("".join(generator.choices(ascii_lowercase, k=2)) for _ in range(count))
 
 
-def body(args: argparse.Namespace, seed: int, number: int, new_tokens: int) -> bytes:
-    content = text(args.prompt_tokens, seed, number)
+def body(content: str, new_tokens: int, model: str = "default") -> bytes:
     request = {
-        "model": args.model,
+        "model": model,
         "messages": [{"role": "user", "content": content}],
         "max_tokens": new_tokens,
         "temperature": 0,
@@ -48,18 +47,22 @@ def body(args: argparse.Namespace, seed: int, number: int, new_tokens: int) -> b
 
 
 async def ask(session: aiohttp.ClientSession, url: str, payload: bytes) -> dict[str, Any]:
-    """Times and counts of one answer."""
+    """Times and counts of one answer; of a refusal its status, seconds and text."""
     started = time.perf_counter()
     reads: list[tuple[float, bytes]] = []
     async with session.post(f"{url}/chat/completions", data=payload) as response:
         if response.status != 200:
-            raise RuntimeError(f"status {response.status}: {(await response.text())[:300]}")
+            reason = (await response.text())[:300]
+            seconds = time.perf_counter() - started
+            return {"status": response.status, "seconds": seconds, "reason": reason}
         async for data in response.content.iter_any():
             reads.append((time.perf_counter(), data))
     stamps: list[float] = []
     usage: dict[str, int] = {}
+    ended = False
     # Taken apart only now: client and server share the machine.
     for stamp, line in lines(reads):
+        ended = ended or line.rstrip() == b"data: [DONE]"
         if not line.startswith(b"data: {"):
             continue
         chunk = json.loads(line[6:])
@@ -68,7 +71,10 @@ async def ask(session: aiohttp.ClientSession, url: str, payload: bytes) -> dict[
         usage = chunk.get("usage") or usage
         if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
             stamps.append(stamp)
+    if not ended:
+        raise RuntimeError("a stream was not finished")
     return {
+        "status": 200,
         "ttft": stamps[0] - started,
         "gaps": [after - before for before, after in pairwise(stamps)],
         "prompt_tokens": usage["prompt_tokens"],
@@ -87,7 +93,11 @@ def lines(reads: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
 
 async def load(args: argparse.Namespace) -> dict[str, Any]:
     """Ask everything and return what was measured."""
-    payloads = [body(args, args.seed, i, args.new_tokens) for i in range(args.requests)]
+
+    def payload(number: int, new_tokens: int) -> bytes:
+        return body(text(args.prompt_tokens, args.seed, number), new_tokens, args.model)
+
+    payloads = [payload(number, args.new_tokens) for number in range(args.requests)]
     results: list[dict[str, Any]] = []
     headers = {"Content-Type": "application/json", "Authorization": "Bearer any"}
     timeout = aiohttp.ClientTimeout(total=args.timeout)
@@ -96,14 +106,15 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
         headers=headers, timeout=timeout, connector=connector
     ) as session:
         # Unmeasured: a server that was paused reads its weights and wakes its threads again.
-        await asyncio.gather(
-            *(ask(session, args.url, body(args, args.seed, -1 - i, 4)) for i in range(2))
-        )
+        await asyncio.gather(*(ask(session, args.url, payload(-1 - i, 4)) for i in range(2)))
         waiting = iter(payloads)
 
         async def reader() -> None:
-            for payload in waiting:
-                results.append(await ask(session, args.url, payload))
+            for each in waiting:
+                result = await ask(session, args.url, each)
+                if result["status"] != 200:
+                    raise RuntimeError(f"status {result['status']}: {result['reason']}")
+                results.append(result)
 
         started = time.perf_counter()
         await asyncio.gather(*(reader() for _ in range(args.concurrency)))

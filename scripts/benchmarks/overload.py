@@ -15,12 +15,11 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import aiohttp
 from tqdm import tqdm
 
-from scripts.benchmarks.load import text
+from scripts.benchmarks.load import ask, body, text
 from scripts.benchmarks.machine import describe
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.processes import Process, ours
@@ -63,8 +62,9 @@ def run(options: Options) -> Report:
 async def measure(server: Process, options: Options) -> dict[str, Phase]:
     seconds = SMOKE_SECONDS if options.smoke else SECONDS
     connector = aiohttp.TCPConnector(limit=0)
+    headers = {"Content-Type": "application/json"}
     phases: dict[str, Phase] = {}
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         await load(session, server.url, COMPUTED, seconds / 4, options)  # unmeasured
         for name in tqdm(PHASES, desc="overload"):
             clients = FACTOR * (COMPUTED + WAITING) if name == "flooded" else COMPUTED
@@ -82,40 +82,17 @@ async def load(
         rng = random.Random(number)
         while time.perf_counter() < end:
             prompt = text(options.prompt_tokens, rng.randrange(1 << 30), number)
-            if await ask(session, url, prompt, options.new_tokens, phase) != 200:
+            result = await ask(session, url, body(prompt, options.new_tokens))
+            phase.statuses[result["status"]] += 1
+            if result["status"] == 200:
+                phase.first.append(result["ttft"])
+                phase.gaps += result["gaps"]
+            else:
+                phase.refusals.append(result["seconds"])
                 await asyncio.sleep(rng.uniform(*PAUSE))
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     return phase
-
-
-async def ask(
-    session: aiohttp.ClientSession, url: str, prompt: str, new_tokens: int, phase: Phase
-) -> int:
-    """Ask once and note what became of it; returns the status."""
-    body = {
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": new_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    asked, stamps, ended = time.perf_counter(), [], False
-    async with session.post(f"{url}/chat/completions", json=body) as response:
-        phase.statuses[response.status] += 1
-        if response.status != 200:
-            await response.read()
-            phase.refusals.append(time.perf_counter() - asked)
-            return response.status
-        async for line in response.content:
-            if line.startswith(b"data: {") and b'"content":""' not in line:
-                stamps.append(time.perf_counter())
-            ended = ended or line == b"data: [DONE]\n"
-    if not ended:
-        raise RuntimeError("a stream that was accepted was not finished")
-    phase.first.append(stamps[0] - asked)
-    phase.gaps += [after - before for before, after in pairwise(stamps)]
-    return 200
 
 
 def report_on(phases: dict[str, Phase]) -> Report:
