@@ -16,8 +16,10 @@ from model.cpu.attention import paged_attention
 from model.cpu.blocks import BLOCK
 from model.cpu.jit import address, record_type
 from model.cpu.linear import TiledLinear
+from model.cpu.masking import Masking
 from model.cpu.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
+from model.engine.guidance import TorchMasking, make_masking
 from model.engine.kv_cache import Span
 from model.engine.kv_cache_cpu import _tiles
 
@@ -259,3 +261,25 @@ def test_records_start_with_their_phases() -> None:
     kind = record_type({"x": "i8"})
     assert kind.fields is not None
     assert kind.fields["phases"][1] == 0
+
+
+@pytest.mark.parametrize("vocabulary", [5, 37, 64, 32064])
+def test_masks_of_grammars(vocabulary: int) -> None:
+    torch.manual_seed(vocabulary)
+    rows, num_bytes = 3, -(-vocabulary // 32) * 4
+    compiled = make_masking(rows, num_bytes, torch.device("cpu"))
+    assert isinstance(compiled, Masking)
+    plain = TorchMasking(compiled._highest[:256], rows * num_bytes)
+    logits = torch.randn(rows, vocabulary) * 1e3
+    for number, value in enumerate((math.nan, math.inf, -math.inf, 3.3e38, -3.3e38)):
+        logits[number % rows, number % vocabulary :: 7] = value
+    masks = torch.randint(0, 256, (rows, num_bytes), dtype=torch.uint8)
+    for some in (slice(1), slice(rows)):
+        outs = [torch.full_like(logits[some], 7), torch.full_like(logits[some], 8)]
+        for masking, out in zip((compiled, plain), outs, strict=True):
+            masking(logits[some], masks[some], out)
+        assert torch.equal(*outs)
+        assert outs[0].isfinite().all()
+        bits = (masks[some, :, None] >> torch.arange(8)) & 1
+        allowed = bits.flatten(1)[:, :vocabulary] == 1
+        assert outs[0][allowed].abs().max() < 2e30 < outs[0][~allowed].abs().min()

@@ -1,25 +1,29 @@
 """What the grammars of a step's answers allow, applied to its logits.
 
 The masks are computed once the decoder has been set to work: a GPU is busy with it meanwhile. Where
-the decoder runs on the CPU every core is its own, and a thread that computed masks beside it would
+the decoder runs on the CPU every core is its own, and threads that computed masks beside it would
 cost more, by handing over, than they do. They are applied to all rows at once, guided and not.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
-in a mask, C the eight tokens of one.
+in a mask.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
 import torch
-from llguidance import LLExecutor
 from torch import Tensor
 
 from model.engine.logits_processors import LARGEST
 from model.engine.sequence import Sequence
 
+logger = logging.getLogger(__name__)
+
 FORBIDDEN = 3e38  # below it no logit is
+Masking = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Guidance:
@@ -32,56 +36,80 @@ class Guidance:
     """
 
     def __init__(self, rows: int, vocabulary: int, device: torch.device) -> None:
-        self._vocabulary = vocabulary
-        self._num_bytes = -(-vocabulary // 32) * 4  # llguidance fills words of 32 bits
-        bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
-        # For each byte of a mask, what its eight logits may be at most.
-        self._highest = torch.where(bits == 1, FORBIDDEN, -FORBIDDEN).to(device)
+        num_bytes = -(-vocabulary // 32) * 4  # llguidance fills words of 32 bits
         # Made once: the system hands out fresh memory of this size page by page, which takes longer
         # than what is computed in it.
-        self._limits = torch.empty(rows * self._num_bytes, 8, device=device)
+        self._masks = torch.empty(rows, num_bytes, dtype=torch.uint8)
         self._masked = torch.empty(rows, vocabulary, device=device)
-        self._mask = torch.empty(rows, self._num_bytes, dtype=torch.uint8)
-        self._executor = LLExecutor(1)
+        self._mask = make_masking(rows, num_bytes, device)
 
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
-        """The logits, with those that a row's grammar forbids below all others."""
+        """The logits, with those that a row's grammar forbids below all others.
+
+        Whatever the weights: nothing that is allowed is NaN or as low as what is not.
+        """
         rows = [i for i, s in enumerate(sequences) if s.guide is not None]
         if not rows:
             return logits_SV
-        mask_GB = self._fill([sequences[i] for i in rows]).to(logits_SV.device)
-        count, whole = len(mask_GB), len(mask_GB) == len(logits_SV)
-        limits_BC = self._limits[: mask_GB.numel()]
-        torch.index_select(self._highest, 0, mask_GB.flatten().int(), out=limits_BC)
-        # Whatever the weights: nothing that is allowed is NaN or as low as what is not.
-        logits_GV = self._masked[:count]
-        torch.nan_to_num(
-            logits_SV if whole else logits_SV[rows],
-            *(-LARGEST, LARGEST, -LARGEST),
-            out=logits_GV,
-        )
-        limits_GV = limits_BC.view(count, -1)[:, : self._vocabulary]
-        torch.minimum(logits_GV, limits_GV, out=logits_GV)
+        masks_GB = self._fill([sequences[i] for i in rows])
+        whole, masked_GV = len(rows) == len(logits_SV), self._masked[: len(rows)]
+        self._mask(logits_SV if whole else logits_SV[rows], masks_GB, masked_GV)
         if whole:
-            return logits_GV
+            return masked_GV
         logits_SV = logits_SV.clone()
-        logits_SV[rows] = logits_GV
+        logits_SV[rows] = masked_GV
         return logits_SV
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:
-        mask_GB = self._mask[: len(sequences)]
-        matchers = []
+        masks_GB = self._masks[: len(sequences)]
+        start, num_bytes = masks_GB.data_ptr(), masks_GB.shape[1]
         for row, sequence in enumerate(sequences):
             guide = sequence.guide
             assert guide is not None
             if guide.forced is None and guide.error is None:  # an error ends the answer
-                matchers.append((guide.matcher, row))
+                guide.matcher.unsafe_compute_mask_ptr(start + row * num_bytes, num_bytes)
                 continue
-            mask_GB[row] = 0
+            masks_GB[row] = 0
             if guide.forced is not None:
-                mask_GB[row, guide.forced // 8] = 1 << guide.forced % 8
-        if matchers:
-            self._executor.unsafe_compute_mask_ptr(
-                matchers, mask_GB.data_ptr(), self._num_bytes, len(sequences)
-            )
-        return mask_GB
+                masks_GB[row, guide.forced // 8] = 1 << guide.forced % 8
+        return masks_GB
+
+
+def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
+    """Writes masked logits: ``(logits (G, V), masks on the CPU (G, B), out (G, V)) -> None``.
+
+    Compiled where that works.
+    """
+    bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
+    # For each byte of a mask, what its eight logits may be at most.
+    highest = torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
+    if device.type == "cpu":
+        try:
+            from model.cpu import masking
+        except ImportError as error:
+            logger.warning("masks of grammars are not compiled and so slower: %s", error)
+        else:
+            return masking.Masking(highest, LARGEST)
+    return TorchMasking(highest.to(device), rows * num_bytes)
+
+
+class TorchMasking:
+    """Masking by torch's operators.
+
+    Args:
+        highest: for each byte of a mask, what its eight logits may be at most, ``(256, 8)``.
+        most_bytes: of the masks of a step.
+    """
+
+    def __init__(self, highest: Tensor, most_bytes: int) -> None:
+        self._highest = highest
+        self._limits = torch.empty(most_bytes, 8, device=highest.device)
+
+    def __call__(self, logits_GV: Tensor, masks_GB: Tensor, out_GV: Tensor) -> None:
+        """See ``make_masking``."""
+        limits = self._limits[: masks_GB.numel()]
+        indices = masks_GB.to(limits.device).flatten().int()
+        torch.index_select(self._highest, 0, indices, out=limits)
+        torch.nan_to_num(logits_GV, -LARGEST, out=out_GV).clamp_(-LARGEST, LARGEST)
+        limits_GV = limits.view(len(masks_GB), -1)[:, : logits_GV.shape[1]]
+        torch.minimum(out_GV, limits_GV, out=out_GV)
