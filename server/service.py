@@ -54,6 +54,7 @@ class Backend:
                 request_timeout=settings.request_timeout,
                 prefill_chunk=settings.prefill_chunk,
                 default_max_tokens=settings.max_output_tokens,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
                 kv_cache_gib=settings.kv_cache_memory,
                 prefix_caching=settings.prefix_caching,
                 embedding_cache_gib=settings.embedding_cache_memory,

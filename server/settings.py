@@ -72,8 +72,11 @@ class ModelSettings(BaseSettings):
     max_output_tokens: int = Field(
         4096, ge=1, description="answer length when a request names no max_tokens"
     )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU memory free at the start that may be taken"
+    )
     kv_cache_memory: float | None = Field(
-        None, gt=0, description="GiB for keys and values; a share of the free memory by default"
+        None, gt=0, description="GiB for keys and values; what is left by default, on CPUs a quarter"
     )
     prefix_caching: bool = Field(
         True, description="use what earlier requests computed for prompts that start alike"

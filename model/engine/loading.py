@@ -5,30 +5,28 @@ checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
-from model.engine.kv_caches import block_size, storage_dtype
+from model.engine.machine import GIB, look_at
+from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
+from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.network import Network, make_network
+from model.phi3v.network import make_network
 from model.phi3v.processing import Processor, PromptInputs
 
 logger = logging.getLogger(__name__)
 
-GIB = 1 << 30
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-CPU_SHARE = 0.25  # of the available memory, for KV blocks
-CUDA_SHARE = 0.9  # of what the weights leave free
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
 
 
@@ -54,13 +52,14 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
             "this server runs Phi-3-vision only (model_type 'phi3_v')"
         )
     device = _device(options.device)
+    options = replace(options, dtype=_dtype(options.dtype, device, raw))
     processor = Processor.from_checkpoint(directory)
-    model = _load_model(directory, _dtype(options.dtype, device, raw), device)
+    plan = _plan(directory, raw, options, device)
+    model = _load_model(directory, DTYPES[options.dtype], device)
     network = make_network(model)
     keep_freed_memory()
-    config = _engine_config(network, options)
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
-    engine = Engine(network, processor, stop_ids, config)
+    engine = Engine(network, processor, stop_ids, _engine_config(plan, options))
     _warm_up(engine)
     return engine
 
@@ -90,9 +89,7 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
             local_files_only=True,
         )
     except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint in {directory} cannot be loaded: {first_line(error)}"
-        ) from error
+        raise _unloadable(directory, error) from error
     model, report = loaded
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise CheckpointError(
@@ -109,35 +106,31 @@ def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCau
     return model.eval().requires_grad_(False)
 
 
-def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
-    """Fit window and KV blocks into the memory budget, and say what was chosen."""
-    config, device = network.config, network.decoder.device
-    slot_bytes, size = _slot_bytes(config, device, network.dtype), block_size(device)
-    budget = _kv_budget(options, device)
-    slots_that_fit = budget // (slot_bytes * size) * size
-    max_model_len = options.max_model_len or min(config.context_window, slots_that_fit)
-    if max_model_len > config.context_window:
-        raise CheckpointError(
-            f"--max-model-len {max_model_len} is beyond the checkpoint's context window of "
-            f"{config.context_window} tokens"
-        )
-    if max_model_len > slots_that_fit or slots_that_fit < 2:
-        raise CheckpointError(
-            f"a sequence of {max_model_len} tokens takes {max_model_len * slot_bytes / GIB:.2f} GiB "
-            f"of KV cache and the budget is {budget / GIB:.2f} GiB; "
-            "lower --max-model-len or raise --kv-cache-memory"
-        )
-    useful = -(-max_model_len // size) * options.max_num_seqs
-    num_blocks = min(slots_that_fit // size, useful)
+def _unloadable(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"the checkpoint in {directory} cannot be loaded: {first_line(error)}")
+
+
+def _plan(directory: Path, raw: dict[str, Any], options: LoadOptions, device: str) -> MemoryPlan:
+    try:
+        config, headers = Phi3VConfig(**raw), read_headers(directory)
+        _ = config.vision_config
+    except Exception as error:  # the library has many
+        raise _unloadable(directory, error) from error
+    machine = look_at(torch.device(device), options.gpu_memory_utilization)
+    plan = plan_memory(headers, config, options, machine)
     logger.info(
-        "KV cache: %d tokens (%.2f GiB); longest sequence %d tokens of the model's %d",
-        num_blocks * size,
-        num_blocks * size * slot_bytes / GIB,
-        max_model_len,
+        "memory: %s (%s); longest sequence %d tokens of the model's %d",
+        plan,
+        machine.text,
+        plan.max_model_len,
         config.context_window,
     )
+    return plan
+
+
+def _engine_config(plan: MemoryPlan, options: LoadOptions) -> EngineConfig:
     return EngineConfig(
-        max_model_len=max_model_len,
+        max_model_len=plan.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
@@ -149,25 +142,9 @@ def _engine_config(network: Network, options: LoadOptions) -> EngineConfig:
         deterministic=options.deterministic,
         prompt_lookup=options.prompt_lookup,
         default_max_tokens=options.default_max_tokens,
-        block_size=size,
-        num_blocks=num_blocks,
+        block_size=plan.block_size,
+        num_blocks=plan.num_blocks,
     )
-
-
-def _slot_bytes(config: Phi3VConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one position in all layers."""
-    heads = config.num_key_value_heads or config.num_attention_heads
-    head_dim = config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * storage_dtype(dtype, device).itemsize
-
-
-def _kv_budget(options: LoadOptions, device: torch.device) -> int:
-    if options.kv_cache_gib is not None:
-        return int(options.kv_cache_gib * GIB)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_SHARE)
-    return int(psutil.virtual_memory().available * CPU_SHARE)
 
 
 def _device(wanted: Device) -> str:
@@ -178,17 +155,15 @@ def _device(wanted: Device) -> str:
     return wanted
 
 
-def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> torch.dtype:
+def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> DType:
     """The asked dtype, or the checkpoint's own; float32 on a CPU without native bfloat16."""
     if wanted != "auto":
-        return DTYPES[wanted]
-    dtype = DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
-    native = (
-        dtype is torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return torch.float32 if device == "cpu" and not native else dtype
+        return wanted
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == "bfloat16" and (device != "cpu" or native):
+        return "bfloat16"
+    return "float16" if dtype == "float16" and device != "cpu" else "float32"
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:

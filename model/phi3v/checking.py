@@ -66,6 +66,24 @@ def check_files(directory: Path) -> list[Finding]:
     return findings
 
 
+def read_headers(directory: Path) -> dict[str, Header]:
+    """Shapes and dtypes of all tensors of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: files are missing or cannot be read.
+    """
+    files, _, problems = _weight_files(directory)
+    for problem in problems:
+        raise CheckpointError(f"{problem.subject} {problem.text}")
+    headers: dict[str, Header] = {}
+    for file in files:
+        try:
+            headers |= _read_headers(directory / file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
+    return headers
+
+
 def _check_config(directory: Path) -> tuple[Phi3VConfig | None, Finding]:
     try:
         raw = read_json(directory / CONFIG)

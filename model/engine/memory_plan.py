@@ -1,0 +1,212 @@
+"""How the memory of a machine will be used, computed before anything is loaded.
+
+What a model takes follows from the shapes in its files' headers, its config and the options; where
+that is more than there is, the refusal says which flag would make it fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from model.engine.config import LoadOptions
+from model.engine.kv_caches import block_size, on_cuda, storage_dtype
+from model.engine.machine import GIB, Machine
+from model.errors import CheckpointError
+from model.phi3v.checking import Header
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+VISION = ".vision_embed_tokens."
+# What is not computed below: on a GPU graphs and the workspaces of libraries, else the program's own.
+LIBRARIES = {"cuda": GIB, "cpu": GIB // 2}
+CPU_SHARE = 0.25  # of the available memory, most that KV blocks take unless they are asked for
+FLAGS = {
+    "max_model_len": "--max-model-len",
+    "kv_cache_gib": "--kv-cache-memory",
+    "dtype": "--dtype",
+    "embedding_cache_gib": "--embedding-cache-memory",
+}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, and what follows from them.
+
+    Attributes:
+        weights: of the decoder, its embeddings and its head.
+        vision: weights of the tower, what it works in, and the embeddings kept of images.
+        headroom: what a step works in, and what is not computed.
+        kv_cache: of ``num_blocks`` blocks.
+        available: what there is.
+        max_model_len: longest sequence, in tokens.
+        block_size, num_blocks: of the KV cache.
+    """
+
+    weights: int
+    vision: int
+    headroom: int
+    kv_cache: int
+    available: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.vision + self.headroom + self.kv_cache
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "vision": self.vision,
+            "headroom": self.headroom,
+            f"KV cache of {self.num_blocks * self.block_size} tokens": self.kv_cache,
+        }
+        table = " + ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
+        return f"{table} = {self.total / GIB:.3g} of {self.available / GIB:.3g} GiB"
+
+
+def plan_memory(
+    headers: Mapping[str, Header], config: Phi3VConfig, options: LoadOptions, machine: Machine
+) -> MemoryPlan:
+    """What loading will take.
+
+    Args:
+        headers: of all tensors of the checkpoint.
+        config: of the checkpoint.
+        options: with a dtype that is not ``auto``.
+        machine: what there is.
+
+    Raises:
+        CheckpointError: it does not fit, or the window asked for is longer than the model's.
+    """
+    if (options.max_model_len or 0) > config.context_window:
+        raise CheckpointError(
+            f"--max-model-len {options.max_model_len} is beyond the checkpoint's context window of "
+            f"{config.context_window} tokens"
+        )
+
+    def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
+        changed = replace(options, **changes)
+        plan = _plan(headers, config, changed, machine)
+        return plan if _fits(plan, changed) else None
+
+    if (plan := plan_with({})) is not None:
+        return plan
+    plan = _plan(headers, config, options, machine)
+    remedies = [changes for changes in _changes(options, plan) if plan_with(changes)]
+    raise CheckpointError(f"{_complaint(plan, options, machine)}; {_advice(remedies)}")
+
+
+def _plan(
+    headers: Mapping[str, Header], config: Phi3VConfig, options: LoadOptions, machine: Machine
+) -> MemoryPlan:
+    """The plan, perhaps of more than there is: the shortest window that will do is always in it."""
+    dtype, device = DTYPES[options.dtype], machine.device
+    weights = tower = 0
+    for name, header in headers.items():
+        size = math.prod(header.shape) * dtype.itemsize
+        if VISION in name:
+            tower += size
+        else:
+            weights += size
+    slot, size = _slot_bytes(config, dtype, device), block_size(device)
+    vision = tower + _tower_work(config, device) + int(options.embedding_cache_gib * GIB)
+    headroom = LIBRARIES[device.type] + _step_work(config, options)
+    if on_cuda(device):
+        headroom += slot * size  # the block of nobody, see kv_cache_cuda
+    shortest = -(-(options.max_model_len or 2) // size)
+    budget = machine.available - weights - vision - headroom
+    if options.kv_cache_gib is not None:
+        budget = int(options.kv_cache_gib * GIB)
+    elif not on_cuda(device):
+        budget = min(budget, int(machine.available * CPU_SHARE))
+    blocks = max(shortest, budget // (slot * size))
+    window = options.max_model_len or min(config.context_window, blocks * size)
+    blocks = min(blocks, -(-window // size) * options.max_num_seqs)
+    return MemoryPlan(
+        weights=weights,
+        vision=vision,
+        headroom=headroom,
+        kv_cache=blocks * size * slot,
+        available=machine.available,
+        max_model_len=window,
+        block_size=size,
+        num_blocks=blocks,
+    )
+
+
+def _fits(plan: MemoryPlan, options: LoadOptions) -> bool:
+    asked = options.kv_cache_gib
+    return plan.total <= plan.available and (asked is None or plan.kv_cache <= asked * GIB)
+
+
+def _complaint(plan: MemoryPlan, options: LoadOptions, machine: Machine) -> str:
+    if plan.total <= plan.available:
+        return (
+            f"a sequence of {plan.max_model_len} tokens takes {plan.kv_cache / GIB:.3g} GiB of KV "
+            f"cache and --kv-cache-memory allows {options.kv_cache_gib:g} GiB"
+        )
+    return f"the model does not fit into memory: {plan} ({machine.text})"
+
+
+def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]:
+    """Options that might make it fit, the least loss first; the last of them all that save memory."""
+    left = plan.available - (plan.total - plan.kv_cache)
+    asked = None if options.kv_cache_gib is None else int(options.kv_cache_gib * GIB)
+    if options.max_model_len is not None:
+        room = left if asked is None else min(left, asked)
+        blocks = room * plan.num_blocks // plan.kv_cache
+        if blocks > 0:
+            yield {"max_model_len": blocks * plan.block_size}
+    if asked is not None:
+        wanted = plan.kv_cache if plan.kv_cache > asked else left
+        rounded = math.ceil if plan.kv_cache > asked else math.floor
+        yield {"kv_cache_gib": rounded(100 * wanted / GIB) / 100}
+    if options.dtype == "float32":
+        yield {"dtype": "bfloat16"}
+    if options.embedding_cache_gib > 0:
+        yield {"embedding_cache_gib": 0}
+
+
+def _advice(remedies: list[dict[str, Any]]) -> str:
+    if not remedies:
+        return "no flag would make it fit"
+    texts = [
+        " ".join(f"{FLAGS[name]} {value}" for name, value in changes.items())
+        for changes in remedies
+    ]
+    return f"it would fit with {' or '.join(texts)}"
+
+
+def _slot_bytes(config: Phi3VConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of keys and values of one position in all layers."""
+    heads = config.num_key_value_heads or config.num_attention_heads
+    head_dim = config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * storage_dtype(dtype, device).itemsize
+
+
+def _step_work(config: Phi3VConfig, options: LoadOptions) -> int:
+    """Bytes of a step's hidden states, projections and logits, which it has in float32 at most."""
+    heads = config.num_attention_heads + 2 * (config.num_key_value_heads or 0)
+    projected = heads * config.hidden_size // config.num_attention_heads
+    row = 4 * config.hidden_size + 2 * projected + 3 * config.intermediate_size
+    tokens = options.prefill_chunk + options.max_num_seqs
+    copies = 4  # of logits: raw, processed, sorted, and their order
+    return 4 * (tokens * row + copies * options.max_num_seqs * config.vocab_size)
+
+
+def _tower_work(config: Phi3VConfig, device: torch.device) -> int:
+    """Bytes of what the tower computes together, in float32 on CPUs and half of that on GPUs."""
+    sizes = config.vision_config
+    patches = (sizes.image_size // sizes.patch_size) ** 2 + 1
+    row = 6 * sizes.hidden_size + 2 * sizes.intermediate_size
+    crops, item = (CROPS_PER_PASS_GPU, 2) if on_cuda(device) else (CROPS_PER_PASS_CPU, 4)
+    return crops * patches * row * item
