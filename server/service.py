@@ -46,6 +46,7 @@ class Backend:
                 revision=settings.revision,
                 dtype=settings.dtype,
                 device=settings.device,
+                quantization=settings.quantization,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 max_waiting=settings.max_waiting,

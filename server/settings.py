@@ -61,6 +61,9 @@ class ModelSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is the checkpoint's, or float32 on older CPUs"
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none", description="of the decoder's weights: less memory, and answers that differ a little"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     max_model_len: int | None = Field(
         None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"

@@ -17,12 +17,14 @@ from model.cpu.elementwise import copy_row, rms_norm, rotate
 from model.cpu.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 from model.cpu.microkernel import PANEL
 from model.cpu.products import gated_product, multiply, multiply_add
+from model.cpu.quantized import weights
 
 _COMMON = {"epsilon": np.float32}
 BEFORE = _COMMON | dict.fromkeys(
     (
         *("hidden", "norm", "qkv_weight", "normed", "qkv", "cos", "sin", "q", "k", "v"),
-        *("tokens", "width", "heads", "groups", "head_dim", "qkv_panels", "qkv_words"),
+        *("tokens", "width", "heads", "groups", "head_dim"),
+        *("qkv_scales", "qkv_panels", "qkv_words", "qkv_groups"),
     ),
     np.intp,
 )
@@ -30,8 +32,9 @@ AFTER = _COMMON | dict.fromkeys(
     (
         *("hidden", "attended", "inputs", "output_weight", "norm", "pairs_weight", "gated"),
         *("down_weight", "tokens", "width", "inner_width", "intermediate"),
-        *("output_panels", "output_words", "pairs_panels", "pairs_words"),
-        *("down_panels", "down_words"),
+        *("output_scales", "output_panels", "output_words", "output_groups"),
+        *("pairs_scales", "pairs_panels", "pairs_words", "pairs_groups"),
+        *("down_scales", "down_panels", "down_words", "down_groups"),
     ),
     np.intp,
 )
@@ -50,7 +53,11 @@ _ATTENTION_SIZE = attention.KIND.itemsize
 
 
 class DecoderKernels:
-    """The kernels for one dtype of weights.
+    """The kernels for one dtype of what is multiplied, and one of the layers' weights.
+
+    Args:
+        bfloat16: whether bfloat16 is multiplied, else float32.
+        quantized: None, or what the layers' weights are held in: int8, or uint8 for two of 4 bits.
 
     Attributes:
         before: norm, query, key and value projection, rotation.
@@ -60,15 +67,16 @@ class DecoderKernels:
             other, it is given the first.
     """
 
-    def __init__(self, bfloat16: bool) -> None:
+    def __init__(self, bfloat16: bool, quantized: Any = None) -> None:
         number: Any = np.uint16 if bfloat16 else np.float32
         word: Any = np.uint32 if bfloat16 else np.float32
+        kind: Any = quantized or word
 
         def before(record: int) -> None:
-            _before(record, number, word)
+            _before(record, number, kind)
 
         def after(record: int) -> None:
-            _after(record, number, word)
+            _after(record, number, kind)
 
         def logits(record: int) -> None:
             _logits(record, number, word)
@@ -76,9 +84,9 @@ class DecoderKernels:
         def step(record: int) -> None:
             a = read(record, _STEP_KIND)
             for layer in range(a.layers):
-                _before(a.before + layer * _BEFORE_SIZE, number, word)
+                _before(a.before + layer * _BEFORE_SIZE, number, kind)
                 attention.attend(a.attention + layer * _ATTENTION_SIZE, number)
-                _after(a.after + layer * _AFTER_SIZE, number, word)
+                _after(a.after + layer * _AFTER_SIZE, number, kind)
 
         self.before = Kernel(before, BEFORE)
         self.after = Kernel(after, AFTER)
@@ -96,13 +104,15 @@ def _norm_rows(record, phase, in_TE, weight_E, epsilon, out_TE):
 
 
 @inner
-def _before(record, number, word):
+def _before(record, number, kind):
     a = read(record, _BEFORE_KIND)
     dim, heads, groups = a.head_dim, a.heads, a.groups
     hidden_TE = array(a.hidden, (a.tokens, a.width), np.float32)
     normed_TE = array(a.normed, (a.tokens, a.width), number)
     _norm_rows(record, 0, hidden_TE, array(a.norm, a.width, np.float32), a.epsilon, normed_TE)
-    weight = array(a.qkv_weight, (a.qkv_panels, a.qkv_words, PANEL), word)
+    weight = weights(
+        a.qkv_weight, a.qkv_scales, a.qkv_panels, a.qkv_words, a.qkv_groups, kind
+    )
     qkv_TND = array(a.qkv, (a.tokens, heads + 2 * groups, dim), np.float32)
     multiply(record, 1, normed_TE, weight, qkv_TND.reshape(a.tokens, (heads + 2 * groups) * dim))
     cos_TD = array(a.cos, (a.tokens, dim), np.float32)
@@ -122,7 +132,7 @@ def _before(record, number, word):
 
 
 @inner
-def _after(record, number, word):
+def _after(record, number, kind):
     a = read(record, _AFTER_KIND)
     hidden_TE = array(a.hidden, (a.tokens, a.width), np.float32)
     attended_TK = array(a.attended, (a.tokens, a.inner_width), np.float32)
@@ -132,14 +142,20 @@ def _after(record, number, word):
         copy_row(attended_TK[t], inputs_TK[t])
         t = take_next(record, 0)
     wait(record, 0, a.tokens)
-    weight = array(a.output_weight, (a.output_panels, a.output_words, PANEL), word)
+    weight = weights(
+        a.output_weight, a.output_scales, a.output_panels, a.output_words, a.output_groups, kind
+    )
     multiply_add(record, 1, inputs_TK, weight, hidden_TE)
     normed_TE = array(a.inputs, (a.tokens, a.width), number)  # what was there is used up
     _norm_rows(record, 2, hidden_TE, array(a.norm, a.width, np.float32), a.epsilon, normed_TE)
-    pairs = array(a.pairs_weight, (a.pairs_panels, a.pairs_words, PANEL), word)
+    pairs = weights(
+        a.pairs_weight, a.pairs_scales, a.pairs_panels, a.pairs_words, a.pairs_groups, kind
+    )
     gated_TI = array(a.gated, (a.tokens, a.intermediate), number)
     gated_product(record, 3, normed_TE, pairs, gated_TI)
-    down = array(a.down_weight, (a.down_panels, a.down_words, PANEL), word)
+    down = weights(
+        a.down_weight, a.down_scales, a.down_panels, a.down_words, a.down_groups, kind
+    )
     multiply_add(record, 4, gated_TI, down, hidden_TE)
 
 

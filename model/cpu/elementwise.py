@@ -13,7 +13,7 @@ from model.cpu.jit import inner
 
 
 @intrinsic
-def _bfloat16(typingctx: Any, value: Any) -> Any:
+def bfloat16(typingctx: Any, value: Any) -> Any:
     """A float32 rounded to bfloat16, to nearest, ties to even.
 
     In LLVM's 32-bit integers: numba would widen the sums to 64 bits, which is 8 times slower.
@@ -39,7 +39,7 @@ def _assign(array, index, value):
     if array.dtype == types.uint16:
 
         def assign_bfloat16(array, index, value):
-            array[index] = _bfloat16(value)
+            array[index] = bfloat16(value)
 
         return assign_bfloat16
 

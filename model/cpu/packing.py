@@ -18,44 +18,50 @@ def pack(weight_NK: Tensor) -> Tensor:
     """Packed copy of a weight as ``nn.Linear`` holds it.
 
     Args:
-        weight_NK: float32, or bfloat16 with an even K.
+        weight_NK: float32, bfloat16 with an even K, or integers, which are taken as they are.
 
     Returns:
-        int32 words ``(panels, K or K / 2, 48)``, aligned to 64 bytes; columns past N are zero.
+        Words ``(panels, words of a column, 48)``, int32 or the integers, aligned to 64 bytes; columns
+        past N are zero.
     """
-    packed = _aligned(*_shape(weight_NK))
-    _fill(packed, weight_NK)
+    words = _words(weight_NK)
+    packed = _aligned(*_shape(words), words.dtype)
+    _fill(packed, words)
     return packed
 
 
 def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
     """The panels of two weights in turn: one of ``gate``, one of ``up``, and so on."""
-    panels, *panel = _shape(gate_IK)
-    packed = _aligned(2 * panels, *panel)
-    _fill(packed[::2], gate_IK)
-    _fill(packed[1::2], up_IK)
+    gate, up = _words(gate_IK), _words(up_IK)
+    panels, *panel = _shape(gate)
+    packed = _aligned(2 * panels, *panel, gate.dtype)
+    _fill(packed[::2], gate)
+    _fill(packed[1::2], up)
     return packed
 
 
-def _shape(weight_NK: Tensor) -> tuple[int, int, int]:
-    columns, inputs = weight_NK.shape
-    return -(-columns // PANEL), inputs * weight_NK.element_size() // 4, PANEL
+def _words(weight_NK: Tensor) -> Tensor:
+    return weight_NK.contiguous().view(torch.int32) if weight_NK.is_floating_point() else weight_NK
 
 
-def _fill(packed: Tensor, weight_NK: Tensor) -> None:
+def _shape(words: Tensor) -> tuple[int, int, int]:
+    return -(-words.shape[0] // PANEL), words.shape[1], PANEL
+
+
+def _fill(packed: Tensor, words: Tensor) -> None:
     """Write a weight's panels; without copies on the way, whose memory would not all come back."""
-    words_NK = weight_NK.contiguous().view(torch.int32)
-    whole = len(words_NK) // PANEL
-    panels = words_NK[: whole * PANEL].view(whole, PANEL, packed.shape[1])
+    whole = len(words) // PANEL
+    panels = words[: whole * PANEL].view(whole, PANEL, packed.shape[1])
     packed[:whole] = panels.transpose(1, 2)
     if whole < len(packed):
-        rest = words_NK[whole * PANEL :]
+        rest = words[whole * PANEL :]
         packed[whole] = 0
         packed[whole, :, : len(rest)] = rest.T
 
 
-def _aligned(*shape: int) -> Tensor:
-    size = torch.Size(shape).numel()
-    buffer = torch.empty(size + ALIGNMENT // 4, dtype=torch.int32)
-    skip = -(buffer.data_ptr() // 4) % (ALIGNMENT // 4)
+def _aligned(panels: int, words: int, columns: int, dtype: torch.dtype) -> Tensor:
+    shape = (panels, words, columns)
+    size, most = torch.Size(shape).numel(), ALIGNMENT // dtype.itemsize
+    buffer = torch.empty(size + most, dtype=dtype)
+    skip = -(buffer.data_ptr() // dtype.itemsize) % most
     return buffer[skip : skip + size].view(shape)

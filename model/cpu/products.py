@@ -13,6 +13,7 @@ import numpy as np
 from model.cpu.elementwise import assign, sigmoid
 from model.cpu.jit import inner, take, take_next, wait
 from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
+from model.cpu.quantized import panel_of, panels_of, room_for
 
 ROWS_PER_ITEM = 256  # of a product: one item of work is that many rows of a panel
 
@@ -37,19 +38,20 @@ def multiply_add(record, phase, x_TK, weight, out_TN):
 
 @inner
 def _product(record, phase, x_TK, weight, out_TN, add):
-    tile = np.empty((TILE_ROWS, PANEL), np.float32)
+    tile, room = np.empty((TILE_ROWS, PANEL), np.float32), room_for(weight, x_TK)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
-    items = weight.shape[0] * blocks
+    items = panels_of(weight) * blocks
     item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
         first_column = panel * PANEL
         columns = min(PANEL, out_TN.shape[1] - first_column)
+        panel_K = panel_of(weight, panel, room)
         for first in range(
             block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
         ):
             rows = min(TILE_ROWS, tokens - first)
-            compute_tile(x_TK, first, rows, weight[panel], tile)
+            compute_tile(x_TK, first, rows, panel_K, tile)
             for row in range(rows):
                 out_N = out_TN[first + row, first_column : first_column + columns]
                 if add:
@@ -67,19 +69,22 @@ def gated_product(record, phase, x_TK, pairs, out_TI):
     """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
     gate = np.empty((TILE_ROWS, PANEL), np.float32)
     up = np.empty((TILE_ROWS, PANEL), np.float32)
+    gate_room, up_room = room_for(pairs, x_TK), room_for(pairs, x_TK)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
-    items = pairs.shape[0] // 2 * blocks
+    items = panels_of(pairs) // 2 * blocks
     item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
         first_column = panel * PANEL
         columns = min(PANEL, out_TI.shape[1] - first_column)
+        gate_K = panel_of(pairs, 2 * panel, gate_room)
+        up_K = panel_of(pairs, 2 * panel + 1, up_room)
         for first in range(
             block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
         ):
             rows = min(TILE_ROWS, tokens - first)
-            compute_tile(x_TK, first, rows, pairs[2 * panel], gate)
-            compute_tile(x_TK, first, rows, pairs[2 * panel + 1], up)
+            compute_tile(x_TK, first, rows, gate_K, gate)
+            compute_tile(x_TK, first, rows, up_K, up)
             for row in range(rows):
                 out_I = out_TI[first + row, first_column : first_column + columns]
                 for column in range(columns):

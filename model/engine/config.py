@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "int4"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -16,6 +17,7 @@ class LoadOptions:
     Attributes:
         model: a checkpoint's directory or hub id.
         revision: of the hub's model; None is the pinned one, or the newest.
+        quantization: of the decoder's linear layers' weights.
         max_waiting_gib: memory for images of all answers in the making, in GiB.
         gpu_memory_utilization: share of the GPU memory that is free at the start.
         kv_cache_gib: memory for KV blocks, in GiB.
@@ -42,6 +44,7 @@ class LoadOptions:
     embedding_cache_gib: float = 0.5
     deterministic: bool = False
     prompt_lookup: bool = True
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)

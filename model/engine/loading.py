@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
+from model.phi3v.quantization import quantize_linears
 from model.phi3v.processing import Processor, PromptInputs
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     options = replace(options, dtype=_dtype(options.dtype, device, raw))
     processor = Processor.from_checkpoint(directory)
     plan = _plan(directory, raw, options, device)
-    model = _load_model(directory, DTYPES[options.dtype], device)
+    model = _load(directory, options, device)
     network = make_network(model)
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
@@ -75,7 +76,20 @@ def _warm_up(engine: Engine) -> None:
                 )
 
 
-def _load_model(directory: Path, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
+def _load(directory: Path, options: LoadOptions, device: str) -> Phi3VForCausalLM:
+    dtype = DTYPES[options.dtype]
+    if options.quantization == "none":
+        return _load_model(directory, dtype, device)
+    # In main memory, where the files are only mapped: a GPU may have no room for the whole weights.
+    model = _load_model(directory, "auto", "cpu")
+    quantize_linears(model, options.quantization)
+    model.to(device, dtype)
+    return model
+
+
+def _load_model(
+    directory: Path, dtype: torch.dtype | Literal["auto"], device: str
+) -> Phi3VForCausalLM:
     # It prints a table of all tensors at fault; one of them is named below.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:

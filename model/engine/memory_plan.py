@@ -19,6 +19,7 @@ from model.engine.machine import GIB, Machine
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.quantization import LAYERS, quantized_bytes, why_not
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -30,6 +31,7 @@ FLAGS = {
     "max_model_len": "--max-model-len",
     "kv_cache_gib": "--kv-cache-memory",
     "dtype": "--dtype",
+    "quantization": "--quantization",
     "embedding_cache_gib": "--embedding-cache-memory",
 }
 
@@ -93,8 +95,13 @@ def plan_memory(
             f"{config.context_window} tokens"
         )
 
+    if options.quantization != "none" and (reason := why_not(config, options.quantization)):
+        raise CheckpointError(f"--quantization {options.quantization} is not for this model: {reason}")
+
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
         changed = replace(options, **changes)
+        if "quantization" in changes and why_not(config, changes["quantization"]):
+            return None
         plan = _plan(headers, config, changed, machine)
         return plan if _fits(plan, changed) else None
 
@@ -115,6 +122,8 @@ def _plan(
         size = math.prod(header.shape) * dtype.itemsize
         if VISION in name:
             tower += size
+        elif options.quantization != "none" and LAYERS.search(name.removesuffix(".weight")):
+            weights += quantized_bytes(header.shape, options.quantization)
         else:
             weights += size
     slot, size = _slot_bytes(config, dtype, device), block_size(device)
@@ -172,6 +181,10 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
         yield {"kv_cache_gib": rounded(100 * wanted / GIB) / 100}
     if options.dtype == "float32":
         yield {"dtype": "bfloat16"}
+    if options.quantization == "none":
+        yield {"quantization": "int8"}
+    if options.quantization != "int4":
+        yield {"quantization": "int4"}
     if options.embedding_cache_gib > 0:
         yield {"embedding_cache_gib": 0}
 

@@ -23,6 +23,9 @@ from model.cpu.self_attention import SelfAttention
 from model.phi3v.language import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.packing import release
+from model.phi3v.quantization import QuantizedLinear
+
+_STORED = {torch.int8: np.int8, torch.uint8: np.uint8}  # as kernels know them
 
 
 def why_not(model: Phi3VForCausalLM) -> str | None:
@@ -68,7 +71,9 @@ class CpuDecoder:
         self._groups = config.num_key_value_heads or self._heads
         self._head_dim = self._width // self._heads
         self._kept: list[Tensor] = []  # what the records hold by address
-        self._kernels = DecoderKernels(model.dtype is torch.bfloat16)
+        sample = model.model.layers[0].self_attn.qkv_proj
+        quantized = _STORED[sample.values.dtype] if isinstance(sample, QuantizedLinear) else None
+        self._kernels = DecoderKernels(model.dtype is torch.bfloat16, quantized)
         self._layers = range(config.num_hidden_layers)
         self._make_records(model)
         _pack_vision(model)
@@ -117,6 +122,9 @@ class CpuDecoder:
         keep: bool = False,
     ) -> None:
         """Pack a layer's weight into a record; the original is forgotten unless it is kept."""
+        if isinstance(linear, QuantizedLinear):
+            self._quantized_weight(record, name, linear, paired)
+            return
         assert isinstance(linear, nn.Linear)
         weight = linear.weight.data
         packed = pack_pairs(*weight.chunk(2)) if paired else pack(weight)
@@ -125,6 +133,20 @@ class CpuDecoder:
         record[f"{name}_panels"], record[f"{name}_words"] = packed.shape[:2]
         if not keep:
             release(linear)
+
+    def _quantized_weight(
+        self, record: np.void, name: str, layer: QuantizedLinear, paired: bool
+    ) -> None:
+        scales = torch.stack([layer.scales, layer.offsets], 2).bfloat16().view(torch.int16).flatten(1)
+        values, groups = layer.values, layer.scales.shape[1]
+        packed, packed_scales = (
+            pack_pairs(*stored.chunk(2)) if paired else pack(stored) for stored in (values, scales)
+        )
+        self._kept += [packed, packed_scales]
+        record[f"{name}_weight"], record[f"{name}_scales"] = address(packed), address(packed_scales)
+        record[f"{name}_panels"], record[f"{name}_words"] = packed.shape[:2]
+        record[f"{name}_groups"] = groups
+        layer.values = layer.scales = layer.offsets = torch.empty(0)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See ``Decoder``."""

@@ -11,6 +11,7 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Decoder, TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.packing import pack_linears
+from model.phi3v.quantization import use_torch_kernels
 from model.phi3v.vision import Phi3VImageEmbedding
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def make_network(model: Phi3VForCausalLM) -> Network:
 
 def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
     if model.device.type != "cpu":
+        use_torch_kernels(model)
         return TorchDecoder(model)
     try:
         from model.phi3v.language_cpu import CpuDecoder, why_not
@@ -51,5 +53,6 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
         if reason is None:
             return CpuDecoder(model)
     logger.warning("the decoder is not compiled and so slower: %s", reason)
+    use_torch_kernels(model)
     pack_linears(model)
     return TorchDecoder(model)

@@ -1,0 +1,187 @@
+"""Weight-only quantization of the decoder's linear layers, which hold most of a model's weights.
+
+Weights are rounded to 8 bits with a scale for each output, or to 4 bits with a scale and an offset
+for each 32 inputs of an output. Embeddings, norms, the head and the vision tower stay as they are, and
+so do activations and sums. ``language_cpu`` has kernels for such layers; elsewhere torch's own are
+used where they are found to work.
+
+Shape suffixes: N outputs, K inputs, G groups of inputs, T tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from tqdm import tqdm
+
+from model.phi3v.checkpoint import first_line
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.packing import release
+
+logger = logging.getLogger(__name__)
+
+GROUP = 32  # inputs with a scale of their own, in 4 bits
+LAYERS = re.compile(r"model\.layers\.\d+\.(self_attn\.(qkv|o)|mlp\.(gate_up|down))_proj$")
+TOLERANCE = 0.03  # of the largest result: roundings to bfloat16; what is wrong is far beyond it
+
+
+def quantized_bytes(shape: tuple[int, ...], scheme: str) -> int:
+    """What a weight takes: its numbers, and a scale and an offset in bfloat16 for each group."""
+    outputs, inputs = shape
+    if scheme == "int8":
+        return outputs * (inputs + 4)
+    return outputs * (inputs // 2 + inputs // GROUP * 4)
+
+
+def why_not(config: Phi3VConfig, scheme: str) -> str | None:
+    """Why a model cannot be quantized; None if it can."""
+    attended = config.hidden_size // config.num_attention_heads * config.num_attention_heads
+    multiple = GROUP if scheme == "int4" else 2
+    for inputs in (config.hidden_size, config.intermediate_size, attended):
+        if inputs % multiple:
+            return f"it has layers of {inputs} inputs, which is no multiple of {multiple}"
+    return None
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer without bias; computes anywhere, by making its weight anew each time.
+
+    Attributes:
+        values: int8 ``(N, K)``, or uint8 ``(N, K / 2)`` with the first number in the high half.
+        scales, offsets: bfloat16 ``(N, G)``; a weight is its number (in 4 bits: less 8) times its
+            scale plus its offset.
+    """
+
+    bias = None
+
+    def __init__(self, weight_NK: Tensor, scheme: str) -> None:
+        super().__init__()
+        values, scales, offsets = (_to_int8 if scheme == "int8" else _to_int4)(weight_NK.float())
+        self.values: Tensor
+        self.scales: Tensor
+        self.offsets: Tensor
+        self.register_buffer("values", values)
+        self.register_buffer("scales", scales)
+        self.register_buffer("offsets", offsets)
+
+    def numbers(self) -> Tensor:
+        """Int8 ``(N, K)``, in 4 bits -8 to 7."""
+        if self.values.dtype is torch.int8:
+            return self.values
+        both = torch.stack([self.values >> 4, self.values & 15], -1).flatten(1)
+        return both.to(torch.int8) - 8
+
+    def dequantized(self) -> Tensor:
+        """The weight, float32 ``(N, K)``."""
+        numbers_NGK = self.numbers().float().unflatten(1, (self.scales.shape[1], -1))
+        weight_NGK = numbers_NGK * self.scales.float()[..., None] + self.offsets.float()[..., None]
+        return weight_NGK.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ weight.T``."""
+        return linear(x, self.dequantized().to(x.dtype))
+
+
+def _to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scales = (weight_NK.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12).bfloat16()
+    numbers = (weight_NK / scales.float()).round().clamp(-127, 127)
+    return numbers.to(torch.int8), scales, torch.zeros_like(scales)
+
+
+def _to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weight_NGK = weight_NK.unflatten(1, (-1, GROUP))
+    low, high = weight_NGK.aminmax(dim=2)
+    scales = ((high - low) / 15).clamp(min=1e-12).bfloat16()
+    offsets = (low + 8 * scales.float()).bfloat16()
+    numbers = (weight_NGK - offsets.float()[..., None]) / scales.float()[..., None]
+    halves = (numbers.round() + 8).clamp(0, 15).to(torch.uint8).flatten(1)
+    return halves[:, ::2] << 4 | halves[:, 1::2], scales, offsets
+
+
+@torch.inference_mode()
+def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
+    """Replace the decoder's linear layers of a network on the CPU, in place, one by one."""
+    names = [name for name, _ in model.named_modules() if LAYERS.search(name)]
+    for name in tqdm(names, desc="Quantizing weights"):
+        plain = model.get_submodule(name)
+        assert isinstance(plain, nn.Linear)
+        model.set_submodule(name, QuantizedLinear(plain.weight.data, scheme))
+        release(plain)
+
+
+class Int8Linear(nn.Module):
+    """A ``QuantizedLinear`` of 8 bits by torch's kernel."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self._values, self._scales = layer.values, layer.scales[:, 0].contiguous()
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        """``x @ weight.T``."""
+        return torch._weight_int8pack_mm(x_TK.contiguous(), self._values, self._scales)
+
+
+class Int4Linear(nn.Module):
+    """A ``QuantizedLinear`` of 4 bits by torch's kernel, which packs in another way on each device."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        pairs = torch.stack([layer.scales, layer.offsets], -1)
+        self._scales = pairs.transpose(0, 1).contiguous()
+        self._multiply: Callable[..., Tensor]
+        if layer.values.device.type == "cpu":
+            numbers = layer.numbers().to(torch.int32) + 8
+            self._values = torch._convert_weight_to_int4pack_for_cpu(numbers, 2)
+            self._multiply = torch._weight_int4pack_mm_for_cpu
+        else:
+            self._values = torch._convert_weight_to_int4pack(layer.values, 2)
+            self._multiply = torch._weight_int4pack_mm
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        """``x @ weight.T``."""
+        return self._multiply(x_TK.contiguous(), self._values, GROUP, self._scales)
+
+
+def use_torch_kernels(model: Phi3VForCausalLM) -> None:
+    """Give quantized layers torch's kernels, in place; where those do not work the log says so."""
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)
+    }
+    if not layers:
+        return
+    sample = next(iter(layers.values()))
+    kind = Int8Linear if sample.values.dtype is torch.int8 else Int4Linear
+    reason = _why_no_kernels(kind, model.dtype, sample.values.device)
+    if reason is not None:
+        logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
+        return
+    for name, layer in layers.items():
+        model.set_submodule(name, kind(layer))
+
+
+@torch.inference_mode()
+def _why_no_kernels(
+    kind: type[Int8Linear] | type[Int4Linear], dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Try a small layer; None if it works and is right."""
+    if dtype is not torch.bfloat16:  # others are many times slower, or not there
+        return f"torch's kernels are for bfloat16, not for {dtype}"
+    generator = torch.Generator().manual_seed(0)
+    weight_NK = torch.randn(64, 128, generator=generator)
+    layer = QuantizedLinear(weight_NK, "int8" if kind is Int8Linear else "int4").to(device)
+    try:
+        for rows in (1, 2, 7, 40):
+            x_TK = torch.randn(rows, 128, generator=generator).to(device, dtype)
+            expected = linear(x_TK.float(), layer.dequantized())
+            difference = (kind(layer)(x_TK).float() - expected).abs().max()
+            if not float(difference) <= TOLERANCE * float(expected.abs().max()):  # NaN is not
+                return f"torch's kernel is off by {float(difference):.3g}"
+    except Exception as error:  # missing, or refusing this device
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
