@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from model.demo import CHECKPOINT
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
-from model.engine.config import LoadOptions
+from model.engine.config import LoadOptions, Quantization
 from model.engine.loading import describe, load_engine
+from model.engine.machine import Machine
+from model.engine.memory_plan import plan_memory
 from model.errors import CheckpointError
+from model.phi3v.checking import read_headers
+from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.tokenizer import Phi3VTokenizer
 
@@ -80,7 +84,9 @@ try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the
 except ImportError:
     pass
 else:
-    paged_attention(True), DecoderKernels(True), linear_kernel(True), attention_kernel(True)
+    import numpy as np
+    stored = {"none": None, "int8": np.int8, "int4": np.uint8}[sys.argv[2]]
+    paged_attention(True), DecoderKernels(True, stored), linear_kernel(True), attention_kernel(True)
 
 process = psutil.Process()
 before = peak = process.memory_info().rss
@@ -94,16 +100,19 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-load_engine(Path(sys.argv[1]), LoadOptions(model="", dtype="bfloat16", max_model_len=64))
+load_engine(Path(sys.argv[1]), LoadOptions("", "bfloat16", max_model_len=64, quantization=sys.argv[2]))
 done = True
 watcher.join()
 print(peak - before)
 """
 
 
-@pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 200_000_000])
+@pytest.mark.parametrize(
+    ("max_shard_bytes", "quantization"),
+    [(5_000_000_000, "none"), (200_000_000, "none"), (5_000_000_000, "int8"), (200_000_000, "int4")],
+)
 def test_loading_takes_little_more_memory_than_the_weights(
-    tmp_path: Path, max_shard_bytes: int
+    tmp_path: Path, max_shard_bytes: int, quantization: Quantization
 ) -> None:
     write_checkpoint(
         tmp_path,
@@ -118,15 +127,24 @@ def test_loading_takes_little_more_memory_than_the_weights(
     assert size >= 500_000_000
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_bytes < size)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        [sys.executable, "-c", MEASURE, str(tmp_path), quantization],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[1],
     )
     growth = int(done.stdout)
+    options = LoadOptions("", "bfloat16", embedding_cache_gib=0, quantization=quantization)
+    config = Phi3VConfig.from_pretrained(tmp_path)
+    plan = plan_memory(
+        read_headers(tmp_path), config, options, Machine(torch.device("cpu"), 8 << 30, "")
+    )
     shutil.rmtree(tmp_path)
-    assert 0.5 * size < growth <= 1.15 * size, f"{growth / size:.2f} times the weights"
+    if quantization == "none":
+        assert 0.5 * size < growth <= 1.15 * size, f"{growth / size:.2f} times the weights"
+    else:  # layers are quantized one by one, in float32
+        assert growth <= plan.weights + plan.vision + plan.headroom / 2
+        assert growth < {"int8": 0.85, "int4": 0.65}[quantization] * size
 
 
 Break = Callable[[Path], object]
