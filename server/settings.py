@@ -62,7 +62,8 @@ class ModelSettings(BaseSettings):
         "auto", description="of the weights; auto is the checkpoint's, or float32 on older CPUs"
     )
     quantization: Literal["none", "int8", "int4"] = Field(
-        "none", description="of the decoder's weights: less memory, and answers that differ a little"
+        "none",
+        description="of the decoder's weights: less memory, and answers that differ a little",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     max_model_len: int | None = Field(

@@ -282,7 +282,8 @@ def test_on_a_gpu(
 ) -> None:
     """Torch's own function passes the probe, and graphs agree with the plain path."""
     monkeypatch.undo()
-    options = LoadOptions(str(tiny), "bfloat16", "cuda", 2048, deterministic=deterministic)
+    sizes = {"max_model_len": 2048, "deterministic": deterministic}
+    options = LoadOptions("", dtype="bfloat16", device="cuda", **sizes)  # type: ignore[arg-type]
     engine = load_engine(tiny, options)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING], caplog.text
     runner = engine._runner

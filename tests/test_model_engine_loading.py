@@ -100,7 +100,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-load_engine(Path(sys.argv[1]), LoadOptions("", "bfloat16", max_model_len=64, quantization=sys.argv[2]))
+load_engine(Path(sys.argv[1]), LoadOptions("", dtype="bfloat16", max_model_len=64, quantization=sys.argv[2]))
 done = True
 watcher.join()
 print(peak - before)
@@ -109,7 +109,12 @@ print(peak - before)
 
 @pytest.mark.parametrize(
     ("max_shard_bytes", "quantization"),
-    [(5_000_000_000, "none"), (200_000_000, "none"), (5_000_000_000, "int8"), (200_000_000, "int4")],
+    [
+        (5_000_000_000, "none"),
+        (200_000_000, "none"),
+        (5_000_000_000, "int8"),
+        (200_000_000, "int4"),
+    ],
 )
 def test_loading_takes_little_more_memory_than_the_weights(
     tmp_path: Path, max_shard_bytes: int, quantization: Quantization
@@ -134,7 +139,7 @@ def test_loading_takes_little_more_memory_than_the_weights(
         cwd=Path(__file__).parents[1],
     )
     growth = int(done.stdout)
-    options = LoadOptions("", "bfloat16", embedding_cache_gib=0, quantization=quantization)
+    options = LoadOptions("", dtype="bfloat16", embedding_cache_gib=0, quantization=quantization)
     config = Phi3VConfig.from_pretrained(tmp_path)
     plan = plan_memory(
         read_headers(tmp_path), config, options, Machine(torch.device("cpu"), 8 << 30, "")

@@ -85,7 +85,9 @@ REFUSED = {
     "window beyond the KV cache": (replace(OPTIONS, kv_cache_gib=1, max_model_len=4096), 24),
     "float32": (replace(OPTIONS, dtype="float32"), 12),
     "embeddings": (replace(OPTIONS, embedding_cache_gib=4), 11),
-    "half of the weights": (OPTIONS, 7),
+    "half of the weights": (OPTIONS, 7.5),
+    "a window and all of the weights": (replace(OPTIONS, max_model_len=100_000), 7),
+    "no flag alone": (replace(OPTIONS, dtype="float32", embedding_cache_gib=8), 6.3),
 }
 
 
@@ -165,10 +167,11 @@ def test_a_gpu_holds_what_was_planned(tiny: Path) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    engine = load_engine(tiny, LoadOptions(str(tiny), "bfloat16", "cuda", 2048))
-    config = Phi3VConfig.from_pretrained(tiny)
-    options = LoadOptions("", "bfloat16", max_model_len=2048)
-    found = plan_memory(read_headers(tiny), config, options, look_at(CUDA, 0.9))
+    options = LoadOptions("", dtype="bfloat16", device="cuda", max_model_len=2048)
+    found = plan_memory(
+        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, look_at(CUDA, 0.9)
+    )
+    engine = load_engine(tiny, options)
     assert engine.config.num_blocks == found.num_blocks
     assert torch.cuda.max_memory_allocated() - before <= found.total
 
@@ -186,6 +189,6 @@ def test_a_live_server_says_its_plan_or_refuses(tiny: Path) -> None:
     ):
         done = run("--model", str(tiny), *flags)
         assert done.returncode == 1
-        assert f"it would fit with" in (sentence := one_sentence(done))
+        assert "it would fit with" in (sentence := one_sentence(done))
         assert remedy in sentence
         assert "Loading weights" not in done.stderr

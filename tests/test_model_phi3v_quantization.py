@@ -206,7 +206,7 @@ def test_answers_are_the_same_alone_and_in_company(
         for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
             monkeypatch.setitem(sys.modules, module, None)
     sizes = {"max_model_len": 2048, "deterministic": not kernels}
-    engine = load_engine(tiny, LoadOptions("", "bfloat16", quantization=scheme, **sizes))  # type: ignore[arg-type]
+    engine = load_engine(tiny, LoadOptions("", dtype="bfloat16", quantization=scheme, **sizes))  # type: ignore[arg-type]
     if kernels and not engine.network.decoder.batch_invariant:
         pytest.skip("this CPU multiplies faster, or only, without the kernels")
     together = collect(engine, PROMPTS)
@@ -225,7 +225,7 @@ def test_logits_drift_little(tiny: Path, scheme: Quantization) -> None:
 
 def test_sizes_that_cannot_be_quantized_are_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136)
-    with pytest.raises(CheckpointError, match="--quantization int4 is not for this model: .* 136"):
+    with pytest.raises(CheckpointError, match=r"--quantization int4 is not for this model: .* 136"):
         load_engine(tmp_path, LoadOptions("", quantization="int4"))
     load_engine(tmp_path, LoadOptions("", quantization="int8", max_model_len=64))
 
@@ -243,12 +243,11 @@ def test_a_live_server(tiny: Path, scheme: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_on_a_gpu(
-    tiny: Path, scheme: Quantization, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_on_a_gpu(tiny: Path, scheme: Quantization, caplog: pytest.LogCaptureFixture) -> None:
     """Torch's kernels are found to work there, and answer as the layers do."""
-    options = LoadOptions(str(tiny), "bfloat16", "cuda", 2048, quantization=scheme)
+    options = LoadOptions(
+        "", dtype="bfloat16", device="cuda", max_model_len=2048, quantization=scheme
+    )
     engine = load_engine(tiny, options)
     assert "made anew" not in caplog.text
     assert len(collect(engine, PROMPTS)[0]) == 12
-

@@ -110,9 +110,7 @@ def _before(record, number, kind):
     hidden_TE = array(a.hidden, (a.tokens, a.width), np.float32)
     normed_TE = array(a.normed, (a.tokens, a.width), number)
     _norm_rows(record, 0, hidden_TE, array(a.norm, a.width, np.float32), a.epsilon, normed_TE)
-    weight = weights(
-        a.qkv_weight, a.qkv_scales, a.qkv_panels, a.qkv_words, a.qkv_groups, kind
-    )
+    weight = weights(a.qkv_weight, a.qkv_scales, a.qkv_panels, a.qkv_words, a.qkv_groups, kind)
     qkv_TND = array(a.qkv, (a.tokens, heads + 2 * groups, dim), np.float32)
     multiply(record, 1, normed_TE, weight, qkv_TND.reshape(a.tokens, (heads + 2 * groups) * dim))
     cos_TD = array(a.cos, (a.tokens, dim), np.float32)
@@ -153,9 +151,7 @@ def _after(record, number, kind):
     )
     gated_TI = array(a.gated, (a.tokens, a.intermediate), number)
     gated_product(record, 3, normed_TE, pairs, gated_TI)
-    down = weights(
-        a.down_weight, a.down_scales, a.down_panels, a.down_words, a.down_groups, kind
-    )
+    down = weights(a.down_weight, a.down_scales, a.down_panels, a.down_words, a.down_groups, kind)
     multiply_add(record, 4, gated_TI, down, hidden_TE)
 
 

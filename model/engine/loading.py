@@ -23,8 +23,8 @@ from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
-from model.phi3v.quantization import quantize_linears
 from model.phi3v.processing import Processor, PromptInputs
+from model.phi3v.quantization import quantize_linears
 
 logger = logging.getLogger(__name__)
 

@@ -54,7 +54,9 @@ def cgroup_left(root: Path = ROOT) -> int | None:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # no Linux
         return None
-    return min((left for line in lines for left in _lefts(root / "sys/fs/cgroup", line)), default=None)
+    return min(
+        (left for line in lines for left in _lefts(root / "sys/fs/cgroup", line)), default=None
+    )
 
 
 def _lefts(mount: Path, line: str) -> Iterator[int]:

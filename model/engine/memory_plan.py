@@ -27,6 +27,7 @@ VISION = ".vision_embed_tokens."
 # What is not computed below: on a GPU graphs and the workspaces of libraries, else the program's own.
 LIBRARIES = {"cuda": GIB, "cpu": GIB // 2}
 CPU_SHARE = 0.25  # of the available memory, most that KV blocks take unless they are asked for
+SHORTEST = 512  # tokens of the window where none is asked for; a shorter one is of no use
 FLAGS = {
     "max_model_len": "--max-model-len",
     "kv_cache_gib": "--kv-cache-memory",
@@ -96,11 +97,13 @@ def plan_memory(
         )
 
     if options.quantization != "none" and (reason := why_not(config, options.quantization)):
-        raise CheckpointError(f"--quantization {options.quantization} is not for this model: {reason}")
+        raise CheckpointError(
+            f"--quantization {options.quantization} is not for this model: {reason}"
+        )
 
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
         changed = replace(options, **changes)
-        if "quantization" in changes and why_not(config, changes["quantization"]):
+        if "quantization" in changes and why_not(config, changes["quantization"]) is not None:
             return None
         plan = _plan(headers, config, changed, machine)
         return plan if _fits(plan, changed) else None
@@ -108,7 +111,14 @@ def plan_memory(
     if (plan := plan_with({})) is not None:
         return plan
     plan = _plan(headers, config, options, machine)
-    remedies = [changes for changes in _changes(options, plan) if plan_with(changes)]
+    changes = [*_changes(options, plan)]
+    remedies = [change for change in changes if plan_with(change)]
+    if not remedies:  # none alone
+        together = {name: value for change in changes for name, value in change.items()}
+        together |= {"max_model_len": None, "kv_cache_gib": None}
+        if (smallest := plan_with(together)) is not None:
+            together["max_model_len"] = smallest.max_model_len
+            remedies = [{name: value for name, value in together.items() if value is not None}]
     raise CheckpointError(f"{_complaint(plan, options, machine)}; {_advice(remedies)}")
 
 
@@ -131,7 +141,7 @@ def _plan(
     headroom = LIBRARIES[device.type] + _step_work(config, options)
     if on_cuda(device):
         headroom += slot * size  # the block of nobody, see kv_cache_cuda
-    shortest = -(-(options.max_model_len or 2) // size)
+    shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
     budget = machine.available - weights - vision - headroom
     if options.kv_cache_gib is not None:
         budget = int(options.kv_cache_gib * GIB)
