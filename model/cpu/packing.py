@@ -33,8 +33,8 @@ def pack(weight_NK: Tensor) -> Tensor:
 def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
     """The panels of two weights in turn: one of ``gate``, one of ``up``, and so on."""
     gate, up = _words(gate_IK), _words(up_IK)
-    panels, *panel = _shape(gate)
-    packed = _aligned(2 * panels, *panel, gate.dtype)
+    panels, inputs, columns = _shape(gate)
+    packed = _aligned(2 * panels, inputs, columns, gate.dtype)
     _fill(packed[::2], gate)
     _fill(packed[1::2], up)
     return packed

@@ -59,6 +59,10 @@ def _pair(typingctx: Any, first: Any, second: Any) -> Any:
     return types.uint32(types.uint16, types.uint16), codegen
 
 
+def _is_quantized(weight: Any) -> bool:
+    return isinstance(weight, types.BaseTuple)
+
+
 def weights(address, scales, panels, words, groups, kind):
     """A packed weight at an address: an array, or with scales a tuple that ``panel_of`` reads.
 
@@ -90,7 +94,7 @@ def panels_of(weight):
 
 @overload(panels_of)
 def _panels_of(weight):
-    if isinstance(weight, types.BaseTuple):
+    if _is_quantized(weight):
         return lambda weight: weight[0].shape[0]
     return lambda weight: weight.shape[0]
 
@@ -102,7 +106,7 @@ def room_for(weight, x_TK):
 
 @overload(room_for)
 def _room_for(weight, x_TK):
-    if not isinstance(weight, types.BaseTuple):
+    if not _is_quantized(weight):
         return lambda weight, x_TK: weight[0]
     number, per_word = (np.uint32, 2) if x_TK.dtype == types.uint16 else (np.float32, 1)
 
@@ -122,7 +126,7 @@ def panel_of(weight, index, room):
 
 @overload(panel_of)
 def _panel_of(weight, index, room):
-    if not isinstance(weight, types.BaseTuple):
+    if not _is_quantized(weight):
         return lambda weight, index, room: weight[index]
     numbers = _two_numbers if weight[0].dtype == types.uint8 else _two_rows
     store, rows = (_store_pairs, 1) if room.dtype == types.uint32 else (_store_rows, 2)
@@ -135,7 +139,8 @@ def _panel_of(weight, index, room):
             for pair in range(group * per_group, (group + 1) * per_group):
                 for column in range(PANEL):
                     first, second = numbers(stored, pair, column)
-                    factor, added = _widened(scale[column]), _widened(offset[column])
+                    factor: Any = _widened(scale[column])
+                    added = _widened(offset[column])
                     store(room, pair, column, first * factor + added, second * factor + added)
         return room
 

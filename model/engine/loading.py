@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
@@ -83,8 +84,9 @@ def _load(directory: Path, options: LoadOptions, device: str) -> Phi3VForCausalL
     # In main memory, where the files are only mapped: a GPU may have no room for the whole weights.
     model = _load_model(directory, "auto", "cpu")
     quantize_linears(model, options.quantization)
-    model.to(device, dtype)
-    return model
+    moved = nn.Module.to(model, device, dtype)  # transformers' own is typed for itself alone
+    assert isinstance(moved, Phi3VForCausalLM)
+    return moved
 
 
 def _load_model(

@@ -228,7 +228,7 @@ def _step_work(config: Phi3VConfig, options: LoadOptions) -> int:
 
 def _tower_work(config: Phi3VConfig, device: torch.device) -> int:
     """Bytes of what the tower computes together, in float32 on CPUs and half of that on GPUs."""
-    sizes = config.vision_config
+    sizes: Any = config.vision_config
     patches = (sizes.image_size // sizes.patch_size) ** 2 + 1
     row = 6 * sizes.hidden_size + 2 * sizes.intermediate_size
     crops, item = (CROPS_PER_PASS_GPU, 2) if on_cuda(device) else (CROPS_PER_PASS_CPU, 4)
