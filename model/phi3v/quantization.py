@@ -26,6 +26,7 @@ from model.phi3v.packing import release
 
 logger = logging.getLogger(__name__)
 
+ROWS = 512  # quantized together: what is computed on the way takes several times their memory
 GROUP = 32  # inputs with a scale of their own, in 4 bits
 LAYERS = re.compile(r"model\.layers\.\d+\.(self_attn\.(qkv|o)|mlp\.(gate_up|down))_proj$")
 TOLERANCE = 0.03  # of the largest result: roundings to bfloat16; what is wrong is far beyond it
@@ -62,7 +63,9 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, weight_NK: Tensor, scheme: str) -> None:
         super().__init__()
-        values, scales, offsets = (_to_int8 if scheme == "int8" else _to_int4)(weight_NK.float())
+        rounded = _to_int8 if scheme == "int8" else _to_int4
+        parts = [rounded(rows_NK.float()) for rows_NK in weight_NK.split(ROWS)]
+        values, scales, offsets = map(torch.cat, zip(*parts, strict=True))
         self.values: Tensor
         self.scales: Tensor
         self.offsets: Tensor
