@@ -80,7 +80,9 @@ class ModelSettings(BaseSettings):
         0.9, gt=0, le=1, description="share of the GPU memory free at the start that may be taken"
     )
     kv_cache_memory: float | None = Field(
-        None, gt=0, description="GiB for keys and values; what is left by default, on CPUs a quarter"
+        None,
+        gt=0,
+        description="GiB for keys and values; what is left by default, on CPUs a quarter",
     )
     prefix_caching: bool = Field(
         True, description="use what earlier requests computed for prompts that start alike"
