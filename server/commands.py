@@ -72,6 +72,9 @@ class Batch(ModelSettings):
         description="JSON lines of custom_id, method, url and body"
     )
     output: CliPositionalArg[Path] = Field(description="the results, a line for each")
+    max_num_seqs: int = Field(
+        64, ge=1, description="answers computed together; more than a server's, nobody waits for one"
+    )
 
     def run(self) -> int:
         """Answer the requests; returns the exit status."""

@@ -4,6 +4,7 @@ The server stays up for the whole run and stands still (SIGSTOP) while a batch r
 process of its own each time, and is measured from the moment its model is loaded, by itself. The
 clients ask for whole answers, each anew when its answer has come: as many as the server computes at a
 time, and twice as many, so that the next ones already wait there as they do in a batch.
+The batch computes more at a time, by its own default.
 """
 
 from __future__ import annotations
