@@ -73,7 +73,9 @@ class Batch(ModelSettings):
     )
     output: CliPositionalArg[Path] = Field(description="the results, a line for each")
     max_num_seqs: int = Field(
-        64, ge=1, description="answers computed together; more than a server's, nobody waits for one"
+        64,
+        ge=1,
+        description="answers computed together; more than a server's, nobody waits for one",
     )
 
     def run(self) -> int:

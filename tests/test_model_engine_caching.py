@@ -20,6 +20,7 @@ from model.engine.embedding_cache import EmbeddingCache
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.loading import load_engine
 from model.engine.request import SamplingParams, TextDelta
+from model.engine.scheduler import Chunk
 from model.phi3v.chat import Message, MessageImage
 from model.phi3v.processing import PromptInputs
 
@@ -316,6 +317,38 @@ def collect(engine: Engine, prompts: list[PromptInputs]) -> list[list[tuple[obje
             found[output.key[0]].append((output.result.token_ids, output.result.logprobs))
         step += 1
     return found
+
+
+@pytest.mark.parametrize("what", ["prompts at once", "preemption", "pictures"])
+def test_what_is_computed_together_does_not_depend_on_company(tiny: Path, what: str) -> None:
+    """Of each answer the same chunks, whatever else there is to do."""
+    engine = load_engine(
+        tiny, LoadOptions("", dtype="float32", max_model_len=2048, deterministic=True)
+    )
+    if what == "preemption":
+        config = replace(engine.config, num_blocks=2048 // engine.config.block_size)
+        engine = Engine(engine.network, engine.processor, engine._stop_ids, config)
+    prompts = {
+        "prompts at once": [text_prompt(length, length) for length in (600, 324, 30, 513)],
+        "preemption": [text_prompt(length, length) for length in (990, 980, 20)],
+        "pictures": [
+            image_prompt(engine, colour, "look " * 600) for colour in ("red", "blue", "red")
+        ],
+    }[what]
+    chunks, compute = [], engine._compute
+
+    def record(given: list[Chunk]) -> object:
+        chunks.extend((c.sequence.key[0], c.start, c.end) for c in given)
+        return compute(given)
+
+    engine._compute = record  # type: ignore[assignment]
+    answers = run(engine, *((prompt, replace(GREEDY, max_tokens=40)) for prompt in prompts))
+    assert (engine.stats().preemptions > 0) == (what == "preemption")
+    together = set(chunks)
+    for i, prompt in enumerate(prompts):
+        chunks.clear()
+        assert run(engine, (prompt, replace(GREEDY, max_tokens=40)))[0, 0] == answers[i, 0]
+        assert {(i, start, end) for _, start, end in chunks} == {c for c in together if c[0] == i}
 
 
 def test_stats(make_engine: MakeEngine) -> None:

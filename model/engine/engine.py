@@ -95,7 +95,7 @@ class Engine:
         graphs = make_decode_graphs(network.decoder, cache, rope, config)
         self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
-        self.vision = VisionRunner(network.vision, embeddings)
+        self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
         self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
         guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
         self._compute = StepRunner(self._runner, guidance)

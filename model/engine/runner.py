@@ -57,7 +57,7 @@ class Runner:
         return torch.stack(found) if found else torch.empty(0)
 
     def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
-        """Logits of the chunks that sample, and perhaps of padding up to ``rows``."""
+        """Logits of the chunks that sample, computed in a batch padded to ``rows`` where that is set."""
         if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
             return self._graphs.run(chunks)
         hidden_TE = self._embed(chunks)
@@ -77,9 +77,10 @@ class Runner:
                 torch.cat([x, x[-1:].expand(rows - count, *x.shape[1:])])
                 for x in (hidden_TE, position_T, regime_T)
             )
-            sampled += range(count, rows)
         cos_TD, sin_TD = self._rope.cos_sin(position_T, regime_T, self._decoder.dtype)
         hidden_TE = self._decoder(hidden_TE, cos_TD, sin_TD, attend)
+        if rows:  # all of them, however many are wanted
+            return self._decoder.logits(hidden_TE)[sampled]
         return self._decoder.logits(hidden_TE[sampled])
 
     def _embed(self, chunks: list[Chunk]) -> Tensor:

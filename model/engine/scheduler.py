@@ -117,12 +117,12 @@ class Scheduler:
             if sequence.status is Status.RUNNING:
                 self._choose_regime(sequence)
                 self._make_room(sequence)
-        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        decoding = [sequence for sequence in self.running if self._decodes(sequence)]
         chunks = self._decode(decoding)
         num_prefilling = len(self.running) - len(decoding) + len(self.waiting)
         budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
         for sequence in self.running:
-            if not sequence.is_decoding and budget > 0:
+            if not self._decodes(sequence) and budget > 0:
                 budget -= self._prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():
             budget -= self._prefill(self.running[-1], budget, chunks)
@@ -170,13 +170,21 @@ class Scheduler:
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Add the sequence's next chunk of at most ``budget`` tokens; returns its length."""
         start = sequence.num_computed
-        end = min(start + budget, sequence.computable_to)
+        end = most = min(start + budget, sequence.computable_to)
         if self._config.deterministic:
-            end = min(end, self._fixed_end(sequence))
-        if end <= start:
-            return 0  # waits for the vision tower
+            end = self._fixed_end(sequence)
+        if end <= start or end > most:
+            return (
+                0  # waits for the vision tower; or for a step with room, where nothing may be cut
+            )
         chunks.append(Chunk(sequence, start, end))
         return end - start
+
+    def _decodes(self, sequence: Sequence) -> bool:
+        """Whether it is computed with those that want one token, not as a prompt."""
+        if self._config.deterministic:  # what it loses when it is preempted comes singly again
+            return sequence.num_pending == 1
+        return sequence.is_decoding
 
     def _fixed_end(self, sequence: Sequence) -> int:
         """Where a chunk ends whatever the company: chunks of one size, then single tokens."""

@@ -34,15 +34,23 @@ class _Pass:
 class VisionRunner:
     """The vision tower with its embedding cache.
 
+    Args:
+        tower: the vision tower.
+        cache: of its embeddings.
+        alone: whether each image goes through it alone (``--deterministic``).
+
     Attributes:
         num_images: images that went through the tower.
     """
 
-    def __init__(self, tower: Phi3VImageEmbedding, cache: EmbeddingCache) -> None:
+    def __init__(
+        self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, alone: bool = False
+    ) -> None:
         self.cache = cache
         self.num_images = 0
         self._tower = tower
         self._pass: _Pass | None = None
+        self._all_alone = alone
         self._alone: set[bytes] = set()  # images that failed in company
 
     def advance(
@@ -116,7 +124,7 @@ class VisionRunner:
             if images and (crops > self._tower.crops_per_pass or digest in self._alone):
                 break
             images[digest] = image
-            if digest in self._alone:
+            if self._all_alone or digest in self._alone:
                 break
         pixels = [image.pixels for image in images.values()]
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
