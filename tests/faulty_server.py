@@ -11,6 +11,7 @@ import torch
 from model.engine.engine import Engine
 from model.engine.runner import Runner
 from model.engine.scheduler import Chunk
+from model.errors import EngineDeadError
 from server.cli import main
 
 PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
@@ -37,6 +38,8 @@ def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
 def faulty_prepare(self: Engine, messages: Any, params: Any) -> Any:
     if "FAULT" in messages[0].text:
         raise MemoryError(SECRET)
+    if "BUSY" in messages[0].text:
+        raise EngineDeadError(SECRET)  # a 503, though the server goes on
     return prepare(self, messages, params)
 
 

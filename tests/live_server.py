@@ -39,6 +39,7 @@ def start_server(
     program: tuple[str, ...] = ("-m", "server"),
     python: str | Path = sys.executable,
     cwd: Path = ROOT,
+    timeout: float = START_TIMEOUT,
     **environment: str,
 ) -> LiveServer:
     """Start ``python -m server``, or another program, on a free port and wait for its ready line."""
@@ -64,7 +65,7 @@ def start_server(
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        url = urls.get(timeout=START_TIMEOUT)
+        url = urls.get(timeout=timeout)
     except queue.Empty:
         process.kill()
         url = None

@@ -59,6 +59,24 @@ def test_links_lead_somewhere() -> None:
     assert "docs/deployment.md" in README
 
 
+def test_what_is_installed_comes_from_git_alone(tmp_path: Path) -> None:
+    """A copied .venv would lead back to where it was made, and scripts/setup would keep it."""
+    (copy,) = [line for line in COMMANDS if "git archive" in line]
+    folder = tmp_path / "phi3v-server"
+    code = copy.replace("sudo ", "").replace("/opt/phi3v-server", str(folder))
+    subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, check=True)
+    assert (folder / "pyproject.toml").is_file()
+    assert (folder / "scripts" / "setup").stat().st_mode & 0o111
+    assert not (folder / ".venv").exists()
+
+
+def test_files_with_keys_are_not_committed() -> None:
+    files = re.findall(r"install -m 600 /dev/null (\S+)", GUIDE)
+    assert len(files) == 1
+    done = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == files
+
+
 def test_flags_and_variables_are_settings() -> None:
     in_prose = re.findall(r"`(--[a-z-]+)[^`]*`", re.sub(r"```.*?```", "", GUIDE, flags=re.DOTALL))
     assert len(in_prose) > 10

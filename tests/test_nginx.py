@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ class Balanced:
         name: str = answer.json()["model"]
         return name
 
+    def long_answer(self, headers: dict[str, str]) -> AbstractContextManager[httpx2.Response]:
+        """A stream that goes on for minutes."""
+        body = {"messages": HELLO, "max_tokens": 400, "seed": SLOW, "stream": True}
+        url, sent = f"{self.url}/v1/chat/completions", {**AUTHORIZED, **headers}
+        body |= {"ignore_eos": True}
+        return httpx2.stream("POST", url, json=body, headers=sent, verify=self.trust, timeout=60)
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -133,7 +141,8 @@ def balanced(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     assert NGINX is not None
     folder = tmp_path_factory.mktemp("nginx")
     program = (str(Path(__file__).with_name("faulty_server.py")),)
-    flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
+    # Without lookup a step is a token.
+    flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY, "--no-prompt-lookup")
     servers = {
         name: start_server(
             *flags, "--served-model-name", name, program=program, PYTHONPATH=str(ROOT)
@@ -170,6 +179,15 @@ def test_a_conversation_stays_where_it_began(balanced: Balanced) -> None:
 
 
 @needs_nginx
+def test_one_503_moves_no_conversation(balanced: Balanced) -> None:
+    header = {"X-Conversation-Id": "busy"}
+    first = balanced.who(**header)
+    busy = [{"role": "user", "content": "BUSY"}]
+    assert balanced.ask(header, messages=busy).status_code == 503
+    assert balanced.who(**header) == first
+
+
+@needs_nginx
 def test_without_the_header_a_key_and_address_are_one_conversation(balanced: Balanced) -> None:
     assert len({balanced.who() for _ in range(6)}) == 1
 
@@ -198,12 +216,8 @@ def test_tokens_come_one_by_one(balanced: Balanced) -> None:
 @needs_nginx
 def test_leaving_reaches_the_server(balanced: Balanced) -> None:
     name = balanced.who()
-    body = {"messages": HELLO, "max_tokens": 400, "seed": SLOW, "stream": True}
-    url, server = f"{balanced.url}/v1/chat/completions", balanced.servers[name]
-    body |= {"ignore_eos": True}
-    with httpx2.stream(
-        "POST", url, json=body, headers=AUTHORIZED, verify=balanced.trust, timeout=60
-    ) as response:
+    server = balanced.servers[name]
+    with balanced.long_answer({}) as response:
         next(response.iter_lines())
         assert running(server) == 1
     deadline = time.monotonic() + 20
@@ -238,7 +252,13 @@ def test_metrics_are_not_for_everybody(balanced: Balanced) -> None:
 def test_when_servers_go_the_others_go_on(balanced: Balanced) -> None:
     """The last test of the servers, which it ends: one in the middle of an answer, then the other."""
     first = {f"chat-{i}": balanced.who(x_conversation_id=f"chat-{i}") for i in range(12)}
-    balanced.servers["one"].stop(signal.SIGKILL)
+    its = next(chat for chat, name in first.items() if name == "one")
+    with balanced.long_answer({"X-Conversation-Id": its}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        balanced.servers["one"].stop(signal.SIGKILL)
+        with pytest.raises(httpx2.TransportError):  # lost, and not as if it were whole
+            list(lines)
     after = {name: balanced.who(x_conversation_id=name) for name in first}
     assert set(after.values()) == {"two"}
     own = balanced.servers["two"]
