@@ -1,7 +1,7 @@
 """One line for every request: who asked for what, what it took, and how it ended. No content.
 
 Handlers leave what is known to them alone in the request's state: ``request_id``, ``caller``,
-``generation``, ``envelope``.
+``generation``, ``envelope``; and ``relayed``, where the process that makes the answer logs it.
 """
 
 from __future__ import annotations
@@ -78,23 +78,28 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            route = state.get("route", UNMATCHED)
-            self._count(route, status)
-            method, path = short_name(scope["method"]), short_name(scope["path"])
-            described = logs.fields(
-                request_id=state.get("request_id"),
-                caller=state.get("caller"),
-                method=method,
-                path=path,
-                status=status,
-                **_generated(state.get("generation"), started),
-                total_seconds=round(time.perf_counter() - started, 6),
-            )
-            if error_code is not None:
-                described["fields"]["error_code"] = error_code
-            logger.info("request", extra=described)
-            if self._trace is not None:
-                self._trace(scope, route, described["fields"])
+            if not state.get("relayed"):
+                self._note(scope, status, error_code, started)
+
+    def _note(self, scope: Scope, status: int, error_code: str | None, started: float) -> None:
+        state = scope["state"]
+        route = state.get("route", UNMATCHED)
+        self._count(route, status)
+        method, path = short_name(scope["method"]), short_name(scope["path"])
+        described = logs.fields(
+            request_id=state.get("request_id"),
+            caller=state.get("caller"),
+            method=method,
+            path=path,
+            status=status,
+            **_generated(state.get("generation"), started),
+            total_seconds=round(time.perf_counter() - started, 6),
+        )
+        if error_code is not None:
+            described["fields"]["error_code"] = error_code
+        logger.info("request", extra=described)
+        if self._trace is not None:
+            self._trace(scope, route, described["fields"])
 
 
 def _generated(generation: model.Generation | None, started: float) -> dict[str, Any]:

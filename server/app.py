@@ -8,10 +8,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from server import errors, metrics
-from server.access_log import AccessLog, NoteRoute
+from server.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
 from server.auth.limits import RATE_LIMIT_HEADERS
 from server.middleware import (
     REQUEST_IDS,
@@ -27,6 +28,7 @@ from server.routes import metrics as metrics_route
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
+from server.settings import Settings
 from server.traces import Traces
 
 READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
@@ -53,22 +55,31 @@ def create_app(service: Service, traces: Traces | None = None) -> FastAPI:
     app.add_middleware(AnswerBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestIds)
-    app.add_middleware(RateLimits)
-    app.add_middleware(ReadBeforeRefusing)
-    if service.settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=service.settings.allowed_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=READABLE_BY_SCRIPTS,
-            allow_private_network=True,  # pages on the web may call a server on localhost
-        )
-    # Outside of all others.
     trace = None if traces is None else traces.record
-    app.add_middleware(AccessLog, count=app.state.metrics.count_request, trace=trace)
+    for outer in outermost(service.settings, app.state.metrics.count_request, trace):
+        app.add_middleware(outer.cls, *outer.args, **outer.kwargs)
     return app
+
+
+def outermost(
+    settings: Settings, count: CountRequest, trace: TraceRequest | None = None
+) -> list[Middleware]:
+    """What is around all answers, refusals too, from the inside out."""
+    allowed = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.allowed_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=READABLE_BY_SCRIPTS,
+        allow_private_network=True,  # pages on the web may call a server on localhost
+    )
+    return [
+        Middleware(RequestIds),
+        Middleware(RateLimits),
+        Middleware(ReadBeforeRefusing),
+        *([allowed] if settings.allowed_origins else []),
+        Middleware(AccessLog, count=count, trace=trace),
+    ]
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

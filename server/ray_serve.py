@@ -8,52 +8,113 @@ for its sockets.
 from __future__ import annotations
 
 import asyncio
+import math
+import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import PendingRequest, RunningReplica
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import model
 from server import logs, relay
 from server.affinity import affinity
-from server.app import create_app
+from server.app import create_app, outermost
 from server.bodies import PARSE_ON_THREAD_ABOVE
-from server.dependencies import Held, read_body
+from server.dependencies import Held, read_body, require_caller
 from server.errors import CLIENT_CLOSED, RETRY_AFTER, ApiError, error_response, from_model_error
 from server.ray_settings import RaySettings
+from server.seats import Seats
 from server.service import Service
+from server.traces import Traces
+
+SPARE = 2  # seats of a replica for what is no POST: health, metrics, the page
+
+
+class Router(ConsistentHashRouter):
+    """Keeps seats of replicas for requests without a session, which ask how the server is."""
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Replicas to try, in this order."""
+        ranks = await super().choose_replicas(candidate_replicas, pending_request)
+        if pending_request is None or not pending_request.metadata.session_id:
+            return ranks
+        ongoing = self.replica_queue_len_cache.get
+        free = [
+            replicas
+            for replicas in ranks
+            if (ongoing(replicas[0].replica_id) or 0) < replicas[0].max_ongoing_requests - SPARE
+        ]
+        # The gateway hands out no more than there are seats: they are full while one starts.
+        return free or ranks
 
 
 class Gateway:
-    """Hands requests to replicas. Refuses those that are too large, too slow or too many."""
+    """Hands requests to replicas. Refuses those of nobody, too large, too slow or too many."""
 
-    def __init__(self, settings: RaySettings, replicas: DeploymentHandle[Replica]) -> None:
+    async def __init__(  # type: ignore[misc] # Ray awaits it
+        self, settings: RaySettings, replicas: DeploymentHandle[Replica]
+    ) -> None:
         logs.start(settings.log_format, settings.log_level)
         self._settings = settings
-        self._service = Service(settings)  # for its bounds; nothing is loaded here
+        self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
+        at_once = settings.most_replicas * settings.ongoing
+        self._seats = Seats(math.ceil(at_once / settings.gateways), settings.queued_requests)
         # Ray's types leave open what ``stream`` decides.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
+        self._app: ASGIApp = self._answer
+        for outer in outermost(settings, lambda route, status: None):
+            self._app = outer.cls(self._app, *outer.args, **outer.kwargs)
+        self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, _: Request) -> Response:
         """The answer of a replica, as soon as it begins."""
+        return relay.Passed(self._app, without="x-request-id")  # Ray's proxy adds the same
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         held = Held(self._service)
         try:
-            return await self._forward(request, await self._read(request, held))
+            response = await self._forward(Request(scope, receive), held)
         except ApiError as error:
-            return error_response(error)
+            scope["state"]["relayed"] = False
+            response = error_response(error)
         except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED)
+            response = Response(status_code=CLIENT_CLOSED)
         finally:
             self._service.release(held.size)
+        await response(scope, receive, send)
+
+    async def _forward(self, request: Request, held: Held) -> Response:
+        body, key = b"", ""
+        if request.method == "POST":  # all others have no body
+            await require_caller(request, self._service)
+            body = await self._read(request, held)
+            at_once = len(body) <= PARSE_ON_THREAD_ABOVE
+            key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
+            key = key or uuid.uuid4().hex
+        seconds = self._settings.request_timeout
+        batches = self._ask(key, request, body)
+        try:
+            async with asyncio.timeout(seconds):
+                first = await anext(batches)
+        except TimeoutError as error:
+            reason = f"the answer took longer than {seconds:g} seconds, the limit here"
+            reason = f"{reason}; try again when less is asked of the server"
+            raise from_model_error(model.TookTooLongError(reason)) from error
+        return relay.Relayed(first, batches)
 
     async def _read(self, request: Request, held: Held) -> bytes:
         seconds = self._settings.body_timeout
@@ -64,38 +125,27 @@ class Gateway:
             reason = f"the request's body took longer than {seconds:g} seconds, the limit here"
             raise ApiError(408, "request_timeout", f"{reason}; send it at once") from error
 
-    async def _forward(self, request: Request, body: bytes) -> Response:
-        if len(body) > PARSE_ON_THREAD_ABOVE:
-            key = await asyncio.to_thread(affinity, body)
-        else:
-            key = affinity(body)
-        seconds = self._settings.request_timeout
-        batches = self._ask(key, relay.portable(request.scope), body)
-        try:
-            async with asyncio.timeout(seconds):
-                first = await anext(batches)
-        except TimeoutError as error:
-            reason = f"the answer took longer than {seconds:g} seconds, the limit here"
-            reason = f"{reason}; try again when less is asked of the server"
-            raise from_model_error(model.TookTooLongError(reason)) from error
-        return relay.Relayed(first, batches, without="x-request-id")  # Ray's proxy adds the same
-
-    async def _ask(self, key: str, scope: Scope, body: bytes) -> AsyncGenerator[relay.Batch, None]:
+    async def _ask(
+        self, key: str, request: Request, body: bytes
+    ) -> AsyncGenerator[relay.Batch, None]:
         """What a replica answers; raises ApiError."""
-        answer = self._replicas.options(session_id=key).remote(scope, body)
-        try:
-            async for batch in answer:
-                yield batch
-        except BackPressureError as error:
-            reason = f"{self._settings.queued_requests} requests wait for a replica, the limit here"
-            reason = f"{reason}; try again in a moment"
-            raise ApiError(429, "too_many_requests", reason, headers=RETRY_AFTER) from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            reason = "the replica at work on this has ended; try again"
-            raise ApiError(503, "overloaded", reason, headers=RETRY_AFTER) from error
-        except (asyncio.CancelledError, GeneratorExit):
-            answer.cancel()
-            raise
+        async with self._seats.taken() if key else nullcontext():
+            replica = self._replicas.options(session_id=key)
+            answer = replica.remote(relay.portable(request.scope), body)
+            del body  # which counts as held until the answer begins
+            request.state.relayed = True
+            try:
+                async for batch in answer:
+                    yield batch
+            except (RayActorError, DeploymentUnavailableError) as error:
+                reason = "the replica at work on this has ended; try again"
+                raise ApiError(503, "overloaded", reason, headers=RETRY_AFTER) from error
+            except (asyncio.CancelledError, GeneratorExit):
+                answer.cancel()
+                raise
+
+    def __del__(self) -> None:
+        self._following.cancel()
 
 
 class Replica:
@@ -103,8 +153,10 @@ class Replica:
 
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
-        self._service = Service(settings)
-        self._app = create_app(self._service)
+        # The gateway says which pages may read the answers.
+        self._service = Service(settings.model_copy(update={"allowed_origins": []}))
+        self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._app = create_app(self._service, self._traces)
         await self._service.load()
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
@@ -123,6 +175,8 @@ class Replica:
     def __del__(self) -> None:
         self._following.cancel()
         self._service.close()
+        if self._traces is not None:
+            self._traces.close()
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -140,11 +194,10 @@ def app(args: dict[str, Any]) -> serve.Application:
             max_replicas=settings.most_replicas,
             target_ongoing_requests=0.75 * settings.ongoing,
         ),
-        max_ongoing_requests=settings.ongoing,
-        max_queued_requests=settings.queued_requests,
+        max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
-            "request_router_class": ConsistentHashRouter,
+            "request_router_class": Router,
             # Better on a replica that has to compute the beginning than not at all.
             "request_router_kwargs": {"num_fallback_replicas": settings.most_replicas - 1},
         },

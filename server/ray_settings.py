@@ -75,6 +75,12 @@ class RaySettings(Settings):
                 "Ray lets other machines use the server and nothing asks who they are; set "
                 "PHI3V_API_KEY, PHI3V_API_KEYS_FILE or PHI3V_ENTRA_TENANT, or PHI3V_INSECURE=1",
             )
+        if self.needs_generated_key:
+            raise PydanticCustomError(
+                "generated_key",
+                "generated_key_file is of one machine, and replicas run on many; set PHI3V_API_KEY "
+                "to the key instead",
+            )
         if self.ssl_certfile:
             raise PydanticCustomError(
                 "tls", "Ray's proxies take no ssl_certfile; unset it and have TLS end before them"

@@ -6,17 +6,16 @@ Knows nothing of what carries the batches.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, error_body
-from server.sse import StreamBrokenError
+from server.errors import ApiError
+from server.sse import StreamBrokenError, error_event
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +74,11 @@ class Relayed(Response):
     Args:
         first: batch.
         others: as they come; an ApiError that they raise is told in streams, and breaks them off.
-        without: a header that whoever sends this adds.
     """
 
-    def __init__(self, first: Batch, others: AsyncGenerator[Batch, None], without: str) -> None:
+    def __init__(self, first: Batch, others: AsyncGenerator[Batch, None]) -> None:
         super().__init__()
-        self._headers = MutableHeaders(raw=first[0]["headers"])
-        del self._headers[without]
-        first[0]["headers"] = self._headers.raw
+        self._content_type = Headers(raw=first[0]["headers"]).get("content-type", "")
         self._first = first
         self._others = others
 
@@ -96,7 +92,31 @@ class Relayed(Response):
                     for message in batch:
                         await send(message)
         except ApiError as error:
-            if self._headers.get("content-type", "").startswith("text/event-stream"):
-                event = f"data: {json.dumps(error_body(error))}\n\n".encode()
+            if self._content_type.startswith("text/event-stream"):
+                event = error_event(error)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-            raise StreamBrokenError(error.message) from error
+            raise StreamBrokenError from None
+
+
+class Passed(Response):
+    """An application's answer as a response.
+
+    Args:
+        app: the application.
+        without: a header that whoever sends this adds.
+    """
+
+    def __init__(self, app: ASGIApp, without: str) -> None:
+        super().__init__()
+        self._app = app
+        self._without = without
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)[self._without]
+            await send(message)
+
+        await self._app(scope, receive, send_without)

@@ -15,7 +15,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
 import model
-from server.errors import error_body, from_model_error
+from server.errors import ApiError, error_body, from_model_error
 from server.schemas.answers import ChatCompletionChunk
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,18 @@ AppStatus.enable_automatic_graceful_drain = False
 
 
 class StreamBrokenError(Exception):
-    """Makes the server close the connection without a proper end, so that no client is fooled."""
+    """Makes the server close the connection without a proper end, so that no client is fooled.
+
+    Its text has no words of a request: whoever carries the answer may log it.
+    """
+
+    def __init__(self, message: str = "a stream is broken off") -> None:
+        super().__init__(message)
+
+
+def error_event(error: ApiError) -> bytes:
+    """The event that tells an error where it is too late for a status."""
+    return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
 def says_more_than_a_broken_stream(record: logging.LogRecord) -> bool:
@@ -67,9 +78,8 @@ async def _events(
             hidden = {"usage"} if chunk.usage is None and not include_usage else None
             yield b"data: " + chunk.model_dump_json(exclude=hidden).encode() + b"\n\n"
     except model.ModelError as error:
-        # Too late for a status: an error chunk for those who read it, then an abrupt end.
         failed = from_model_error(error)
-        yield b"data: " + json.dumps(error_body(failed)).encode() + b"\n\n"
+        yield error_event(failed)  # for those who read it, then an abrupt end
         logger.warning("a stream is broken off: %s", failed.code)  # its words may quote a grammar
-        raise StreamBrokenError(str(error)) from error
+        raise StreamBrokenError from None
     yield b"data: [DONE]\n\n"

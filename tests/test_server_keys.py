@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastapi import Request
 from live_server import LiveServer, start_server
 from server.app import create_app
 from server.auth.access import Access
-from server.auth.keys import Keys, KeysError
+from server.auth.keys import Keys, KeysError, generated_key
 from server.auth.limits import Limits
 from server.service import Service
 from server.settings import Settings
@@ -200,6 +201,14 @@ def test_a_generated_key_that_is_none(tmp_path: Path, content: str | bytes) -> N
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(KeysError, match=str(file)):
         Access(Settings(generated_key_file=file))
+
+
+def test_a_key_is_made_once_by_many(tmp_path: Path) -> None:
+    file = tmp_path / "api-key"
+    with ThreadPoolExecutor(16) as pool:
+        keys = set(pool.map(generated_key, [file] * 64))
+    assert keys == {file.read_text("ascii").strip()}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_key_that_cannot_be_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import openai
 import psutil
 import pytest
 
+from collector import Collector, attributes, collecting
 from live_server import API_KEY, ROOT, LiveServer, start_server
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 
@@ -28,11 +30,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPLICAS, ONGOING, QUEUED = 2, 2, 2
 NEXT_NAME = "phi3v-next"  # as ray_cluster.py deploys it anew
+ORIGIN = "https://page.example"
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def ray_server(tiny: Path) -> Iterator[LiveServer]:
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ray_server(tiny: Path, collector: Collector) -> Iterator[LiveServer]:
     live = start_server(
         program=(str(Path(__file__).with_name("ray_cluster.py")),),
         PYTHONPATH=str(ROOT),
@@ -47,6 +56,8 @@ def ray_server(tiny: Path) -> Iterator[LiveServer]:
         PHI3V_QUEUED_REQUESTS=str(QUEUED),
         PHI3V_MAX_OUTPUT_TOKENS="64",
         PHI3V_DRAIN_TIMEOUT="200",
+        PHI3V_ALLOWED_ORIGINS=ORIGIN,
+        PHI3V_OTLP_ENDPOINT=collector.url,
     )
     yield live
     assert live.stop() == 0
@@ -158,6 +169,21 @@ def test_errors_and_other_routes_are_the_servers_own(ray_server: LiveServer) -> 
     assert httpx2.get(f"{ray_server.url}/info", headers=AUTHORIZED).status_code == 200
 
 
+def test_nobody_waits_for_a_body_of_nobody(ray_server: LiveServer) -> None:
+    address = ray_server.url.removeprefix("http://")
+    head = f"POST /chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Length: 9\r\n"
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_traces_are_left_of_answers(ray_server: LiveServer, collector: Collector) -> None:
+    answer = chat(ray_server, headers={"x-request-id": "traced"})
+    made = attributes(collector.span("traced"))["gen_ai.usage.output_tokens"]
+    assert made == answer.json()["usage"]["completion_tokens"]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream: bool) -> None:
     name = f"goes-away-{stream}".lower()
@@ -199,7 +225,7 @@ def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
         stream.join()
     ends = [stream.end for stream in streams]
     assert set(ends) == {"done", "refused"}
-    assert ends.count("done") >= REPLICAS * ONGOING + QUEUED
+    assert ends.count("done") == REPLICAS * ONGOING + QUEUED
     assert len({stream.text for stream in streams if stream.end == "done"}) == 1
     for stream in streams:
         if stream.end == "refused":
@@ -208,6 +234,37 @@ def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
             assert answer.headers.pop("retry-after") == "1"
             check_error(answer, 429, "too_many_requests", [])
     assert len(text_of(chat(ray_server))) > 0
+
+
+def test_what_is_no_post_needs_no_seat(ray_server: LiveServer) -> None:
+    wait_for(lambda: not busy(ray_server))
+    streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=6000)
+    streams += [Stream(ray_server, max_tokens=3) for _ in range(QUEUED)]
+    time.sleep(1)
+    page = {"origin": ORIGIN}
+    with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED | page, timeout=5) as client:
+        for _ in range(3):
+            for path in ("/health/ready", "/metrics", "/info", "/"):
+                answer = client.get(path)
+                assert answer.status_code == 200
+                assert answer.headers["access-control-allow-origin"] == ORIGIN
+                assert answer.headers["vary"].lower().count("origin") == 1
+        asks = {"access-control-request-method": "POST"}
+        assert client.options("/chat/completions", headers=asks).status_code == 200
+    ids = {"x-request-id": "one-too-many", "x-ms-client-request-id": "mine"}
+    refused = chat(ray_server, headers=page | ids)
+    assert refused.headers.pop("retry-after") == "1"
+    check_error(refused, 429, "too_many_requests", [])
+    assert refused.headers["access-control-allow-origin"] == ORIGIN
+    assert refused.headers["x-ms-client-request-id"] == "mine"
+    assert refused.headers.get_list("x-request-id") == ["one-too-many"]
+    assert not any(stream.end for stream in streams)
+    for stream in streams:
+        stream.join()
+    assert {stream.end for stream in streams} == {"done"}
+    (line,) = wait_for(lambda: [each for each in ray_server.log if "one-too-many" in each], 20)
+    assert "caller=api-key" in line
+    assert "status=429" in line
 
 
 def test_conversations_find_their_beginning_cached(ray_server: LiveServer) -> None:

@@ -36,6 +36,7 @@ def test_environment_and_arguments_as_ray_gives_them(monkeypatch: pytest.MonkeyP
         ({"insecure": False}, "set PHI3V_API_KEY"),
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas is less than min_replicas"),
         ({"ssl_certfile": __file__}, "TLS end before them"),
+        ({"insecure": False, "generated_key_file": "key"}, "generated_key_file.*PHI3V_API_KEY"),
         ({"replicas": 2}, "replicas"),
         ({"queued_requests": 0}, "queued_requests"),
     ],

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+import model
 from server import relay
 from server.errors import ApiError
-from server.sse import StreamBrokenError
+from server.schemas.answers import ChatCompletionChunk
+from server.sse import ChunkStream, StreamBrokenError
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {
@@ -41,6 +44,36 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 def body_of(batches: list[relay.Batch]) -> bytes:
     return b"".join(message.get("body", b"") for batch in batches for message in batch)
+
+
+def told(error: BaseException) -> str:
+    """What a log says of an error."""
+    return "".join(traceback.format_exception(error))
+
+
+async def fails() -> AsyncGenerator[ChatCompletionChunk, None]:
+    raise model.GrammarError("secret", ("guided_regex",), "secret")
+    yield
+
+
+async def fails_on_its_way(scope: Scope, receive: Receive, send: Send) -> None:
+    stream = ChunkStream(fails(), lambda: None, include_usage=False)
+    await stream({"method": "POST", **scope}, receive, send)
+
+
+def test_words_of_a_request_are_for_the_client_alone(caplog: pytest.LogCaptureFixture) -> None:
+    batches: list[relay.Batch] = []
+
+    async def run() -> None:
+        async for batch in relay.answer(fails_on_its_way, SCOPE, b""):
+            batches.append(batch)
+
+    with pytest.raises(StreamBrokenError) as raised:
+        asyncio.run(run())
+    event = body_of(batches).decode()
+    assert json.loads(event.removeprefix("data: "))["error"]["message"] == "secret"
+    assert "secret" not in told(raised.value) + str(raised.value.__cause__) + caplog.text
+    assert "a stream is broken off: invalid_grammar" in caplog.text
 
 
 def test_only_what_travels_is_passed_on() -> None:
@@ -108,12 +141,14 @@ def test_a_response_is_whole_or_broken_off(lost: bool) -> None:
         sent.append(message)
 
     async def run() -> None:
-        response = relay.Relayed([dict(START), part(b"a")], others(), without="x-request-id")
+        relayed = relay.Relayed([dict(START), part(b"a")], others())
+        response = relay.Passed(relayed, without="x-request-id")
         await response(SCOPE, None, send)  # type: ignore[arg-type]
 
     if lost:
-        with pytest.raises(StreamBrokenError, match="it has ended"):
+        with pytest.raises(StreamBrokenError) as raised:
             asyncio.run(run())
+        assert "it has ended" not in told(raised.value)
         event = sent.pop()["body"].decode()
         assert json.loads(event.removeprefix("data: "))["error"]["code"] == "overloaded"
         assert event.endswith("\n\n")

@@ -18,8 +18,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
+import tempfile
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -165,9 +167,8 @@ def generated_key(file: Path) -> str:
         KeysError: the file cannot be made or read, or holds no key.
     """
     try:
-        with contextlib.suppress(FileExistsError):
-            file.touch(0o600, exist_ok=False)
-            file.write_text(secrets.token_urlsafe(32) + "\n", "ascii")
+        if not file.exists():
+            _make(file, secrets.token_urlsafe(32))
         key = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise KeysError(f"the key file {file} cannot be made or read: {error}") from error
@@ -176,6 +177,15 @@ def generated_key(file: Path) -> str:
             f"the key file {file} must hold a key and nothing else; delete it for a new one"
         )
     return key
+
+
+def _make(file: Path, key: str) -> None:
+    """Write a file all at once, so that nobody reads half of it; one that is there stays as it is."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as whole:
+        whole.write(f"{key}\n")
+        whole.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(whole.name, file)
 
 
 def _signature(file: Path) -> object:
