@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ import pytest
 
 from collector import Collector, attributes, collecting
 from live_server import API_KEY, ROOT, LiveServer, start_server
+from ray_streams import GREEDY, Stream, begin
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
@@ -31,7 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPLICAS, ONGOING, QUEUED = 2, 2, 2
 NEXT_NAME = "phi3v-next"  # as ray_cluster.py deploys it anew
 ORIGIN = "https://page.example"
-GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -85,54 +83,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
 def text_of(answer: httpx2.Response) -> str:
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["message"]["content"]
-
-
-class Stream(threading.Thread):
-    """Reads a stream: its status, its text, and how it ended."""
-
-    def __init__(self, server: LiveServer, **body: Any) -> None:
-        super().__init__(daemon=True)
-        self.url = f"{server.url}/v1/chat/completions"
-        self.body = {"messages": HELLO, "stream": True, **GREEDY, **body}
-        self.answer: httpx2.Response | None = None
-        self.begun = threading.Event()
-        self.text, self.end, self.error = "", "", {}
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with httpx2.stream(
-                "POST", self.url, json=self.body, headers=AUTHORIZED, timeout=120
-            ) as self.answer:
-                if self.answer.status_code != 200:
-                    self.answer.read()
-                    self.end = "refused"
-                    return
-                for line in self.answer.iter_lines():
-                    self.take(line)
-        except httpx2.TransportError:
-            self.end = "broken off"
-
-    def take(self, line: str) -> None:
-        if line == "data: [DONE]":
-            self.end = "done"
-        if line in ("", "data: [DONE]"):
-            return
-        chunk = json.loads(line.removeprefix("data: "))
-        self.error = chunk.get("error", {})
-        for choice in chunk.get("choices", []):
-            self.text += choice["delta"].get("content") or ""
-            if self.text:
-                self.begun.set()
-
-
-def begin(server: LiveServer, number: int, **body: Any) -> list[Stream]:
-    """Streams that run, begun one by one: to Ray all of a burst are queued until it has chosen."""
-    streams = []
-    for _ in range(number):
-        streams.append(Stream(server, **body))
-        assert streams[-1].begun.wait(60)
-    return streams
 
 
 def test_answers_and_streams_pass_ray_unchanged(ray_server: LiveServer) -> None:
