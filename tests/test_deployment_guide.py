@@ -14,10 +14,11 @@ import torch
 
 import dockerfile
 from live_server import ROOT, LiveServer, start_server
-from model.demo.random_checkpoint import PRESETS, _config
-from model.engine.loading import _slot_bytes
-from model.phi3v.configuration import Phi3VConfig
+from model.engine.config import LoadOptions, Quantization
+from model.engine.machine import Machine
+from model.engine.memory_plan import MemoryPlan, plan_memory
 from server.settings import Settings
+from test_model_engine_memory_plan import FULL, HEADERS
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -116,17 +117,30 @@ def test_messages_are_the_programs_own() -> None:
     assert [text for text in ours if text not in said] == []
 
 
+def plan(gigabytes: int, quantization: Quantization = "none") -> MemoryPlan:
+    """Of the official model on a GPU of its own."""
+    options = LoadOptions("", dtype="bfloat16", quantization=quantization)
+    free = int(options.gpu_memory_utilization * gigabytes * 1e9)
+    return plan_memory(HEADERS, FULL, options, Machine(torch.device("cuda"), free, ""))
+
+
+def thousands(found: MemoryPlan) -> str:
+    return f"{found.num_blocks * found.block_size / 1000:.0f},000"
+
+
 def test_sizes_are_computed_right() -> None:
-    config = Phi3VConfig(**_config(PRESETS["full"], "full"))
-    slot = _slot_bytes(config, torch.device("cuda"), torch.bfloat16)
+    found = plan(24)
+    slot = found.kv_cache // (found.num_blocks * found.block_size)
     assert slot == 384 * 1024
-    for tokens, gib in re.findall(r"(\d+) GiB\s+for\s+([\d,]+) tokens", GUIDE):
-        assert slot * int(gib.replace(",", "")) == int(tokens) << 30
+    sizes = re.findall(r"(\d+) GiB\s+for\s+(?:the whole window of )?([\d,]+)", GUIDE)
+    assert len(sizes) == 2
+    for gib, tokens in sizes:
+        assert slot * int(tokens.replace(",", "")) == int(gib) << 30
     rows = re.findall(r"^\| NVIDIA \w+ \| (\d+) GB \| ([\d,]+) \| \d+ \|$", GUIDE, re.MULTILINE)
     assert len(rows) == 4
-    for memory, tokens in rows:
-        free = 0.9 * (int(memory) * 1e9 - 8.3e9)
-        assert int(tokens.replace(",", "")) * slot == pytest.approx(free, rel=0.1)
+    assert [tokens for _, tokens in rows] == [thousands(plan(int(memory))) for memory, _ in rows]
+    less = re.findall(r"`--quantization int\d`[a-z ]* for ([\d,]+\d)", GUIDE)
+    assert less == [thousands(plan(24, "int8")), thousands(plan(24, "int4"))]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
