@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,76 @@ def test_logits_drift_little(tiny: Path, scheme: Quantization) -> None:
     assert 0 < drift < DRIFT[scheme]
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_scales_stay_as_they_are_rounded(scheme: Quantization) -> None:
+    layer = QuantizedLinear(torch.randn(8, 64) * 1e-8, scheme)
+    before = {name: kept.clone() for name, kept in layer.named_buffers()}
+    for dtype in (torch.float32, torch.float16):
+        for name, kept in layer.to(dtype).named_buffers():
+            assert kept.dtype is before[name].dtype
+            assert torch.equal(kept, before[name])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_layers_are_given_kernels_one_by_one(
+    tiny: Path, scheme: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No layer is held beside what was made of it: a model's weights would be there twice."""
+    model = quantized(tiny, scheme, torch.bfloat16)
+    alive = [weakref.ref(m) for m in model.modules() if isinstance(m, QuantizedLinear)]
+    at_once: list[int] = []
+    plain = model.set_submodule
+
+    def set_submodule(name: str, layer: torch.nn.Module) -> None:
+        at_once.append(sum(ref() is not None for ref in alive))
+        plain(name, layer)
+
+    monkeypatch.setattr(model, "set_submodule", set_submodule)
+    use_torch_kernels(model)
+    assert at_once == [*range(len(alive), 0, -1)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fault", ["inputs", "refusal"])
+def test_shapes_that_kernels_do_not_take_are_computed_without(
+    tmp_path: Path,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Sizes that are no whole steps are not tried; others are, as they are in the model."""
+    write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136 if fault == "inputs" else 144)
+    kernel, asked = torch._weight_int8pack_mm, []
+
+    def refuses(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+        asked.append(values.shape[1])
+        if values.shape[1] == 144:
+            raise RuntimeError("expected another K")
+        return kernel(x, values, scales)
+
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", refuses)
+    model = quantized(tmp_path, "int8", torch.bfloat16)
+    expected = logits(TorchDecoder(model), 7)
+    with caplog.at_level(logging.WARNING):
+        use_torch_kernels(model)
+    reason = {"inputs": "16 inputs at a time, and a layer has 136", "refusal": "expected another K"}
+    assert f"which is slow: {'' if fault == 'inputs' else 'RuntimeError: '}" in caplog.text
+    assert reason[fault] in caplog.text
+    assert set(asked) == (set() if fault == "inputs" else {64, 144})
+    assert torch.equal(logits(TorchDecoder(model), 7), expected)
+
+
 def test_sizes_that_cannot_be_quantized_are_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136)
     with pytest.raises(CheckpointError, match=r"--quantization int4 is not for this model: .* 136"):
         load_engine(tmp_path, LoadOptions("", quantization="int4"))
-    load_engine(tmp_path, LoadOptions("", quantization="int8", max_model_len=64))
+    # No whole step of torch's kernels: the answer is what the same numbers give as plain weights.
+    options = LoadOptions("", dtype="bfloat16", quantization="int8", max_model_len=64)
+    found = logits(load_engine(tmp_path, options).network.decoder)
+    expected = logits(TorchDecoder(quantized(tmp_path, "int8", torch.float32)))
+    assert float((found - expected).pow(2).mean().sqrt() / expected.std()) < DRIFT["int8"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

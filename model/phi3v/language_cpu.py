@@ -137,9 +137,7 @@ class CpuDecoder:
     def _quantized_weight(
         self, record: np.void, name: str, layer: QuantizedLinear, paired: bool
     ) -> None:
-        scales = (
-            torch.stack([layer.scales, layer.offsets], 2).bfloat16().view(torch.int16).flatten(1)
-        )
+        scales = torch.stack([layer.scales, layer.offsets], 2).view(torch.int16).flatten(1)
         values, groups = layer.values, layer.scales.shape[1]
         packed, packed_scales = (
             pack_pairs(*stored.chunk(2)) if paired else pack(stored) for stored in (values, scales)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 ROWS = 512  # quantized together: what is computed on the way takes several times their memory
 GROUP = 32  # inputs with a scale of their own, in 4 bits
 LAYERS = re.compile(r"model\.layers\.\d+\.(self_attn\.(qkv|o)|mlp\.(gate_up|down))_proj$")
+FEW_ROWS = 16  # beyond them torch's kernel of 8 bits is slower than to make the weight anew
+STEP = 16  # inputs that torch's kernels take together; some read past the end of other sizes
 TOLERANCE = 0.03  # of the largest result: roundings to bfloat16; what is wrong is far beyond it
 
 
@@ -38,6 +40,12 @@ def quantized_bytes(shape: tuple[int, ...], scheme: str) -> int:
     if scheme == "int8":
         return outputs * (inputs + 4)
     return outputs * (inputs // 2 + inputs // GROUP * 4)
+
+
+def work_bytes(config: Phi3VConfig) -> int:
+    """What making a weight anew takes at most: the largest layer's in float32 and in 16 bits."""
+    outputs = (2 * config.intermediate_size, 3 * config.hidden_size)
+    return 6 * max(*outputs) * config.hidden_size
 
 
 def why_not(config: Phi3VConfig, scheme: str) -> str | None:
@@ -73,6 +81,19 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scales", scales)
         self.register_buffer("offsets", offsets)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """As ``nn.Module``'s, but scales and offsets stay bfloat16, whatever the network becomes."""
+        return super()._apply(
+            lambda x: fn(x.view(torch.int16)).view(x.dtype) if x.is_floating_point() else fn(x),
+            recurse,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        outputs, stored = self.values.shape
+        return outputs, stored if self.values.dtype is torch.int8 else 2 * stored
+
     def numbers(self) -> Tensor:
         """Int8 ``(N, K)``, in 4 bits -8 to 7."""
         if self.values.dtype is torch.int8:
@@ -83,7 +104,7 @@ class QuantizedLinear(nn.Module):
     def dequantized(self) -> Tensor:
         """The weight, float32 ``(N, K)``."""
         numbers_NGK = self.numbers().float().unflatten(1, (self.scales.shape[1], -1))
-        weight_NGK = numbers_NGK * self.scales.float()[..., None] + self.offsets.float()[..., None]
+        weight_NGK = numbers_NGK.mul_(self.scales[..., None]).add_(self.offsets[..., None])
         return weight_NGK.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +140,7 @@ def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
 
 
 class Int8Linear(nn.Module):
-    """A ``QuantizedLinear`` of 8 bits by torch's kernel."""
+    """A ``QuantizedLinear`` of 8 bits by torch's kernel, where that is fast."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
@@ -127,6 +148,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_TK: Tensor) -> Tensor:
         """``x @ weight.T``."""
+        if len(x_TK) > FEW_ROWS:
+            return linear(x_TK, self._values.to(x_TK.dtype).mul_(self._scales[:, None]))
         return torch._weight_int8pack_mm(x_TK.contiguous(), self._values, self._scales)
 
 
@@ -153,38 +176,51 @@ class Int4Linear(nn.Module):
 
 def use_torch_kernels(model: Phi3VForCausalLM) -> None:
     """Give quantized layers torch's kernels, in place; where those do not work the log says so."""
-    layers = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)
-    }
-    if not layers:
+    shapes: dict[str, tuple[int, int]] = {}  # and no layers: they would be held beside the packed
+    kind: type[Int8Linear] | type[Int4Linear] = Int4Linear
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            shapes[name] = layer.shape
+            kind = Int8Linear if layer.values.dtype is torch.int8 else Int4Linear
+    del layer
+    if not shapes:
         return
-    sample = next(iter(layers.values()))
-    kind = Int8Linear if sample.values.dtype is torch.int8 else Int4Linear
-    reason = _why_no_kernels(kind, model.dtype, sample.values.device)
+    reason = _why_no_kernels(kind, set(shapes.values()), model.dtype, model.device)
     if reason is not None:
         logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
         return
-    for name, layer in layers.items():
-        model.set_submodule(name, kind(layer))
+    for name in shapes:
+        quantized = model.get_submodule(name)
+        assert isinstance(quantized, QuantizedLinear)
+        model.set_submodule(name, kind(quantized))
+        del quantized
 
 
 @torch.inference_mode()
 def _why_no_kernels(
-    kind: type[Int8Linear] | type[Int4Linear], dtype: torch.dtype, device: torch.device
+    kind: type[Int8Linear] | type[Int4Linear],
+    shapes: set[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> str | None:
-    """Try a small layer; None if it works and is right."""
+    """Try layers of all inputs and of a few outputs; None if they work and are right."""
     if dtype is not torch.bfloat16:  # others are many times slower, or not there
         return f"torch's kernels are for bfloat16, not for {dtype}"
+    for _, inputs in shapes:
+        if inputs % STEP:
+            return f"torch's kernels take {STEP} inputs at a time, and a layer has {inputs}"
     generator = torch.Generator().manual_seed(0)
-    weight_NK = torch.randn(64, 128, generator=generator)
-    layer = QuantizedLinear(weight_NK, "int8" if kind is Int8Linear else "int4").to(device)
-    try:
-        for rows in (1, 2, 7, 40):
-            x_TK = torch.randn(rows, 128, generator=generator).to(device, dtype)
-            expected = linear(x_TK.float(), layer.dequantized())
-            difference = (kind(layer)(x_TK).float() - expected).abs().max()
-            if not float(difference) <= TOLERANCE * float(expected.abs().max()):  # NaN is not
-                return f"torch's kernel is off by {float(difference):.3g}"
-    except Exception as error:  # missing, or refusing this device
-        return f"{type(error).__name__}: {first_line(error)}"
+    # Kernels differ in what is left of the outputs when they are cut into tiles, of 64 at most.
+    for outputs, inputs in sorted({(64 + outputs % 64, inputs) for outputs, inputs in shapes}):
+        weight_NK = torch.randn(outputs, inputs, generator=generator)
+        layer = QuantizedLinear(weight_NK, "int8" if kind is Int8Linear else "int4").to(device)
+        try:
+            for rows in (1, 2, 7, 40):
+                x_TK = torch.randn(rows, inputs, generator=generator).to(device, dtype)
+                expected = linear(x_TK.float(), layer.dequantized())
+                difference = (kind(layer)(x_TK).float() - expected).abs().max()
+                if not float(difference) <= TOLERANCE * float(expected.abs().max()):  # NaN is not
+                    return f"torch's kernel is off by {float(difference):.3g}"
+        except Exception as error:  # missing, or refusing this device or shape
+            return f"{type(error).__name__}: {first_line(error)}"
     return None
