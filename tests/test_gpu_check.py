@@ -13,9 +13,13 @@ from torch.nn.attention import varlen
 
 from cuda_stand_ins import Tape, paged_attention, refuses
 from live_server import ROOT
-from scripts.gpu_checking import device, parity, paths, speed
+from model.cpu import microkernel
+from model.engine import loading
+from scripts.benchmarks.report import Report
+from scripts.gpu_checking import __main__, device, parity, paths, speed
 
 CPU = torch.device("cpu")
+DECODER = "CpuDecoder" if microkernel.supported(False) else "TorchDecoder"  # of float32
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +71,7 @@ def test_fast_paths_are_found(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ["paged attention", "float32", "works"],
         ["chosen: keys and values", "float32", "CudaKVCache"],
         ["chosen: CUDA graphs", "float32", "for 1, 2, 4, 8, 16 rows"],
-        ["chosen: decoder", "float32", report.rows[-1][-1]],
+        ["chosen: decoder", "float32", DECODER],
     ]
     assert report.notes == []
 
@@ -81,7 +85,7 @@ def test_why_a_path_is_not_taken_is_told(tiny: Path, monkeypatch: pytest.MonkeyP
         *[reason] * 3,
         "KVCache",
         "none",
-        report.rows[-1][-1],
+        DECODER,
     ]
     (note,) = report.notes
     assert note.startswith("logged, float32: attention gathers keys, has no graphs, and is slower")
@@ -108,6 +112,39 @@ def test_wrong_answers_are_counted(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         (3, False),
     ]
     assert "| **no** |" in report.markdown()
+
+
+def test_a_part_that_fails_is_a_line_of_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a kernel that is missing on a GPU, which is not to be had."""
+
+    def fails(*_: object) -> Report:
+        assert "# GPU check\n\n- CPU: " in capsys.readouterr().out  # printed before
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--preset", "tiny"])
+    monkeypatch.setattr(parity, "check", fails)
+    for part in (paths, speed):
+        monkeypatch.setattr(part, "check", lambda *_: Report("other", "went on", []))
+    assert __main__.main() == 1
+    out, err = capsys.readouterr()
+    sentence = "RuntimeError: no kernel image is available for execution on the device"
+    assert out.startswith(f"## parity: stopped by {sentence}\n\n## other: went on\n")
+    assert out.count("## other: went on") == 2
+    assert "Traceback" in err
+
+
+def test_a_gpu_without_bfloat16_serves_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a T4, which emulates it."""
+    for native, expected in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, native=native: native or including_emulation,
+        )
+        assert device.name_of(device.fast_dtype(torch.device("cuda"))) == expected
+        assert loading._dtype("auto", "cuda", {"torch_dtype": "bfloat16"}) == expected
 
 
 def test_random_answers_are_as_many_and_as_long_as_said(tiny: Path) -> None:

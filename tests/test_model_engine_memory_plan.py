@@ -10,16 +10,17 @@ import httpx2
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cuda_stand_ins import paged_attention
-from live_server import API_KEY, start_server
-from model.demo.random_checkpoint import PRESETS, _config
+from live_server import API_KEY, START_TIMEOUT, start_server
+from model.demo.random_checkpoint import PRESETS, _config, write_checkpoint
 from model.engine.config import LoadOptions
 from model.engine.kv_cache import KVCache
 from model.engine.kv_cache_cuda import CudaKVCache
 from model.engine.loading import load_engine
 from model.engine.machine import GIB, Machine, cgroup_left, look_at
-from model.engine.memory_plan import FLAGS, MemoryPlan, plan_memory
+from model.engine.memory_plan import FLAGS, SHORTEST, MemoryPlan, plan_memory
 from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
@@ -87,6 +88,9 @@ REFUSED = {
     "embeddings": (replace(OPTIONS, embedding_cache_gib=4), 11),
     "half of the weights": (OPTIONS, 7.5),
     "a window and all of the weights": (replace(OPTIONS, max_model_len=100_000), 7),
+    "a step's tokens": (replace(OPTIONS, prefill_chunk=100_000), 16),
+    "a step's sequences": (replace(OPTIONS, max_num_seqs=20_000), 16),
+    "both": (replace(OPTIONS, prefill_chunk=100_000, max_num_seqs=20_000), 12),
     "no flag alone": (replace(OPTIONS, dtype="float32", embedding_cache_gib=8), 6.3),
 }
 
@@ -112,9 +116,41 @@ def test_what_does_not_fit_is_refused_with_advice_that_works(
             name: value if name in ("dtype", "quantization") else float(value)
             for name, value in changes.items()
         }
-        if "max_model_len" in numbers:
-            numbers["max_model_len"] = int(changes["max_model_len"])
+        for name in {"max_model_len", "prefill_chunk", "max_num_seqs"} & numbers.keys():
+            numbers[name] = int(changes[name])
+        assert numbers.get("max_model_len", SHORTEST) >= SHORTEST
         plan(replace(options, **numbers), gib, device)  # type: ignore[arg-type]
+
+
+def test_windows_of_no_use_are_not_advised() -> None:
+    """Unless such a one was asked for."""
+    for asked, advised in ((2048, False), (400, True)):
+        with pytest.raises(CheckpointError) as caught:
+            plan(replace(OPTIONS, kv_cache_gib=0.1, max_model_len=asked), 24)
+        assert ("--max-model-len" in str(caught.value)) == advised
+        assert "--kv-cache-memory" in str(caught.value).partition("would fit with")[2]
+
+
+def test_images_that_may_wait_leave_less_for_keys_and_values() -> None:
+    """On CPUs, whose memory they share; what is asked for is not refused for their sake."""
+    for device in (CPU, CUDA):
+        some, many = (
+            plan(replace(OPTIONS, max_waiting_gib=gib), 14, device).kv_cache for gib in (0.5, 2.5)
+        )
+        assert (some > many) == (device == CPU)
+    asked = replace(OPTIONS, max_waiting_gib=100)
+    assert plan(replace(asked, max_model_len=4096), 14).num_blocks * 16 == 4096
+    assert plan(replace(asked, kv_cache_gib=2), 14).kv_cache > 1.9 * GIB
+
+
+def test_a_layer_of_one_dimension_is_refused_by_name(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, PRESETS["tiny"])
+    file, name = tmp_path / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
+    tensors = load_file(file)
+    tensors[name] = tensors[name].flatten()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{name} has the shape"):
+        load_engine(tmp_path, replace(OPTIONS, quantization="int8", max_model_len=64))
 
 
 def test_what_cannot_fit_at_all() -> None:
@@ -129,8 +165,8 @@ def test_limits_of_control_groups(tmp_path: Path, version: int) -> None:
     (tmp_path / "proc/self/cgroup").write_text(lines)
     base = tmp_path / "sys/fs/cgroup" / ("memory" if version == 1 else "")
     names = {
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        2: ("memory.max", "memory.current", "inactive_file"),
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        2: ("memory.max", "memory.current", ""),
     }[version]
     unlimited = {1: str(1 << 62), 2: "max"}[version]
 
@@ -139,7 +175,10 @@ def test_limits_of_control_groups(tmp_path: Path, version: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / names[0]).write_text(limit + "\n")
         (folder / names[1]).write_text(f"{usage}\n")
-        (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {cached}\n")
+        active = cached // 4  # read more than once, and dropped all the same
+        (folder / "memory.stat").write_text(
+            f"anon 7\n{names[2]}inactive_file {cached - active}\n{names[2]}active_file {active}\n"
+        )
 
     assert cgroup_left(tmp_path) is None
     group("a/b", unlimited, 500, 100)
@@ -187,7 +226,7 @@ def test_a_live_server_says_its_plan_or_refuses(tiny: Path) -> None:
         (["--max-model-len", "4000", "--kv-cache-memory", "0.0001"], "--kv-cache-memory 0.01"),
         (["--embedding-cache-memory", "100000"], "--embedding-cache-memory 0"),
     ):
-        done = run("--model", str(tiny), *flags)
+        done = run("--model", str(tiny), *flags, timeout=START_TIMEOUT)
         assert done.returncode == 1
         assert "it would fit with" in (sentence := one_sentence(done))
         assert remedy in sentence

@@ -23,14 +23,14 @@ from server.settings import Settings
 TENANT = "3a0f4a2e-1d5c-4f6b-9d0e-8c7b6a594837"
 
 
-def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*flags: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "server", *flags],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
     )
 
 

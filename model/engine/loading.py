@@ -15,7 +15,7 @@ from torch import nn
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
-from model.engine.machine import GIB, look_at
+from model.engine.machine import GIB, has_bfloat16, look_at
 from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
@@ -172,14 +172,15 @@ def _device(wanted: Device) -> str:
 
 
 def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> DType:
-    """The asked dtype, or the checkpoint's own; float32 on a CPU without native bfloat16."""
+    """The asked dtype, or the checkpoint's own where the device has it; else float16 on a GPU and
+    float32 on a CPU.
+    """
     if wanted != "auto":
         return wanted
     dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
-    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == "bfloat16" and (device != "cpu" or native):
+    if dtype == "bfloat16" and has_bfloat16(torch.device(device)):
         return "bfloat16"
-    return "float16" if dtype == "float16" and device != "cpu" else "float32"
+    return "float16" if dtype in ("bfloat16", "float16") and device != "cpu" else "float32"
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:

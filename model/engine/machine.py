@@ -45,10 +45,17 @@ def look_at(device: torch.device, gpu_memory_utilization: float) -> Machine:
     return Machine(device, free, "free main memory")
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device itself computes in bfloat16; else it is emulated, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def cgroup_left(root: Path = ROOT) -> int | None:
     """Bytes that the control groups of this process still allow; None where nothing limits them.
 
-    Both versions are read. Files that are cached and not in use do not count: they make room.
+    Both versions are read. Files that are cached do not count: they make room.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -63,10 +70,10 @@ def _lefts(mount: Path, line: str) -> Iterator[int]:
     """What a process's group and each of the groups around it still allow."""
     _, controllers, path = line.split(":", 2)
     if not controllers:
-        base, limit, usage, cached = mount, "memory.max", "memory.current", "inactive_file"
+        base, limit, usage, total = mount, "memory.max", "memory.current", ""
     elif "memory" in controllers.split(","):
         base, limit = mount / "memory", "memory.limit_in_bytes"
-        usage, cached = "memory.usage_in_bytes", "total_inactive_file"
+        usage, total = "memory.usage_in_bytes", "total_"
     else:
         return
     inside = base / path.lstrip("/")
@@ -78,7 +85,8 @@ def _lefts(mount: Path, line: str) -> Iterator[int]:
         except (OSError, ValueError):
             continue
         if allowed != "max":
-            yield max(0, int(allowed) - used + int(stat.get(cached, 0)))
+            cached = sum(int(stat.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
+            yield max(0, int(allowed) - used + cached)
 
 
 def _gib(size: int) -> str:

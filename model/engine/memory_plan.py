@@ -19,7 +19,7 @@ from model.engine.machine import GIB, Machine
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.quantization import LAYERS, quantized_bytes, why_not
+from model.phi3v.quantization import LAYERS, quantized_bytes, why_not, work_bytes
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -34,6 +34,8 @@ FLAGS = {
     "dtype": "--dtype",
     "quantization": "--quantization",
     "embedding_cache_gib": "--embedding-cache-memory",
+    "prefill_chunk": "--prefill-chunk",
+    "max_num_seqs": "--max-num-seqs",
 }
 
 
@@ -132,13 +134,19 @@ def _plan(
         size = math.prod(header.shape) * dtype.itemsize
         if VISION in name:
             tower += size
-        elif options.quantization != "none" and LAYERS.search(name.removesuffix(".weight")):
+        elif (
+            options.quantization != "none"
+            and LAYERS.search(name.removesuffix(".weight"))
+            and len(header.shape) == 2  # another is of no such layer, and loading names it
+        ):
             weights += quantized_bytes(header.shape, options.quantization)
         else:
             weights += size
     slot, size = _slot_bytes(config, dtype, device), block_size(device)
     vision = tower + _tower_work(config, device) + int(options.embedding_cache_gib * GIB)
     headroom = LIBRARIES[device.type] + _step_work(config, options)
+    if options.quantization != "none":
+        headroom += work_bytes(config)
     if on_cuda(device):
         headroom += slot * size  # the block of nobody, see kv_cache_cuda
     shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
@@ -146,7 +154,8 @@ def _plan(
     if options.kv_cache_gib is not None:
         budget = int(options.kv_cache_gib * GIB)
     elif not on_cuda(device):
-        budget = min(budget, int(machine.available * CPU_SHARE))
+        waiting = int(options.max_waiting_gib * GIB)  # of the same memory, if it is ever needed
+        budget = min(budget - waiting, int(machine.available * CPU_SHARE))
     blocks = max(shortest, budget // (slot * size))
     window = options.max_model_len or min(config.context_window, blocks * size)
     blocks = min(blocks, -(-window // size) * options.max_num_seqs)
@@ -183,12 +192,16 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
     if options.max_model_len is not None:
         room = left if asked is None else min(left, asked)
         blocks = room * plan.num_blocks // plan.kv_cache
-        if blocks > 0:
-            yield {"max_model_len": blocks * plan.block_size}
+        window = blocks * plan.block_size
+        if window >= SHORTEST or 0 < window < options.max_model_len < SHORTEST:
+            yield {"max_model_len": window}
     if asked is not None:
         wanted = plan.kv_cache if plan.kv_cache > asked else left
         rounded = math.ceil if plan.kv_cache > asked else math.floor
         yield {"kv_cache_gib": rounded(100 * wanted / GIB) / 100}
+    for name in ("prefill_chunk", "max_num_seqs"):
+        if getattr(options, name) > (default := getattr(LoadOptions, name)):
+            yield {name: default}
     if options.dtype == "float32":
         yield {"dtype": "bfloat16"}
     if options.quantization == "none":

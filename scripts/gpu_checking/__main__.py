@@ -6,14 +6,19 @@ import argparse
 import logging
 import sys
 import tempfile
+import textwrap
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import scripts.gpu_checking
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
+from scripts.benchmarks.report import Report
 from scripts.gpu_checking import parity, paths, speed
 from scripts.gpu_checking.device import describe, fast_dtype, why_no_gpu
+from scripts.gpu_checking.paths import LONGEST_REASON
 
 ENOUGH = 14e9  # bytes of GPU memory for random weights of the official size, and some more
 
@@ -41,24 +46,43 @@ def main() -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = torch.device(args.device)
     dtype = fast_dtype(device)
+    print(f"# GPU check\n\n{describe(device)}\n", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         tiny = Path(directory) / "tiny"
         write_checkpoint(tiny, PRESETS["tiny"], seed=1, name="phi3v-tiny", num_crops=4)
-        reports = [parity.check(tiny, device, dtype), paths.check(tiny, device, dtype)]
-        measured = args.model
-        if measured is None:
-            preset = args.preset or ("full" if _memory(device) > ENOUGH else "large")
-            measured = Path(directory) / preset
-            if preset != "tiny":
-                write_checkpoint(measured, PRESETS[preset], name=f"phi3v-{preset}")
-        reports.append(speed.check(measured, device, dtype))
-    print(f"# GPU check\n\n{describe(device)}\n")
-    print("\n".join(report.markdown() for report in reports))
-    return 0 if all(figure.met for figure in reports[0].figures) else 1
+
+        def measure() -> Report:
+            measured = args.model
+            if measured is None:
+                preset = args.preset or ("full" if _free_memory(device) > ENOUGH else "large")
+                measured = Path(directory) / preset
+                if preset != "tiny":
+                    write_checkpoint(measured, PRESETS[preset], name=f"phi3v-{preset}")
+            return speed.check(measured, device, dtype)
+
+        good = [
+            _done("parity", lambda: parity.check(tiny, device, dtype)),
+            _done("paths", lambda: paths.check(tiny, device, dtype)),
+            _done("speed", measure),
+        ]
+    return 0 if all(good) else 1
 
 
-def _memory(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+def _done(name: str, check: Callable[[], Report]) -> bool:
+    """Run a part and print its report at once: what comes after it may end the process."""
+    try:
+        report = check()
+    except Exception as error:  # what is wrong with a GPU has many forms, and is the finding
+        traceback.print_exc()
+        said = textwrap.shorten(str(error), LONGEST_REASON)
+        print(f"## {name}: stopped by {type(error).__name__}: {said}\n", flush=True)
+        return False
+    print(report.markdown(), flush=True)
+    return all(figure.met for figure in report.figures)
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 
 import torch
 
+from model.engine.machine import has_bfloat16
 from scripts.benchmarks import machine
 
 
@@ -26,9 +27,7 @@ def why_no_gpu() -> str | None:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """What one would serve in: bfloat16, or float16 on GPUs that compute no bfloat16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
+    return torch.float16 if device.type == "cuda" and not has_bfloat16(device) else torch.bfloat16
 
 
 def name_of(dtype: torch.dtype) -> str:
