@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from live_server import API_KEY, LiveServer, start_server
+from live_server import API_KEY, LiveServer, check_log, start_server
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
@@ -78,7 +78,7 @@ def server(tiny: Path) -> Iterator[LiveServer]:
     live = start_server("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.fixture(scope="session")
@@ -109,4 +109,4 @@ def secure_server(
     )
     yield live, folder / "authority.pem"
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))

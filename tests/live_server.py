@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,14 @@ ROOT = Path(__file__).parents[1]
 API_KEY = "a-key-for-tests"
 READY = re.compile(r"is ready on (https?://[\w.:\[\]-]+)")
 START_TIMEOUT = 240
+HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+ENTRY = re.compile(rf'(?={HEAD}[A-Z]+ )|^(?=\{{"|Traceback)', re.MULTILINE)
+FAULT = re.compile(
+    rf"\A{HEAD}(ERROR|CRITICAL) "
+    r'|\A\{.*"level": "(error|critical)"|\A\{.*"exception": '
+    r'|^  File "|Traceback',  # stacks are logged without that word, unless in debug
+    re.MULTILINE,
+)
 
 
 @dataclass
@@ -32,6 +41,17 @@ class LiveServer:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout)
+
+
+def faults(log: str) -> list[str]:
+    """What a log says of errors that nobody expected, each with its stack."""
+    return [entry for entry in ENTRY.split(log) if FAULT.search(entry)]
+
+
+def check_log(log: str, allowed: Collection[str] = ()) -> None:
+    """That a log tells of no fault, but for those that have allowed words in them."""
+    found = [each for each in faults(log) if not any(words in each for words in allowed)]
+    assert not found, "".join(found)
 
 
 def start_server(

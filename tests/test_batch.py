@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from faulty_server import DECODE, KILL, SECRET
-from live_server import API_KEY, ROOT, LiveServer
+from live_server import API_KEY, ROOT, LiveServer, check_log
 from server.batch.lines import read_lines
 
 pytestmark = pytest.mark.timeout(900)
@@ -53,7 +53,7 @@ def command(
 
 def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr or SECRET in done.stderr, done.stderr
+    check_log(done.stderr, [SECRET])
     return done
 
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from live_server import LiveServer, start_server
+from live_server import LiveServer, check_log, start_server
 from wire import data_url
 
 REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "5000"))
@@ -199,4 +199,4 @@ def test_all_kinds_of_requests_by_clients_that_come_and_go(tiny: Path) -> None:
         assert late < (1 + MOST_GROWTH) * warm, chaos.sizes
     finally:
         assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from live_server import API_KEY, LiveServer, start_server
+from live_server import API_KEY, LiveServer, check_log, start_server
 from scripts.demo_training.evaluation import (
     accuracies,
     held_out_cases,
@@ -31,7 +31,7 @@ def demo(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     live = start_server("--dtype", request.param, "--api-key", API_KEY)
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.fixture(scope="module")

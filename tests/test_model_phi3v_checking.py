@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from live_server import ROOT
+from live_server import ROOT, check_log
 from model import LoadOptions, Message, SamplingParams, check_checkpoint
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.loading import describe, load_engine
@@ -164,7 +164,7 @@ def test_every_problem_is_named(copy: Path) -> None:
     change_tensors(copy, **{"model.norm.weight": None, "model.what": torch.zeros(2)})
     done = check(copy)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    check_log(done.stderr)
     wrong = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("WRONG")]
     assert sorted(wrong) == sorted(
         # The new tensor is not in the index either.

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import pytest
 
-from live_server import API_KEY, LiveServer, start_server
+from live_server import API_KEY, LiveServer, check_log, start_server
 from wire import AUTHORIZED, HELLO, check_error, data_url, image_message, png
 
 SECONDS = 2  # every time limit of the server here
@@ -36,7 +36,7 @@ def bounded(tiny: Path) -> Iterator[LiveServer]:
     )
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from entra_issuer import AUDIENCE, OBJECT_ID, TENANT, EntraIssuer
-from live_server import LiveServer, start_server
+from live_server import LiveServer, check_log, start_server
 from server.auth import issuer as issuer_module
 from server.auth.entra import Entra
 from server.auth.issuer import Issuer
@@ -62,7 +62,7 @@ def live(
     )
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 class Credential:

@@ -14,15 +14,17 @@ import psutil
 import pytest
 
 from faulty_server import DECODE, KILL, MEMORY, PREFILL, SECRET
-from live_server import API_KEY, ROOT, LiveServer, start_server
+from live_server import API_KEY, ROOT, LiveServer, check_log, faults, start_server
 from wire import AUTHORIZED, HELLO, check_error
 
+FAULT = [{"role": "user", "content": "FAULT"}]
 BODY = {"messages": HELLO, "max_tokens": 40, "ignore_eos": True, "temperature": 0}
 
 
-def start(tiny: Path) -> LiveServer:
+def start(tiny: Path, style: str = "text") -> LiveServer:
     program = str(Path(__file__).with_name("faulty_server.py"))
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
+    flags += ("--log-format", style)
     return start_server(*flags, program=(program,), PYTHONPATH=str(ROOT))
 
 
@@ -82,7 +84,7 @@ def test_faults_end_one_answer(faulty: LiveServer, seed: int) -> None:
 
 
 def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:
-    response = ask(faulty, messages=[{"role": "user", "content": "FAULT"}])
+    response = ask(faulty, messages=FAULT)
     check_error(response, 500, "internal_error", [])
     assert SECRET not in response.text
     assert ask(faulty).status_code == 200
@@ -108,3 +110,25 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     finally:
         assert live.stop() == 0
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_fault_is_seen_in_the_log(tiny: Path, style: str) -> None:
+    """What other tests look for in logs that should tell of none."""
+    live = start(tiny, style)
+    try:
+        assert ask(live).status_code == 200
+        ask(live, messages=[])
+        check_log("".join(live.log))
+        ask(live, seed=PREFILL)
+        ask(live, messages=FAULT)
+    finally:
+        assert live.stop() == 0
+    log = "".join(live.log)
+    found = faults(log)
+    assert len(found) == 2, log
+    assert all("faulty_server.py" in each for each in found)
+    step, preparation = "a step of 1 sequences failed", "Exception in ASGI application"
+    check_log(log, [step, preparation])
+    with pytest.raises(AssertionError, match=preparation):
+        check_log(log, [step])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from image_host import GOOD, NAME, OTHER, ImageHost, resolver
-from live_server import API_KEY, ROOT, LiveServer, start_server
+from live_server import API_KEY, ROOT, LiveServer, check_log, start_server
 from model import ImageError, ModalityError
 from server import fetching
 from server.fetching import Fetcher, is_public
@@ -227,7 +227,7 @@ def fetching_server(tiny: Path, host: ImageHost) -> Iterator[LiveServer]:
     )
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions", "/tokenize"])

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from live_server import LiveServer, start_server
+from live_server import LiveServer, check_log, start_server
 from server.app import create_app
 from server.service import Service
 from server.settings import Settings
@@ -97,7 +97,7 @@ def test_all_streams_are_finished_and_nothing_new_is_begun(
             assert lines[-1] == "data: [DONE]"
             assert '"completion_tokens":400' in lines[-2]
     assert live.process.wait(30) == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 def test_a_killed_server_can_be_started_again_on_its_port(tiny: Path) -> None:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from fastapi import Request
 
-from live_server import LiveServer, start_server
+from live_server import LiveServer, check_log, start_server
 from server.app import create_app
 from server.auth.access import Access
 from server.auth.keys import Keys, KeysError, generated_key
@@ -48,7 +48,7 @@ def started(
     )
     yield live, file
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from live_server import LiveServer, start_server
+from live_server import LiveServer, check_log, start_server
 from server.auth import limits
 from server.auth.limits import Account, Bucket, Caller, Limiter, Limits
 from server.errors import ApiError
@@ -159,7 +159,7 @@ def live(tiny: Path) -> Iterator[LiveServer]:
     live = start_server("--model", str(tiny), "--open-metrics", PHI3V_API_KEYS=KEYS)
     yield live
     assert live.stop() == 0
-    assert not [line for line in live.log if "Traceback" in line], "".join(live.log)
+    check_log("".join(live.log))
 
 
 def arguments(name: str, **body: Any) -> dict[str, Any]:
