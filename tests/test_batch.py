@@ -53,7 +53,7 @@ def command(
 
 def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    check_log(done.stderr, [SECRET])
+    check_log(done.stderr, FAULTY)
     return done
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from live_server import API_KEY, ROOT, check_log, start_server
 from server.settings import Settings
+from waiting import within
 
 TENANT = "3a0f4a2e-1d5c-4f6b-9d0e-8c7b6a594837"
 
@@ -35,9 +36,7 @@ def run(*flags: str, timeout: float = 60, **environment: str) -> subprocess.Comp
 
 
 def test_help_answers_at_once_and_names_every_setting() -> None:
-    started = time.perf_counter()
-    done = run("--help")
-    assert time.perf_counter() - started < 1
+    done = within(1, lambda: run("--help"))
     assert done.returncode == 0
     for name in Settings.model_fields:
         assert "--" + name.replace("_", "-") in done.stdout
@@ -230,8 +229,8 @@ def test_draining_is_said_to_those_who_ask(tiny: Path) -> None:
         lines = response.iter_lines()
         next(lines)
         live.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        health = httpx2.get(f"{live.url}/health")
+        while (health := httpx2.get(f"{live.url}/health")).json() == {"status": "ready"}:
+            time.sleep(0.01)
         assert (health.status_code, health.json()) == (503, {"status": "draining"})
         refused = httpx2.post(url, json=long)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -250,7 +249,7 @@ def test_answers_that_take_too_long_are_cut_off(tiny: Path, timeout: int) -> Non
         next(lines)
         started = time.monotonic()
         assert live.stop() == 0
-        assert time.monotonic() - started < timeout + 5
+        assert time.monotonic() - started < timeout + 20
         with pytest.raises(httpx2.RemoteProtocolError):
             list(lines)
 

@@ -78,9 +78,10 @@ def test_faults_end_one_answer(faulty: LiveServer, seed: int) -> None:
     metrics = httpx2.get(f"{faulty.url}/metrics", headers=AUTHORIZED).text
     used = next(line for line in metrics.splitlines() if "blocks_used" in line and line[0] != "#")
     assert float(used.split()[-1]) == 0
-    time.sleep(0.3)
-    assert process.num_threads() <= threads + 2
-    assert process.num_fds() <= files
+    deadline = time.monotonic() + 20
+    while process.num_threads() > threads + 2 or process.num_fds() > files:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:
@@ -97,7 +98,8 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
         more = {"max_tokens": 6000}
         reader = threading.Thread(target=read_stream, args=(live, lines), kwargs=more)
         reader.start()
-        time.sleep(0.5)
+        while not lines:
+            time.sleep(0.01)
         response = ask(live, seed=KILL)
         assert (response.status_code, response.json()["code"]) == (503, "engine_dead")
         assert SECRET not in response.text

@@ -20,6 +20,7 @@ from server.service import Service
 from server.settings import Settings
 
 STREAMS = 16
+TOKENS = 1000  # of each, so that they last longer than what is asked beside them
 LONG: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hello"}],
     "temperature": 0,
@@ -81,7 +82,7 @@ def test_all_streams_are_finished_and_nothing_new_is_begun(
     live = start_server("--model", str(tiny), "--drain-timeout", "120")
     begun = threading.Semaphore(0)
     with ThreadPoolExecutor(STREAMS) as pool:
-        streams = [pool.submit(read, live.url, 400, begun) for _ in range(STREAMS)]
+        streams = [pool.submit(read, live.url, TOKENS, begun) for _ in range(STREAMS)]
         for _ in streams:
             assert begun.acquire(timeout=60)
         live.process.send_signal(number)
@@ -95,7 +96,7 @@ def test_all_streams_are_finished_and_nothing_new_is_begun(
         for stream in streams:
             lines = stream.result(120)
             assert lines[-1] == "data: [DONE]"
-            assert '"completion_tokens":400' in lines[-2]
+            assert f'"completion_tokens":{TOKENS}' in lines[-2]
     assert live.process.wait(30) == 0
     check_log("".join(live.log))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,18 +95,24 @@ def wait_until_idle(server: LiveServer) -> None:
 def test_leaving_ends_the_work(server: LiveServer, stream: bool) -> None:
     """A client that disconnects, streaming or waiting for the whole, stops the computation."""
     wait_until_idle(server)
+    name = f"leaves-{stream}"
     body = json.dumps({**HELLO, "stream": stream, "max_tokens": 7000}).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"x-request-id: {name}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
         time.sleep(1)
         if stream:
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     wait_until_idle(server)
+    (line,) = [line for line in server.log if f"request_id={name} " in line]
+    made = re.search(r" completion_tokens=(\d+)", line)
+    assert made is not None, line
+    assert int(made[1]) < 7000  # it was not idle because it had done it all
 
 
 def test_leaving_in_the_middle_of_the_body(server: LiveServer) -> None:
