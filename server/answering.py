@@ -37,29 +37,39 @@ class Answering:
         return await completions.complete(self.generation, self.envelope, self._n)
 
 
-async def begin(
-    backend: Backend,
-    chat: ChatCompletionRequest,
-    images: Images,
-    salt: str,
-    admit: Callable[[int, int], None] | None = None,
-) -> Answering:
-    """Have an answer made.
+@dataclass(frozen=True)
+class Question:
+    """A request as the engine takes it, with its images; may be begun until there is room for it."""
+
+    _engine: model.AsyncEngine
+    _messages: list[model.Message]
+    _params: model.SamplingParams
+    _envelope: completions.Envelope
+    _include_usage: bool
+
+    async def begin(self, admit: Callable[[int, int], None] | None = None) -> Answering:
+        """Have an answer made; arguments and errors are those of ``AsyncEngine.generate``."""
+        generation = await self._engine.generate(self._messages, self._params, admit)
+        return Answering(generation, self._envelope, self._include_usage, self._params.n)
+
+
+async def convert(
+    backend: Backend, chat: ChatCompletionRequest, images: Images, salt: str
+) -> Question:
+    """What the engine takes of a request; its images are fetched.
 
     Args:
-        backend: makes it.
+        backend: makes the answer.
         chat: the request.
         images: takes those of the request.
         salt: what is computed of the prompt is shared with requests of the same one.
-        admit: as in ``AsyncEngine.generate``.
 
     Raises:
         ApiError: a message or parameter that the model does not take, or no engine to take it.
-        ModelError: see ``AsyncEngine.generate`` and ``to_messages``.
+        ModelError: see ``to_messages``.
     """
     engine, envelope = backend.engine, completions.Envelope(backend.info.name)
     params = replace(sampling_params(chat), cache_salt=salt)
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
-    generation = await engine.generate(messages, params, admit)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return Answering(generation, envelope, include_usage, chat.n)
+    return Question(engine, messages, params, envelope, include_usage)

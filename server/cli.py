@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from server import logs
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in given):
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
-        print("phi3v-server: the value of a flag is empty; leave the flag out", file=sys.stderr)
+        logs.complain("text", "the value of a flag is empty; leave the flag out")
         return 2
     if given and not given[0].startswith("-"):
         from server.commands import COMMANDS
@@ -50,14 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read(command: type[Command], given: list[str]) -> Command | None:
     """The settings that flags and environment give; None after the complaints where they are wrong."""
     from pydantic import ValidationError
+    from pydantic_settings import CliPositionalArg
 
+    positional = get_args(CliPositionalArg[object])[1]
     try:
         return command(_cli_parse_args=given)
     except ValidationError as error:
         for problem in error.errors():
             message = problem["msg"]
             if problem["loc"]:
-                flag = "--" + str(problem["loc"][0]).replace("_", "-")
-                message = f"{flag} (or its PHI3V_ variable): {message}, got {problem['input']!r}"
-            print(f"phi3v-server: {message}", file=sys.stderr)
+                name = str(problem["loc"][0])
+                given_as = "--" + name.replace("_", "-") + " (or its PHI3V_ variable)"
+                if positional in command.model_fields[name].metadata:
+                    given_as = name.upper()
+                message = f"{given_as}: {message}"
+                if problem["type"] != "missing":  # whose input is all the others
+                    message += f", got {problem['input']!r}"
+            logs.complain("text", message)
         return None

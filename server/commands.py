@@ -5,7 +5,7 @@ The result goes to standard output, everything else to standard error.
 
 from __future__ import annotations
 
-import sys
+import math
 from pathlib import Path
 
 from pydantic import Field, FilePath
@@ -34,7 +34,7 @@ class Download(BaseSettings):
         try:
             directory = find_checkpoint(self.model, self.revision)
         except CheckpointError as error:
-            print(f"phi3v-server: {error}", file=sys.stderr)
+            logs.complain("text", str(error))
             return 1
         finally:
             log.finish()
@@ -76,6 +76,9 @@ class Batch(ModelSettings):
         64,
         ge=1,
         description="answers computed together; more than a server's, nobody waits for one",
+    )
+    request_timeout: float = Field(
+        math.inf, gt=0, description="seconds that an answer may take, its wait for others included"
     )
 
     def run(self) -> int:

@@ -25,6 +25,10 @@ GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
 INSTEAD = "send the file itself as data:image/png;base64,..."
 
 
+class FetchError(model.ImageError):
+    """The image could not be fetched, for a reason that may be gone another time."""
+
+
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether it is an address of the internet, and does not stand for one of IPv4 within."""
     if isinstance(address, IPv6Address):
@@ -77,17 +81,18 @@ class Fetcher:
             hold: called with the size of each part of the file; what it raises is raised.
 
         Raises:
-            model.ImageError: it cannot be had, is too large, or takes too long.
+            FetchError: its host cannot be reached, fails, or takes too long.
+            model.ImageError: it is not there, or too large.
         """
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._fetch(url, hold)
         except TimeoutError as error:
             raise _not_fetched(
-                url, f"it took longer than {self._timeout:g} seconds, the limit here"
+                url, f"it took longer than {self._timeout:g} seconds, the limit here", FetchError
             ) from error
         except (httpx2.HTTPError, OSError, UnicodeError) as error:
-            raise _not_fetched(url, str(error) or type(error).__name__) from error
+            raise _not_fetched(url, str(error) or type(error).__name__, FetchError) from error
 
     async def _fetch(self, url: httpx2.URL, hold: Callable[[int], None]) -> bytes:
         assert self._context is not None  # no URL is allowed without hosts
@@ -131,7 +136,9 @@ class Fetcher:
             if response.is_redirect:
                 raise _not_fetched(url, "it is elsewhere, and redirects are not followed")
             if response.status_code != 200:
-                raise _not_fetched(url, f"its host answers {response.status_code}")
+                status = response.status_code
+                kind = FetchError if status in (408, 429) or status >= 500 else model.ImageError
+                raise _not_fetched(url, f"its host answers {status}", kind)
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise _not_fetched(url, "its host sends it compressed")
             declared = response.headers.get("content-length", "0")
@@ -160,7 +167,7 @@ def _name(url: httpx2.URL) -> str:
     return url.raw_host.decode("ascii").lower()
 
 
-def _not_fetched(url: httpx2.URL, reason: str) -> model.ImageError:
-    return model.ImageError(
-        f"the image could not be fetched from {_name(url)}: {reason}; {INSTEAD}"
-    )
+def _not_fetched(
+    url: httpx2.URL, reason: str, kind: type[model.ImageError] = model.ImageError
+) -> model.ImageError:
+    return kind(f"the image could not be fetched from {_name(url)}: {reason}; {INSTEAD}")

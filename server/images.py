@@ -80,7 +80,7 @@ class RemoteUrl:
         try:
             self._file = await self._fetcher(self._url, hold)
         except model.ImageError as error:
-            raise model.ImageError(error.message, self._loc) from error
+            raise type(error)(error.message, self._loc) from error
 
     def decode(self) -> Image.Image:
         """The picture, in RGB; raises model.ImageError."""

@@ -18,6 +18,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+logger = logging.getLogger(__name__)
+
 LogFormat = Literal["text", "json"]
 
 MOST_LINES_WAITING = 10_000
@@ -184,6 +186,22 @@ def open_standard_streams() -> None:
 def _unfailing(descriptor: int) -> io.TextIOWrapper:
     buffered = io.BufferedWriter(UnfailingOutput(descriptor))
     return io.TextIOWrapper(buffered, "utf-8", "backslashreplace", line_buffering=True)
+
+
+def say(style: LogFormat, sentence: str) -> None:
+    """Tell whoever started the program, in the log where that is for machines."""
+    if style == "json":
+        logger.info(sentence)
+    else:
+        print(sentence, flush=True)
+
+
+def complain(style: LogFormat, sentence: str) -> None:
+    """Tell whoever started the program what keeps it from going on, in the log where that is JSON."""
+    if style == "json":
+        logger.error(sentence)
+    else:
+        print(f"phi3v-server: {sentence}", file=sys.stderr, flush=True)
 
 
 def start(style: LogFormat, level: str) -> Writer:

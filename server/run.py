@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -25,8 +24,6 @@ from server.service import Service
 from server.settings import Settings
 from server.sse import says_more_than_a_broken_stream
 from server.traces import Traces, TracesError
-
-logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,8 +42,8 @@ def _run(settings: Settings) -> int:
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        _complain(
-            settings,
+        logs.complain(
+            settings.log_format,
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
             "choose another with --host and --port",
         )
@@ -56,7 +53,7 @@ def _run(settings: Settings) -> int:
         traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
     except (KeysError, TracesError) as error:
         listener.close()
-        _complain(settings, str(error))
+        logs.complain(settings.log_format, str(error))
         return 1
     config = uvicorn.Config(
         create_app(service, traces),
@@ -75,8 +72,8 @@ def _run(settings: Settings) -> int:
         try:
             config.load()
         except OSError as error:  # ssl's errors are such
-            _complain(
-                settings,
+            logs.complain(
+                settings.log_format,
                 f"the certificate {settings.ssl_certfile} cannot be used: {error}; --ssl-certfile and "
                 "--ssl-keyfile take PEM files of a certificate and its key",
             )
@@ -96,14 +93,17 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
         try:
             loading.result()
         except model.ModelError as error:
-            _complain(service.settings, str(error))
+            logs.complain(service.settings.log_format, str(error))
             status = 1
             server.should_exit = True
         else:
-            _say(service.settings, f"{service.info.name} is ready on {_url(config, listener)}")
+            logs.say(
+                service.settings.log_format,
+                f"{service.info.name} is ready on {_url(config, listener)}",
+            )
             if service.settings.needs_generated_key:
                 file = service.settings.generated_key_file
-                _say(service.settings, f"clients must send the key in {file}")
+                logs.say(service.settings.log_format, f"clients must send the key in {file}")
     await serving
     loading.cancel()
     following.cancel()
@@ -199,18 +199,3 @@ def _url(config: uvicorn.Config, listener: socket.socket) -> str:
     scheme = "https" if config.is_ssl else "http"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _say(settings: Settings, sentence: str) -> None:
-    """Tell whoever started the server, in the log where that is for machines."""
-    if settings.log_format == "json":
-        logger.info(sentence)
-    else:
-        print(sentence, flush=True)
-
-
-def _complain(settings: Settings, sentence: str) -> None:
-    if settings.log_format == "json":
-        logger.error(sentence)
-    else:
-        print(f"phi3v-server: {sentence}", file=sys.stderr, flush=True)

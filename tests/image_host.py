@@ -81,7 +81,7 @@ class ImageHost:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """By the path."""
         path, headers, body = handler.path, {}, GOOD
-        status = 404 if path == "/missing" else 302 if path == "/redirect" else 200
+        status = {"/missing": 404, "/redirect": 302, "/busy": 503}.get(path, 200)
         if path == "/redirect":
             headers["Location"] = f"{self.http}/good"
         if path == "/page":

@@ -6,13 +6,14 @@ import base64
 import fcntl
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ import httpx2
 import pytest
 from PIL import Image
 
-from faulty_server import DECODE, KILL, SECRET
+from faulty_server import DECODE, KILL, SECRET, SLOW
+from image_host import ImageHost
 from live_server import API_KEY, ROOT, LiveServer, check_log
 from server.batch.lines import read_lines
+from server.commands import Batch
 
 pytestmark = pytest.mark.timeout(900)
 
 URL = "/v1/chat/completions"
 SERVER = ("-m", "server")
 FAULTY = (str(Path(__file__).with_name("faulty_server.py")),)
+FETCHING = (str(Path(__file__).with_name("fetching_server.py")),)
 
 
 def body(text: str = "hello", **parameters: Any) -> dict[str, Any]:
@@ -51,8 +55,11 @@ def command(
     return [sys.executable, *program, "batch", *model, folder / "in.jsonl", folder / "out.jsonl"]
 
 
-def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(command: list[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     check_log(done.stderr, FAULTY)
     return done
 
@@ -68,10 +75,10 @@ def by_id(folder: Path) -> dict[str, dict[str, Any]]:
     return {result["custom_id"]: result for result in found}
 
 
-def image_message() -> list[dict[str, Any]]:
+def image_message(url: str = "") -> list[dict[str, Any]]:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((500, 300)).convert("RGB").save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    url = url or "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     parts = [{"type": "text", "text": "and?"}, {"type": "image_url", "image_url": {"url": url}}]
     return [{"role": "user", "content": parts}]
 
@@ -98,7 +105,7 @@ def test_results_are_what_the_server_answers(
     # More lines are in the making than may wait, so that some are begun again.
     done = run(command(tiny, tmp_path, "--max-num-seqs", "4", "--max-waiting", "0"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("15 answered, 4 failed, 0 by earlier runs; ")
+    assert done.stdout.startswith("15 answered, 4 failed, 0 left, 0 by earlier runs; ")
     assert "100%" in done.stderr
     found = by_id(tmp_path)
     assert found.pop("Azure's")["response"]["status_code"] == 200
@@ -132,6 +139,7 @@ def same(answer: dict[str, Any]) -> dict[str, Any]:
 
 BAD_LINES: list[tuple[str | None, object, int, str, str]] = [  # custom_id, line, status, code, message
     (None, "{broken", 400, "invalid_json", "the line is not valid JSON"),
+    (None, "null", 422, "invalid_parameter", "a JSON object with custom_id, method, url and body"),
     (None, "[]", 422, "invalid_parameter", "a JSON object with custom_id, method, url and body"),
     (None, request("good", body()), 422, "duplicate_custom_id", "'good' is that of an earlier"),
     ("method", request("method", body(), method="GET"), 422, "invalid_parameter", "'POST'"),
@@ -176,7 +184,7 @@ def test_bad_lines_get_errors_and_a_second_run_does_what_is_left(
         file.write(before.splitlines()[0].replace(b'"good"', b'"new"')[:-20])
     done = run(command(tiny, tmp_path, *flags))
     assert done.returncode == 0
-    assert done.stdout.startswith("1 answered, 0 failed, 16 by earlier runs; 12 tokens in ")
+    assert done.stdout.startswith("1 answered, 0 failed, 0 left, 17 by earlier runs; 12 tokens ")
     after = (tmp_path / "out.jsonl").read_bytes()
     assert after.startswith(before)
     (new,) = after[len(before) :].splitlines()
@@ -194,9 +202,14 @@ def test_nothing_is_lost_or_done_twice_when_it_is_ended(tiny: Path, tmp_path: Pa
     job = command(tiny, tmp_path, "--max-num-seqs", "4", "--log-format", "json")
 
     process = start(job, tmp_path, 1)
+    process.send_signal(signal.SIGSTOP)
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
     if sys.platform == "linux":
-        assert read_of_input(process, tmp_path) < 60 * len(json.dumps(lines[0]))
+        begun = len((tmp_path / "out.jsonl").read_bytes().splitlines()) + 8
+        longest = begun * (len(json.dumps(lines[-1])) + 1)
+        assert read_of_input(process, tmp_path) <= longest + io.DEFAULT_BUFFER_SIZE
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     _, log = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert "ended by SIGTERM; run it again for what is left" in log
@@ -222,10 +235,18 @@ def start(job: list[str | Path], folder: Path, number: int) -> subprocess.Popen[
         job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     out = folder / "out.jsonl"
-    while not out.exists() or out.read_bytes().count(b"\n") < number:
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait(process, lambda: out.exists() and out.read_bytes().count(b"\n") >= number)
     return process
+
+
+def wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait until a run has come so far; one that has not after two minutes is killed."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(process.communicate()[1])
+        time.sleep(0.02)
 
 
 def read_of_input(process: subprocess.Popen[str], folder: Path) -> int:
@@ -234,10 +255,23 @@ def read_of_input(process: subprocess.Popen[str], folder: Path) -> int:
         if descriptor.resolve() == (folder / "in.jsonl").resolve():
             info = Path(f"/proc/{process.pid}/fdinfo/{descriptor.name}").read_text()
             return int(info.split("pos:")[1].split()[0])
-    raise AssertionError("the input is not open")
+    return 0
 
 
-def test_a_fault_is_its_own_lines_and_a_dead_engine_ends_the_run(
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_signal_after_the_last_line_leaves_nothing_out(tiny: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [request(name, body(seed=SLOW)) for name in "ab"])
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write("\n \n\n")
+    process = start(command(tiny, tmp_path, "--max-num-seqs", "1", program=FAULTY), tmp_path, 0)
+    wait(process, lambda: read_of_input(process, tmp_path) > 0)
+    process.send_signal(signal.SIGTERM)
+    out, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert out.startswith("2 answered, ")
+
+
+def test_a_fault_is_left_for_another_run_and_a_dead_engine_ends_the_run(
     tiny: Path, tmp_path: Path
 ) -> None:
     lines = [request(f"line {number}", body(seed=number)) for number in range(20)]
@@ -250,11 +284,78 @@ def test_a_fault_is_its_own_lines_and_a_dead_engine_ends_the_run(
     assert "phi3v-server: the engine has ended" in done.stderr
     assert "run the batch again for what is left" in done.stderr
     found = by_id(tmp_path)
-    assert "deadly" not in found
-    assert found["line 3"]["error"]["code"] == "internal_error"
-    assert SECRET not in (tmp_path / "out.jsonl").read_text()
-    failed = [name for name, result in found.items() if result["error"]]
-    assert failed == ["line 3"]
+    assert found
+    assert not found.keys() & {"deadly", "line 3"}
+    assert "line 4 is left for another run: " in done.stderr
+    assert "0 failed, 1 left" in done.stdout
+    assert not any(result["error"] for result in found.values())
+    again = run(command(tiny, tmp_path, "--max-num-seqs", "2"))
+    assert again.returncode == 0, again.stderr
+    assert len(by_id(tmp_path)) == len(lines)
+
+
+def test_an_answer_that_takes_too_long_is_left_for_another_run(tiny: Path, tmp_path: Path) -> None:
+    write(
+        tmp_path / "in.jsonl",
+        [request("slow", body(seed=SLOW)), request("bad", {}), request("slow", {})],
+    )
+    assert Batch(_cli_parse_args=[str(tmp_path / "in.jsonl"), "out"]).request_timeout == math.inf
+    flags = ("--log-format", "json")
+    done = run(command(tiny, tmp_path, *flags, "--request-timeout", "1", program=FAULTY))
+    assert (done.returncode, done.stdout) == (1, "")
+    log = [json.loads(line)["message"] for line in done.stderr.splitlines()]  # no bar in it
+    assert any(line.startswith("0 answered, 2 failed, 1 left, 0 by earlier runs") for line in log)
+    assert "1 lines got no result, and the log says why; run it again for them" in log
+    assert any(line.startswith("line 1 is left for another run: the answer took") for line in log)
+    before = [(each["custom_id"], each["error"]["line"]) for each in results(tmp_path)]
+    assert sorted(before, key=str) == [("bad", 2), (None, 3)]
+    done = run(command(tiny, tmp_path, program=FAULTY), TQDM_DISABLE="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 answered, 0 failed, 0 left, 2 by earlier runs; 12 tokens in ")
+    assert float(done.stdout.split()[-2]) > 1  # second, though there is no bar that counts them
+    assert "%" not in done.stderr
+    assert [result["custom_id"] for result in results(tmp_path)][2:] == ["slow"]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[ImageHost]:
+    host = ImageHost(tmp_path)
+    yield host
+    host.stop()
+
+
+def test_images_are_fetched_once_and_again_by_another_run_where_that_failed(
+    tiny: Path, host: ImageHost, tmp_path: Path
+) -> None:
+    paths = [*(f"/good?{number}" for number in range(9)), "/missing", "/busy", "/slow"]
+    bodies = [{**body(), "messages": image_message(host.http + path)} for path in paths]
+    write(
+        tmp_path / "in.jsonl",
+        [request(path, each) for path, each in zip(paths, bodies, strict=True)],
+    )
+    # More lines are in the making than may wait.
+    flags = ("--max-num-seqs", "5", "--max-waiting-tokens", "700")
+    hosts = ("--allow-image-hosts", ",".join(host.hosts), "--image-timeout", "2")
+    job = command(tiny, tmp_path, *flags, *hosts, program=FETCHING)
+    done = run(job)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("9 answered, 1 failed, 2 left, 0 by earlier runs; ")
+    assert "2 lines got no result, and the log says why; run it again for them" in done.stderr
+    assert sorted(path for _, path in host.asked) == sorted(paths)
+    assert by_id(tmp_path).keys() == {*paths[:-2]}
+    host.asked.clear()
+    done = run(job)
+    assert done.stdout.startswith("0 answered, 0 failed, 2 left, 10 by earlier runs; ")
+    assert sorted(path for _, path in host.asked) == ["/busy", "/slow"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that can be opened and not read")
+def test_an_input_that_cannot_be_read_is_named(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").symlink_to("/proc/self/mem")
+    done = run(command(tiny, tmp_path))
+    assert done.returncode == 1
+    name = tmp_path / "in.jsonl"
+    assert f"phi3v-server: {name} cannot be used: Input/output error" in done.stderr
 
 
 @pytest.mark.parametrize("case", ["missing", "same", "other", "locked", "folder", "model"])
@@ -279,7 +380,7 @@ def test_bad_starts_end_in_one_sentence(case: str, tmp_path: Path) -> None:
     complaints = [line for line in done.stderr.splitlines() if line.startswith("phi3v-server: ")]
     assert done.returncode == (2 if case == "missing" else 1)
     message = {
-        "missing": "--input",
+        "missing": "phi3v-server: INPUT: Path does not point to a file, got ",
         "same": "is the input; name another file for the output",
         "other": "line 1 of",
         "locked": "is being written by another batch",

@@ -105,6 +105,7 @@ def test_hosts_that_are_listed() -> None:
     ("path", "message"),
     [
         ("/missing", "answers 404"),
+        ("/busy", "answers 503"),
         ("/redirect", "redirects are not followed"),
         ("/compressed", "compressed"),
         ("/large", "more than 1000000 bytes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Iterator
@@ -11,21 +12,23 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import model
-from server.answering import Answering, begin
+from server.answering import Answering, Question, convert
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
 from server.bodies import decode
 from server.convert import parse
 from server.errors import ApiError, error_body, from_model_error, from_validation_error
+from server.fetching import FetchError
 from server.images import Images
 from server.schemas.answers import ChatCompletion
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
-from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
 logger = logging.getLogger(__name__)
 
+# Of errors that another run may not have: the limit of time, and faults of the engine.
+LEFT_FOR_ANOTHER_RUN = (408, 500)
 CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
 
 
@@ -42,7 +45,7 @@ class Answers:
         progress: is told of each line.
 
     Attributes:
-        complete: whether no line was left out.
+        complete: whether all lines were dealt with.
     """
 
     def __init__(self, backend: Backend, results: Results, progress: Progress) -> None:
@@ -51,6 +54,7 @@ class Answers:
         self._progress = progress
         self._stopping = False
         self._ended = asyncio.Event()  # replaced and set whenever a line is dealt with
+        self._first = asyncio.Lock()  # held by the line that is to get room next
         self.complete = False
 
     async def write(self, lines: Iterator[Line]) -> None:
@@ -67,7 +71,7 @@ class Answers:
         finally:
             for worker in workers:
                 worker.cancel()
-        self.complete = not self._stopping or next(lines, None) is None
+        self.complete = not self._stopping or all(line.is_empty for line in lines)
 
     def stop(self) -> None:
         """Begin no further line."""
@@ -85,11 +89,11 @@ class Answers:
 
     async def _result(self, line: Line) -> BatchResult | None:
         """What is to be written for a line; None if nothing is. Raises BatchEndedError."""
-        custom_id = None
+        if line.is_empty:
+            return None
+        custom_id, may_go_better = None, False
         try:
             value = await self._decode(line)
-            if value is None:
-                return None
             given = _custom_id_of(value)
             if given is not None and not self._results.claim(given):
                 self._progress.earlier()
@@ -100,6 +104,7 @@ class Answers:
             failure = error
         except model.ModelError as error:
             failure = from_model_error(error)
+            may_go_better = isinstance(error, FetchError)
         except Exception:  # a bug; the others go on
             logger.exception("line %d failed", line.number)
             failure = ApiError(500, "internal_error", "this line failed; the log says why")
@@ -111,18 +116,22 @@ class Answers:
         if custom_id is None and self._results.has_line(line.number):
             self._progress.earlier()
             return None
+        if may_go_better or failure.status in LEFT_FOR_ANOTHER_RUN:
+            logger.warning("line %d is left for another run: %s", line.number, failure.message)
+            self._progress.left += 1
+            return None
         self._progress.failed()
         result = _result(custom_id, failure.status, error_body(failure))
         result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
         return result
 
-    async def _decode(self, line: Line) -> object | None:
-        """The line as a JSON value, None if it is empty; raises an ApiError."""
+    async def _decode(self, line: Line) -> object:
+        """The line as a JSON value; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
             reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
             raise ApiError(413, "request_too_large", reason)
-        return await decode(line.data, "the line") if line.data else None
+        return await decode(line.data, "the line")
 
     async def _answer(self, request: BatchRequest) -> ChatCompletion:
         """The whole answer; raises an ApiError or a ModelError."""
@@ -135,23 +144,27 @@ class Answers:
                 ("stream",),
                 chat.stream,
             )
-        answering = await self._begin(chat)
+        # What a line and its image may take is bounded, and so is how many there are.
+        images = Images(self._backend.decoder, self._backend.fetcher, hold=lambda _: None)
+        question = await convert(self._backend, chat, images, chat.cache_salt or "")
+        answering = await self._begin(question)
         try:
             return await answering.complete()
         finally:
             answering.generation.close()
 
-    async def _begin(self, chat: ChatCompletionRequest) -> Answering:
-        """Have it answered, as soon as there is room for it."""
-        backend = self._backend
-        while True:
-            ended = self._ended
-            # What a line and its image may take is bounded, and so is how many there are.
-            images = Images(backend.decoder, backend.fetcher, hold=lambda _: None)
-            try:
-                return await begin(backend, chat, images, chat.cache_salt or "")
-            except model.OverloadedError:  # by other lines, of which one will end
-                await ended.wait()
+    async def _begin(self, question: Question) -> Answering:
+        """Have it answered, as soon as there is room for it and for those that wait already."""
+        if not self._first.locked():
+            with contextlib.suppress(model.OverloadedError):
+                return await question.begin()
+        async with self._first:
+            while True:
+                ended = self._ended
+                try:
+                    return await question.begin()
+                except model.OverloadedError:  # by other lines, of which one will end
+                    await ended.wait()
 
 
 def _custom_id_of(value: object) -> str | None:

@@ -23,6 +23,11 @@ class Line:
     data: bytes | None
     size: int
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it asks for nothing."""
+        return self.data == b""
+
 
 def read_lines(file: BinaryIO, limit: int) -> Iterator[Line]:
     """The lines of a file, empty ones too, as they are asked for.
@@ -30,7 +35,17 @@ def read_lines(file: BinaryIO, limit: int) -> Iterator[Line]:
     Args:
         file: read from where it stands.
         limit: bytes of the longest line that is kept.
+
+    Raises:
+        OSError: the file cannot be read; it has the file's name.
     """
+    try:
+        yield from _read(file, limit)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
+
+
+def _read(file: BinaryIO, limit: int) -> Iterator[Line]:
     number = 0
     while data := file.readline(limit + 1):
         number += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -14,10 +16,15 @@ class Progress:
 
     Args:
         size: of the input, in bytes.
+        quiet: whether to show no bar.
+
+    Attributes:
+        left: lines that got no result, and may get one in another run.
     """
 
-    def __init__(self, size: int) -> None:
-        self._answered = self._failed = self._earlier = self._tokens = 0
+    def __init__(self, size: int, quiet: bool) -> None:
+        self._answered = self._failed = self._earlier = self._tokens = self.left = 0
+        self._started = time.monotonic()
         watched = sys.stderr.isatty()
         self._bar = tqdm(
             total=size,
@@ -26,6 +33,7 @@ class Progress:
             desc="batch",
             mininterval=0.5 if watched else SECONDS_BETWEEN_LINES,
             dynamic_ncols=watched,
+            disable=quiet or bool(os.environ.get("TQDM_DISABLE")),  # its own variable
         )
 
     def answered(self, tokens: int) -> None:
@@ -49,7 +57,7 @@ class Progress:
 
     @property
     def _seconds(self) -> float:
-        return float(self._bar.format_dict["elapsed"])
+        return time.monotonic() - self._started
 
     @property
     def _speed(self) -> float:
@@ -59,6 +67,6 @@ class Progress:
         """End the bar; returns the sentence."""
         self._bar.close()
         return (
-            f"{self._answered} answered, {self._failed} failed, {self._earlier} by earlier runs; "
-            f"{self._tokens} tokens in {self._seconds:.3f} s"
+            f"{self._answered} answered, {self._failed} failed, {self.left} left, "
+            f"{self._earlier} by earlier runs; {self._tokens} tokens in {self._seconds:.3f} s"
         )

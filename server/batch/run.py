@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,8 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run(settings: ModelSettings, source: Path, target: Path) -> int:
     """Answer the requests in ``source``; returns the exit status.
 
-    It is 0 when each line has its result, which may be an error, and 128 and a signal's number when
-    that left lines out.
+    It is 0 when each line has its result, which may be an error, 1 when some are left for another
+    run, and 128 and a signal's number when that left lines out.
     """
     log = logs.start(settings.log_format, settings.log_level)
     try:
@@ -35,10 +34,10 @@ def run(settings: ModelSettings, source: Path, target: Path) -> int:
         with source.open("rb") as file, contextlib.closing(Results(target)) as results:
             return asyncio.run(_run(settings, file, results))
     except (ResultsError, BatchEndedError, model.ModelError) as error:
-        print(f"phi3v-server: {error}", file=sys.stderr)
+        logs.complain(settings.log_format, str(error))
     except OSError as error:
         name = error.filename or target
-        print(f"phi3v-server: {name} cannot be used: {error.strerror}", file=sys.stderr)
+        logs.complain(settings.log_format, f"{name} cannot be used: {error.strerror}")
     finally:
         log.finish()
     return 1
@@ -48,6 +47,7 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     backend = Backend(settings)
     signals: list[int] = []
     answers: Answers | None = None
+    left = 0
 
     def on_signal(number: int) -> None:
         """First signal: finish what runs. Second, or while loading: drop it."""
@@ -59,14 +59,16 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
         signals.append(number)
 
     async def work() -> None:
-        nonlocal answers
+        nonlocal answers, left
         await backend.load()
-        progress = Progress(os.fstat(source.fileno()).st_size)
+        quiet = settings.log_format == "json"
+        progress = Progress(os.fstat(source.fileno()).st_size, quiet)
         answers = Answers(backend, results, progress)
         try:
             await answers.write(read_lines(source, settings.max_body_bytes))
         finally:
-            print(progress.close(), flush=True)
+            logs.say(settings.log_format, progress.close())
+            left = progress.left
 
     loop = asyncio.get_running_loop()
     working = asyncio.create_task(work())
@@ -78,7 +80,10 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     finally:
         backend.close()
     if answers is not None and answers.complete:
-        return 0
+        if left:
+            reason = f"{left} lines got no result, and the log says why; run it again for them"
+            logs.complain(settings.log_format, reason)
+        return 1 if left else 0
     name = signal.Signals(signals[0]).name
-    print(f"phi3v-server: ended by {name}; run it again for what is left", file=sys.stderr)
+    logs.complain(settings.log_format, f"ended by {name}; run it again for what is left")
     return 128 + signals[0]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from server.answering import begin
+from server.answering import convert
 from server.auth.limits import Admission
 from server.convert import ExtraPolicy, parse
 from server.dependencies import (
@@ -104,7 +104,8 @@ async def _answer(
 ) -> Response:
     chat = parse(body, policy, service.settings.max_messages)
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    answering = await begin(service, chat, images, salt, admission.reserve)
+    question = await convert(service, chat, images, salt)
+    answering = await question.begin(admission.reserve)
     generation = answering.generation
     # For the access log.
     request.state.generation, request.state.envelope = generation, answering.envelope
