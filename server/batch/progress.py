@@ -6,8 +6,6 @@ import os
 import sys
 import time
 
-from tqdm import tqdm
-
 SECONDS_BETWEEN_LINES = 10.0  # of a log, where nobody watches
 
 
@@ -23,6 +21,9 @@ class Progress:
     """
 
     def __init__(self, size: int, quiet: bool) -> None:
+        # It reads TQDM_DISABLE when it is imported, for the libraries' bars too: after the log is set up.
+        from tqdm import tqdm
+
         self._answered = self._failed = self._earlier = self._tokens = self.left = 0
         self._started = time.monotonic()
         watched = sys.stderr.isatty()
