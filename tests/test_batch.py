@@ -21,13 +21,13 @@ import httpx2
 import pytest
 from PIL import Image
 
-from faulty_server import DECODE, KILL, SECRET, SLOW
+from faulty_server import DECODE, KILL, SLOW
 from image_host import ImageHost
 from live_server import API_KEY, ROOT, LiveServer, check_log
 from server.batch.lines import read_lines
 from server.commands import Batch
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 URL = "/v1/chat/completions"
 SERVER = ("-m", "server")

@@ -24,6 +24,8 @@ from server.auth.limits import Limits
 from server.settings import Settings
 from unit_file import complaints
 
+pytestmark = pytest.mark.slow  # in all
+
 TEXT = (ROOT / "scripts" / "deploy" / "cloud-init.yaml").read_text("utf-8")
 CONFIG: dict[str, Any] = yaml.safe_load(TEXT)
 FILES = {file["path"]: file["content"] for file in CONFIG["write_files"]}

@@ -27,6 +27,8 @@ from live_server import API_KEY, ROOT, LiveServer, start_server
 from server.settings import Settings
 from wire import AUTHORIZED, HELLO
 
+pytestmark = pytest.mark.slow  # in all
+
 CONFIG = (ROOT / "scripts" / "deploy" / "nginx.conf").read_text("utf-8")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 needs_nginx = pytest.mark.skipif(

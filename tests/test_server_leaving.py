@@ -20,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from live_server import LiveServer, check_log, start_server
 from wire import HELLO, chart, image_message
 
+pytestmark = pytest.mark.slow  # in all
+
 SEATS = 2  # answers computed at a time
 TIMES = 3
 WARM = 8  # requests at a time
