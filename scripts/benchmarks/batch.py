@@ -31,7 +31,9 @@ from scripts.benchmarks.report import Figure, Panel, Report, median
 
 REQUESTS, SMOKE_REQUESTS = 128, 8
 COMPUTED = 16  # answers at a time, by the server's default
-SENTENCE = re.compile(r"(\d+) answered, 0 failed, 0 by earlier runs; (\d+) tokens in ([\d.]+) s")
+SENTENCE = re.compile(
+    r"(\d+) answered, 0 failed, 0 left, 0 by earlier runs; (\d+) tokens in ([\d.]+) s"
+)
 BATCH = "batch"
 Bodies = dict[str, dict[str, Any]]  # by custom_id
 
