@@ -60,7 +60,7 @@ def run(command: list[str | Path], **environment: str) -> subprocess.CompletedPr
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    check_log(done.stderr, FAULTY)
+    check_log(done.stderr, (*FAULTY, "got no result"))
     return done
 
 
