@@ -221,11 +221,15 @@ def test_leaving_reaches_the_server(balanced: Balanced) -> None:
     server = balanced.servers[name]
     with balanced.long_answer({}) as response:
         next(response.iter_lines())
-        assert running(server) == 1
+        wait_until_running(server, 1)  # the first event may come before
+    wait_until_running(server, 0)
+
+
+def wait_until_running(server: LiveServer, count: int) -> None:
     deadline = time.monotonic() + 20
-    while running(server):
+    while running(server) != count:
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def running(server: LiveServer) -> int:
