@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from server.errors import RETRY_AFTER, ApiError, error_response
+from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why
@@ -117,8 +117,7 @@ class BoundedProtocol(H11Protocol):
             self._arrival = self.loop.call_later(seconds, self._too_slow, part, seconds)
 
     def _too_slow(self, part: str, seconds: float) -> None:
-        reason = f"the request's {part} took longer than {seconds:g} seconds, the limit here"
-        self._refuse(ApiError(408, "request_timeout", f"{reason}; send it at once"))
+        self._refuse(too_slow(part, seconds))
 
     def _let_go_by(self, seconds: float) -> None:
         if self._departure is None and self.transport.get_write_buffer_size():

@@ -111,6 +111,12 @@ HTTP_CODES = {
 }
 
 
+def too_slow(part: str, seconds: float) -> ApiError:
+    """What is said to a client whose request arrives too slowly; ``part`` is its head or body."""
+    reason = f"the request's {part} took longer than {seconds:g} seconds, the limit here"
+    return ApiError(408, "request_timeout", f"{reason}; send it at once")
+
+
 def from_model_error(error: model.ModelError) -> ApiError:
     """The answer to an error of the model side."""
     status, code = next(MODEL_ERRORS[cls] for cls in type(error).__mro__ if cls in MODEL_ERRORS)

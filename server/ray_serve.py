@@ -31,7 +31,14 @@ from server.affinity import affinity
 from server.app import create_app, outermost
 from server.bodies import PARSE_ON_THREAD_ABOVE
 from server.dependencies import Held, read_body, require_caller
-from server.errors import CLIENT_CLOSED, RETRY_AFTER, ApiError, error_response, from_model_error
+from server.errors import (
+    CLIENT_CLOSED,
+    RETRY_AFTER,
+    ApiError,
+    error_response,
+    from_model_error,
+    too_slow,
+)
 from server.ray_settings import RaySettings
 from server.seats import Seats
 from server.service import Service
@@ -122,8 +129,7 @@ class Gateway:
             async with asyncio.timeout(seconds):
                 return await read_body(request, self._settings.max_body_bytes, held)
         except TimeoutError as error:
-            reason = f"the request's body took longer than {seconds:g} seconds, the limit here"
-            raise ApiError(408, "request_timeout", f"{reason}; send it at once") from error
+            raise too_slow("body", seconds) from error
 
     async def _ask(
         self, key: str, request: Request, body: bytes

@@ -15,6 +15,7 @@ import trustme
 from live_server import API_KEY, LiveServer, check_log, start_server
 
 if TYPE_CHECKING:
+    from collector import Collector
     from model.engine.engine import Engine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
@@ -110,3 +111,12 @@ def secure_server(
     yield live, folder / "authority.pem"
     assert live.stop() == 0
     check_log("".join(live.log))
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """An OpenTelemetry collector of the module's own."""
+    from collector import collecting
+
+    with collecting() as found:
+        yield found

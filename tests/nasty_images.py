@@ -19,6 +19,10 @@ def nasty(function: Callable[[], bytes]) -> Callable[[], bytes]:
     return function
 
 
+def overwritten(good: bytes, at: int, new: bytes) -> bytes:
+    return good[:at] + new + good[at + len(new) :]
+
+
 def saved(kind: str, mode: str = "RGB", size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
     file = io.BytesIO()
     grey = Image.linear_gradient("L").resize(size)
@@ -183,10 +187,8 @@ def png_of_a_colour_type_that_is_none() -> bytes:
 
 @nasty
 def jpeg_of_the_largest_size() -> bytes:
-    good = bytearray(saved("JPEG"))
-    at = good.index(b"\xff\xc0")
-    good[at + 5 : at + 9] = b"\xff\xff\xff\xff"
-    return bytes(good)
+    good = saved("JPEG")
+    return overwritten(good, good.index(b"\xff\xc0") + 5, b"\xff\xff\xff\xff")
 
 
 @nasty
@@ -263,45 +265,33 @@ def gif_of_no_frames() -> bytes:
 
 @nasty
 def gif_of_the_largest_size() -> bytes:
-    good = bytearray(saved("GIF"))
-    good[6:10] = b"\xff\xff\xff\xff"
-    return bytes(good)
+    return overwritten(saved("GIF"), 6, b"\xff\xff\xff\xff")
 
 
 @nasty
 def gif_with_a_frame_outside() -> bytes:
-    good = bytearray(saved("GIF"))
-    at = good.index(b",")
-    good[at + 1 : at + 5] = b"\xf0\xf0\xf0\xf0"
-    return bytes(good)
+    good = saved("GIF")
+    return overwritten(good, good.index(b",") + 1, b"\xf0\xf0\xf0\xf0")
 
 
 @nasty
 def bmp_with_a_negative_size() -> bytes:
-    good = bytearray(saved("BMP"))
-    good[18:26] = struct.pack("<ii", -64, -(2**31))
-    return bytes(good)
+    return overwritten(saved("BMP"), 18, struct.pack("<ii", -64, -(2**31)))
 
 
 @nasty
 def bmp_of_a_depth_that_is_none() -> bytes:
-    good = bytearray(saved("BMP"))
-    good[28:30] = struct.pack("<H", 77)
-    return bytes(good)
+    return overwritten(saved("BMP"), 28, struct.pack("<H", 77))
 
 
 @nasty
 def bmp_with_its_pixels_far_away() -> bytes:
-    good = bytearray(saved("BMP"))
-    good[10:14] = b"\xff\xff\xff\xff"
-    return bytes(good)
+    return overwritten(saved("BMP"), 10, b"\xff\xff\xff\xff")
 
 
 @nasty
 def webp_of_another_length() -> bytes:
-    good = bytearray(saved("WEBP"))
-    good[4:8] = b"\xff\xff\xff\xff"
-    return bytes(good)
+    return overwritten(saved("WEBP"), 4, b"\xff\xff\xff\xff")
 
 
 @nasty

@@ -269,7 +269,7 @@ def test_masks_of_grammars(vocabulary: int) -> None:
     rows, num_bytes = 3, -(-vocabulary // 32) * 4
     compiled = make_masking(rows, num_bytes, torch.device("cpu"))
     assert isinstance(compiled, Masking)
-    plain = TorchMasking(compiled._highest[:256], rows * num_bytes)
+    plain = TorchMasking(compiled._highest, rows * num_bytes)
     logits = torch.randn(rows, vocabulary) * 1e3
     for number, value in enumerate((math.nan, math.inf, -math.inf, 3.3e38, -3.3e38)):
         logits[number % rows, number % vocabulary :: 7] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from model.engine.request import SamplingParams, TextDelta
 from model.engine.scheduler import Chunk
 from model.phi3v.chat import Message, MessageImage
 from model.phi3v.processing import PromptInputs
+from without_kernels import without_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 BOUNDARY = 1024
@@ -292,8 +292,7 @@ def test_bfloat16_to_the_last_bit(
 ) -> None:
     """Log probabilities too, alone and in company: by the CPU's kernels always, by torch if asked."""
     if not kernels:
-        for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
-            monkeypatch.setitem(sys.modules, module, None)
+        without_kernels(monkeypatch)
     engine = load_engine(
         tiny, LoadOptions("", dtype="bfloat16", max_model_len=2048, deterministic=deterministic)
     )

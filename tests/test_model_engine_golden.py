@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from model.engine.engine import Engine
 from model.engine.loading import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.language import TorchDecoder
+from without_kernels import without_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
@@ -36,8 +36,7 @@ def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
     options = LoadOptions(model="", dtype="float32", prefill_chunk=chunk)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "without kernels":
-            for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
-                patch.setitem(sys.modules, module, None)  # importing it fails
+            without_kernels(patch)
         if request.param == "without products":
             patch.setattr("model.cpu.microkernel.supported", lambda bfloat16: False)
         engine = load_engine(golden / "tiny-phi3v", options)

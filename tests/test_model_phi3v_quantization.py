@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from model.phi3v.quantization import (
     use_torch_kernels,
 )
 from wire import chat
+from without_kernels import without_kernels
 
 SCHEMES: list[Quantization] = ["int8", "int4"]
 KINDS = {"int8": Int8Linear, "int4": Int4Linear}
@@ -204,8 +204,7 @@ def test_answers_are_the_same_alone_and_in_company(
 ) -> None:
     """To the last bit: by the CPU's kernels always, elsewhere in deterministic mode."""
     if not kernels:
-        for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
-            monkeypatch.setitem(sys.modules, module, None)
+        without_kernels(monkeypatch)
     sizes = {"max_model_len": 2048, "deterministic": not kernels}
     engine = load_engine(tiny, LoadOptions("", dtype="bfloat16", quantization=scheme, **sizes))  # type: ignore[arg-type]
     if kernels and not engine.network.decoder.batch_invariant:

@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from collector import Collector, attributes, collecting
+from collector import Collector, attributes
 from live_server import API_KEY, ROOT, LiveServer, start_server
 from ray_streams import GREEDY, Stream, begin
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
@@ -30,12 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPLICAS, ONGOING, QUEUED = 2, 2, 2
 NEXT_NAME = "phi3v-next"  # as ray_cluster.py deploys it anew
 ORIGIN = "https://page.example"
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

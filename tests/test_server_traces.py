@@ -25,12 +25,6 @@ BODY = {"max_tokens": 5, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def traced(tiny: Path, collector: Collector) -> Iterator[LiveServer]:
     """A server that sends spans soon, and fails where it is told to."""
     program = (str(Path(__file__).with_name("faulty_server.py")),)

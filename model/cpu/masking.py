@@ -6,14 +6,16 @@ Shape suffixes: G rows with a grammar, V vocabulary, B bytes of a mask.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from model.cpu.jit import Kernel, address, array, inner, read, record_type, take, take_next
 
-FIELDS = dict.fromkeys(
-    ("logits", "masks", "highest", "out", "rows", "vocabulary", "num_bytes"), np.intp
-)
+FIELDS = {
+    "largest": np.float32,
+    **dict.fromkeys(
+        ("logits", "masks", "highest", "out", "rows", "vocabulary", "num_bytes"), np.intp
+    ),
+}
 KIND = record_type(FIELDS)
 
 
@@ -21,28 +23,29 @@ def _mask(record):
     a = read(record, KIND)
     logits_GV = array(a.logits, (a.rows, a.vocabulary), np.float32)
     masks_GB = array(a.masks, (a.rows, a.num_bytes), np.uint8)
-    highest = array(a.highest, (257, 8), np.float32)
+    highest = array(a.highest, (256, 8), np.float32)
     out_GV = array(a.out, (a.rows, a.vocabulary), np.float32)
     row = take(record, 0)
     while row < a.rows:
-        _mask_row(logits_GV[row], masks_GB[row], highest, out_GV[row])
+        _mask_row(logits_GV[row], masks_GB[row], highest, a.largest, out_GV[row])
         row = take_next(record, 0)
 
 
 @inner
-def _mask_row(logits_V, mask_B, highest, out_V):
-    largest = highest[256, 0]
+def _mask_row(logits_V, mask_B, highest, largest, out_V):
     whole = logits_V.shape[0] // 8
     for b in range(whole):
         byte = mask_B[b]
         for i in range(8):  # of a fixed number, to be vectorised
-            logit = logits_V[8 * b + i]
-            logit = logit if logit > -largest else -largest  # which NaN is not
-            out_V[8 * b + i] = min(min(logit, largest), highest[byte, i])
+            out_V[8 * b + i] = _limit(logits_V[8 * b + i], largest, highest[byte, i])
     for v in range(8 * whole, logits_V.shape[0]):
-        logit = logits_V[v]
-        logit = logit if logit > -largest else -largest
-        out_V[v] = min(min(logit, largest), highest[mask_B[whole], v - 8 * whole])
+        out_V[v] = _limit(logits_V[v], largest, highest[mask_B[whole], v - 8 * whole])
+
+
+@inner
+def _limit(logit, largest, highest):
+    logit = logit if logit > -largest else -largest  # which NaN is not
+    return min(min(logit, largest), highest)
 
 
 class Masking:
@@ -55,8 +58,8 @@ class Masking:
 
     def __init__(self, highest: Tensor, largest: float) -> None:
         self._kernel = Kernel(_mask, FIELDS)
-        self._highest = torch.cat([highest, torch.full((1, 8), largest)])
-        self._record = self._kernel.records(highest=address(self._highest))
+        self._highest = highest
+        self._record = self._kernel.records(highest=address(highest), largest=largest)
 
     def __call__(self, logits_GV: Tensor, masks_GB: Tensor, out_GV: Tensor) -> None:
         """Write the masked logits, float32, to ``out_GV``; all are contiguous."""

@@ -118,7 +118,7 @@ def _case(rng: np.random.Generator, kind: str) -> Case:
     while wanted and question.kind not in (wanted, "digit", "letter", "digit or letter"):
         scene = random_scene(rng, "glyph" if kind == "glyph" else "shapes")
         question = _suitable(rng, scene, wanted, kind)
-    picture = draw(rng, scene, tuple(fonts(held_out=True)))
+    picture = draw(rng, scene, fonts(held_out=True))
     url = data_url(rng, picture)
     if kind in STYLES:
         asked = instructed(rng, question.text, kind)
@@ -139,7 +139,7 @@ def _case(rng: np.random.Generator, kind: str) -> Case:
     if kind == "second picture":
         other = random_scene(rng)
         question = ask(rng, other)
-        picture = draw(rng, other, tuple(fonts(held_out=True)))
+        picture = draw(rng, other, fonts(held_out=True))
         second = user(typed(rng, question.text), data_url(rng, picture))
         return Case(
             _shown_kind(kind, question), [first, said, second], question.answer.sentence, picture

@@ -24,7 +24,8 @@ GLYPH_SIDE = 200  # pixels of a glyph before it is scaled
 LEAST_CONTRAST = 95.0  # distance in RGB between a thing and its background
 
 
-def fonts(held_out: bool = False) -> list[str]:
+@functools.cache
+def fonts(held_out: bool = False) -> tuple[str, ...]:
     """Fonts found on this machine: those to train with, or those kept for the evaluation."""
     found = sorted(
         path
@@ -34,7 +35,7 @@ def fonts(held_out: bool = False) -> list[str]:
         if not path.name.startswith(NOT_TEXT) and not any(n in path.name for n in NOT_TEXT_IN)
     )
     chosen = [str(path) for path in found if path.name.startswith(HELD_OUT) == held_out]
-    return [*chosen, PILLOWS_OWN] if held_out else chosen
+    return (*chosen, PILLOWS_OWN) if held_out else tuple(chosen)
 
 
 def font_of(file: str, size: int) -> ImageFont.FreeTypeFont:
@@ -46,18 +47,13 @@ def font_of(file: str, size: int) -> ImageFont.FreeTypeFont:
     return own
 
 
-@functools.cache
-def _training_fonts() -> tuple[str, ...]:
-    return tuple(fonts())
-
-
 def draw(
     rng: np.random.Generator, scene: Scene, files: tuple[str, ...] | None = None
 ) -> Image.Image:
     """Draw a scene in RGB, sometimes through a JPEG file; ``files`` are fonts to use instead."""
     canvas = _background(rng, scene)
     for thing in scene.things:
-        _draw_thing(rng, canvas, thing, files or _training_fonts())
+        _draw_thing(rng, canvas, thing, files or fonts())
     if rng.random() < 0.12:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.25 and scene.width * scene.height < 300_000:

@@ -1,0 +1,13 @@
+"""A machine on which the CPU's compiled kernels cannot be had."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+
+def without_kernels(patch: pytest.MonkeyPatch) -> None:
+    """Make imports of them fail."""
+    for module in ("model.phi3v.language_cpu", "model.engine.kv_cache_cpu"):
+        patch.setitem(sys.modules, module, None)
