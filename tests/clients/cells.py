@@ -17,7 +17,8 @@ WRONG_KEY = "wrong"
 MODEL = "Phi-3-vision-128k-Instruct"
 QUESTION = "How many languages are in the world?"
 LOOK = "What is in this image?"
-SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+# Long enough that no machine is so busy that a stream of it comes in one piece.
+SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 256}
 REFUSED: dict[str, Any] = {"top_p": 2}  # beyond what the server accepts
 PICTURE: list[dict[str, Any]] = [
     {"type": "text", "text": LOOK},

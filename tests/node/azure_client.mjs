@@ -7,7 +7,7 @@ import { createSseStream } from "@azure/core-sse";
 const [url, key, image] = process.argv.slice(2);
 const insecure = { allowInsecureConnection: true }; // or the SDK refuses plain http
 const client = (given = key) => new ModelClient(url, new AzureKeyCredential(given), insecure);
-const settings = { temperature: 0, max_tokens: 16 };
+const settings = { temperature: 0, max_tokens: 256 };
 const asked = [{ role: "user", content: "How many languages are in the world?" }];
 const shown = [
   {
