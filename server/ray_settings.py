@@ -24,7 +24,9 @@ class RaySettings(Settings):
         None, ge=1, description="replicas that run at most; by default min_replicas"
     )
     gpus_per_replica: float | None = Field(
-        None, ge=0, description="by default 1 where device is cuda, and otherwise 0"
+        None,
+        ge=0,
+        description="by default pipeline_parallel_size where device is cuda, and otherwise 0",
     )
     cpus_per_replica: float = Field(1, gt=0, description="CPU cores for a replica")
     ongoing_requests: int | None = Field(
@@ -51,7 +53,7 @@ class RaySettings(Settings):
     def gpus(self) -> float:
         """GPUs for a replica."""
         if self.gpus_per_replica is None:
-            return float(self.device == "cuda")
+            return float(self.pipeline_parallel_size if self.device == "cuda" else 0)
         return self.gpus_per_replica
 
     @property

@@ -55,6 +55,7 @@ class Backend:
                 request_timeout=settings.request_timeout,
                 prefill_chunk=settings.prefill_chunk,
                 default_max_tokens=settings.max_output_tokens,
+                pipeline_parallel_size=settings.pipeline_parallel_size,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 kv_cache_gib=settings.kv_cache_memory,
                 prefix_caching=settings.prefix_caching,

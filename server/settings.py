@@ -66,6 +66,9 @@ class ModelSettings(BaseSettings):
         description="of the decoder's weights: less memory, and answers that differ a little",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="GPUs that the decoder's layers are spread over"
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
     )

@@ -121,7 +121,7 @@ def plan(gigabytes: int, quantization: Quantization = "none") -> MemoryPlan:
     """Of the official model on a GPU of its own."""
     options = LoadOptions("", dtype="bfloat16", quantization=quantization)
     free = int(options.gpu_memory_utilization * gigabytes * 1e9)
-    return plan_memory(HEADERS, FULL, options, Machine(torch.device("cuda"), free, ""))
+    return plan_memory(HEADERS, FULL, options, [Machine(torch.device("cuda"), free, "")])
 
 
 def thousands(found: MemoryPlan) -> str:

@@ -142,7 +142,7 @@ def test_loading_takes_little_more_memory_than_the_weights(
     options = LoadOptions("", dtype="bfloat16", embedding_cache_gib=0, quantization=quantization)
     config = Phi3VConfig.from_pretrained(tmp_path)
     plan = plan_memory(
-        read_headers(tmp_path), config, options, Machine(torch.device("cpu"), 8 << 30, "")
+        read_headers(tmp_path), config, options, [Machine(torch.device("cpu"), 8 << 30, "")]
     )
     shutil.rmtree(tmp_path)
     if quantization == "none":

@@ -34,7 +34,7 @@ HEADERS = {name: Header("x", shape, "BF16") for name, shape in official_shapes(F
 
 
 def plan(options: LoadOptions, gib: float, device: torch.device = CPU) -> MemoryPlan:
-    return plan_memory(HEADERS, FULL, options, Machine(device, int(gib * GIB), "of a test"))
+    return plan_memory(HEADERS, FULL, options, [Machine(device, int(gib * GIB), "of a test")])
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -60,7 +60,7 @@ def test_it_is_what_is_allocated() -> None:
     headers = {name: Header("x", shape, "BF16") for name, shape in official_shapes(config).items()}
     for dtype, device in (("float16", CPU), ("bfloat16", CPU), ("bfloat16", CUDA)):
         options = replace(OPTIONS, dtype=dtype, max_num_seqs=1)  # type: ignore[arg-type]
-        found = plan_memory(headers, config, options, Machine(device, 4 * GIB, ""))
+        found = plan_memory(headers, config, options, [Machine(device, 4 * GIB, "")])
         assert found.num_blocks * found.block_size == config.context_window
         sizes = (config, found.num_blocks, found.block_size)
         if device == CUDA:
@@ -208,7 +208,7 @@ def test_a_gpu_holds_what_was_planned(tiny: Path) -> None:
     before = torch.cuda.memory_allocated()
     options = LoadOptions("", dtype="bfloat16", device="cuda", max_model_len=2048)
     found = plan_memory(
-        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, look_at(CUDA, 0.9)
+        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, [look_at(CUDA, 0.9)]
     )
     engine = load_engine(tiny, options)
     assert engine.config.num_blocks == found.num_blocks

@@ -19,6 +19,7 @@ class LoadOptions:
         revision: of the hub's model; None is the pinned one, or the newest.
         quantization: of the decoder's linear layers' weights.
         max_waiting_gib: memory for images of all answers in the making, in GiB.
+        pipeline_parallel_size: GPUs that the decoder's layers are spread over.
         gpu_memory_utilization: share of the GPU memory that is free at the start.
         kv_cache_gib: memory for KV blocks, in GiB.
         embedding_cache_gib: memory for image embeddings kept after use, in GiB; 0 keeps none.
@@ -38,6 +39,7 @@ class LoadOptions:
     request_timeout: float = 1800
     prefill_chunk: int = 512
     default_max_tokens: int = 4096
+    pipeline_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     kv_cache_gib: float | None = None
     prefix_caching: bool = True

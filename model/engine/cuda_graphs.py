@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.engine.config import EngineConfig
-from model.engine.kv_cache import KVCache
+from model.engine.kv_cache import PagedCache
 from model.engine.kv_cache_cuda import CudaKVCache
 from model.engine.scheduler import Chunk
 from model.phi3v.language import Decoder
@@ -129,7 +129,7 @@ class DecodeGraphs:
 @torch.inference_mode()
 def make_decode_graphs(
     decoder: Decoder,
-    cache: KVCache,
+    cache: PagedCache,
     rope: LongRope,
     config: EngineConfig,
     capture: Capture | None = None,

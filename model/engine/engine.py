@@ -86,7 +86,7 @@ class Engine:
         self._stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
         device = network.decoder.device
         rope = LongRope(network.config, device)
-        cache = make_kv_cache(network.config, config, network.dtype, device)
+        cache = make_kv_cache(network.config, config, network.dtype, network.decoder.layer_devices)
         caching = config.prefix_caching and not config.deterministic
         self.blocks = BlockManager(config.num_blocks, config.block_size, caching)
         self._pacing = Pacing(config.prefill_chunk, fixed=config.deterministic)

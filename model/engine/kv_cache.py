@@ -11,6 +11,7 @@ sequence, Q tokens of one span, N blocks, B slots of a block.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,18 @@ class Span:
 
     def __len__(self) -> int:
         return self.end - self.start
+
+
+class PagedCache(Protocol):
+    """Keys and values of all layers, wherever they are."""
+
+    def attention(self, spans: list[Span]) -> Attention:
+        """The attention of one step over the packed tokens of ``spans``, in order."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's keys and values in every layer."""
+        ...
 
 
 class KVCache:
@@ -62,7 +75,7 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
 
     def attention(self, spans: list[Span]) -> Attention:
-        """The attention of one step over the packed tokens of ``spans``, in order."""
+        """See ``PagedCache``."""
         return SdpaAttention(self, spans)
 
     def gather(
@@ -84,7 +97,7 @@ class KVCache:
         return in_one_piece(self.keys[layer]), in_one_piece(self.values[layer])
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copy a block's keys and values in every layer."""
+        """See ``PagedCache``."""
         self.keys[:, target] = self.keys[:, source]
         self.values[:, target] = self.values[:, source]
 

@@ -48,7 +48,7 @@ class CpuKVCache(KVCache):
         self.kernel = paged_attention(dtype is torch.bfloat16)
 
     def attention(self, spans: list[Span]) -> Attention:
-        """See ``KVCache.attention``."""
+        """See ``PagedCache``."""
         return CpuAttention(self, spans)
 
 

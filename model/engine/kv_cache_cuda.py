@@ -83,7 +83,7 @@ class CudaKVCache(KVCache):
         self.varlen_attn = varlen_attn
 
     def attention(self, spans: list[Span]) -> Attention:
-        """See ``KVCache.attention``."""
+        """See ``PagedCache``."""
         block_T, offset_T = self.slots(spans)
         counts = [-(-span.end // self.block_size) for span in spans]
         table_SW = np.full((len(spans), max(counts)), self.scratch_block)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from itertools import groupby
 
 import torch
 
 from model.engine import kv_cache_cuda
 from model.engine.config import EngineConfig
-from model.engine.kv_cache import KVCache
+from model.engine.kv_cache import KVCache, PagedCache
+from model.engine.kv_cache_pipeline import PipelineKVCache
 from model.phi3v.configuration import Phi3VConfig
 
 logger = logging.getLogger(__name__)
@@ -32,9 +35,26 @@ def on_cuda(device: torch.device) -> bool:
 
 
 def make_kv_cache(
+    model_config: Phi3VConfig,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    layer_devices: list[torch.device],
+) -> PagedCache:
+    """A KV cache of the engine's sizes for a model of this dtype with its layers on these devices."""
+    stages = []
+    for device, layers in groupby(layer_devices):
+        stage_config = copy.copy(model_config)
+        stage_config.num_hidden_layers = len(list(layers))
+        stages.append(_make_stage(stage_config, config, dtype, device))
+    if len(stages) == 1:
+        return stages[0]
+    logger.warning("decoding on %d GPUs runs without CUDA graphs and so slower", len(stages))
+    return PipelineKVCache(stages)
+
+
+def _make_stage(
     model_config: Phi3VConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
-    """A KV cache of the engine's sizes for a model of this dtype on this device."""
     sizes = (config.num_blocks, config.block_size, storage_dtype(dtype, device), device)
     if on_cuda(device):
         return _make_cuda_cache(model_config, *sizes)

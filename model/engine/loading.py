@@ -5,18 +5,22 @@ checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from accelerate.hooks import remove_hook_from_module
 
 from model.cpu.memory import keep_freed_memory
-from model.engine.config import Device, DType, EngineConfig, LoadOptions, ModelInfo
+from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
+from model.engine.kv_caches import on_cuda
 from model.engine.machine import GIB, has_bfloat16, look_at
-from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory
+from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
+from model.engine.placement import device_map
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError
 from model.phi3v.checking import read_headers
@@ -53,11 +57,11 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
             f"{directory} holds a {raw.get('model_type')!r} model; "
             "this server runs Phi-3-vision only (model_type 'phi3_v')"
         )
-    device = _device(options.device)
-    options = replace(options, dtype=_dtype(options.dtype, device, raw))
+    devices = _devices(options)
+    options = replace(options, dtype=_dtype(options.dtype, devices[0], raw))
     processor = Processor.from_checkpoint(directory)
-    plan = _plan(directory, raw, options, device)
-    model = _load(directory, options, device)
+    plan = _plan(directory, raw, options, devices)
+    model = _load(directory, options, device_map(devices, plan.layers))
     network = make_network(model)
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
@@ -77,20 +81,20 @@ def _warm_up(engine: Engine) -> None:
                 )
 
 
-def _load(directory: Path, options: LoadOptions, device: str) -> Phi3VForCausalLM:
+def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:
     dtype = DTYPES[options.dtype]
     if options.quantization == "none":
-        return _load_model(directory, dtype, device)
+        return _load_model(directory, dtype, places)
     # In main memory, where the files are only mapped: a GPU may have no room for the whole weights.
-    model = _load_model(directory, "auto", "cpu")
+    model = _load_model(directory, "auto", {"": "cpu"})
     quantize_linears(model, options.quantization)
-    moved = nn.Module.to(model, device, dtype)  # transformers' own is typed for itself alone
-    assert isinstance(moved, Phi3VForCausalLM)
-    return moved
+    for name, device in places.items():
+        model.get_submodule(name).to(device, dtype)
+    return model
 
 
 def _load_model(
-    directory: Path, dtype: torch.dtype | Literal["auto"], device: str
+    directory: Path, dtype: torch.dtype | Literal["auto"], places: dict[str, str]
 ) -> Phi3VForCausalLM:
     # It prints a table of all tensors at fault; one of them is named below.
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -98,7 +102,7 @@ def _load_model(
         loaded: Any = Phi3VForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
-            device_map=device,
+            device_map=places,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name
             use_safetensors=True,
@@ -119,6 +123,8 @@ def _load_model(
                 f"tensors, e.g. {names[0]}"
             )
     assert isinstance(model, Phi3VForCausalLM)
+    # Accelerate's, for modules that are called; the decoder calls what is in them.
+    remove_hook_from_module(model, recurse=True)
     return model.eval().requires_grad_(False)
 
 
@@ -126,22 +132,42 @@ def _unloadable(directory: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"the checkpoint in {directory} cannot be loaded: {first_line(error)}")
 
 
-def _plan(directory: Path, raw: dict[str, Any], options: LoadOptions, device: str) -> MemoryPlan:
+def _plan(
+    directory: Path, raw: dict[str, Any], options: LoadOptions, devices: list[torch.device]
+) -> MemoryPlan:
     try:
         config, headers = Phi3VConfig(**raw), read_headers(directory)
         _ = config.vision_config
     except Exception as error:  # the library has many
         raise _unloadable(directory, error) from error
-    machine = look_at(torch.device(device), options.gpu_memory_utilization)
-    plan = plan_memory(headers, config, options, machine)
+
+    def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
+        machines = [look_at(device, options.gpu_memory_utilization) for device in devices]
+        return plan_memory(headers, config, options, machines), texts(machines)
+
+    try:
+        plan, there_is = plan_on(devices)
+    except CheckpointError as error:
+        more = _how_many_would_do(lambda count: plan_on(_gpus(count)), devices)
+        raise CheckpointError(f"{error}{more}") from error
     logger.info(
         "memory: %s (%s); longest sequence %d tokens of the model's %d",
         plan,
-        machine.text,
+        there_is,
         plan.max_model_len,
         config.context_window,
     )
     return plan
+
+
+def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device]) -> str:
+    """Advice to take more GPUs, where there are some and they would make it fit."""
+    there_are = torch.cuda.device_count() if on_cuda(devices[0]) else 0
+    for count in range(len(devices) + 1, there_are + 1):
+        with suppress(CheckpointError):
+            plan_on(count)
+            return f"; it would on {count} GPUs, with --pipeline-parallel-size {count}"
+    return ""
 
 
 def _engine_config(plan: MemoryPlan, options: LoadOptions) -> EngineConfig:
@@ -163,24 +189,33 @@ def _engine_config(plan: MemoryPlan, options: LoadOptions) -> EngineConfig:
     )
 
 
-def _device(wanted: Device) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
+def _devices(options: LoadOptions) -> list[torch.device]:
+    """What the layers are spread over; the first has everything else."""
+    wanted, found = options.pipeline_parallel_size, torch.cuda.device_count()
+    if options.device == "cuda" and not found:
         raise CheckpointError("--device cuda was asked for and torch finds no CUDA device")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    gpus = 0 if options.device == "cpu" else found
+    if wanted > max(gpus, 1):
+        raise CheckpointError(
+            f"--pipeline-parallel-size {wanted} needs as many GPUs, and here the model can use {gpus}"
+        )
+    return _gpus(wanted) if gpus else [torch.device("cpu")]
 
 
-def _dtype(wanted: DType, device: str, raw: dict[str, Any]) -> DType:
+def _gpus(count: int) -> list[torch.device]:
+    return [torch.device("cuda", index) for index in range(count)]
+
+
+def _dtype(wanted: DType, device: torch.device, raw: dict[str, Any]) -> DType:
     """The asked dtype, or the checkpoint's own where the device has it; else float16 on a GPU and
     float32 on a CPU.
     """
     if wanted != "auto":
         return wanted
     dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
-    if dtype == "bfloat16" and has_bfloat16(torch.device(device)):
+    if dtype == "bfloat16" and has_bfloat16(device):
         return "bfloat16"
-    return "float16" if dtype in ("bfloat16", "float16") and device != "cpu" else "float32"
+    return "float16" if dtype in ("bfloat16", "float16") and device.type != "cpu" else "float32"
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:

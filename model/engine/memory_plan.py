@@ -7,7 +7,7 @@ that is more than there is, the refusal says which flag would make it fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from model.engine.config import LoadOptions
 from model.engine.kv_caches import block_size, on_cuda, storage_dtype
 from model.engine.machine import GIB, Machine
+from model.engine.placement import spread
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
@@ -24,6 +25,7 @@ from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 VISION = ".vision_embed_tokens."
+LAYER = "model.layers."
 # What is not computed below: on a GPU graphs and the workspaces of libraries, else the program's own.
 LIBRARIES = {"cuda": GIB, "cpu": GIB // 2}
 CPU_SHARE = 0.25  # of the available memory, most that KV blocks take unless they are asked for
@@ -46,11 +48,12 @@ class MemoryPlan:
     Attributes:
         weights: of the decoder, its embeddings and its head.
         vision: weights of the tower, what it works in, and the embeddings kept of images.
-        headroom: what a step works in, and what is not computed.
+        headroom: what a step works in, and what is not computed; on each GPU.
         kv_cache: of ``num_blocks`` blocks.
-        available: what there is.
+        available: what there is; of several GPUs, without what is of no use beside the fullest.
         max_model_len: longest sequence, in tokens.
         block_size, num_blocks: of the KV cache.
+        layers: of the decoder, on each GPU.
     """
 
     weights: int
@@ -61,6 +64,7 @@ class MemoryPlan:
     max_model_len: int
     block_size: int
     num_blocks: int
+    layers: tuple[int, ...]
 
     @property
     def total(self) -> int:
@@ -79,7 +83,10 @@ class MemoryPlan:
 
 
 def plan_memory(
-    headers: Mapping[str, Header], config: Phi3VConfig, options: LoadOptions, machine: Machine
+    headers: Mapping[str, Header],
+    config: Phi3VConfig,
+    options: LoadOptions,
+    machines: Sequence[Machine],
 ) -> MemoryPlan:
     """What loading will take.
 
@@ -87,7 +94,7 @@ def plan_memory(
         headers: of all tensors of the checkpoint.
         config: of the checkpoint.
         options: with a dtype that is not ``auto``.
-        machine: what there is.
+        machines: what there is: one, or several GPUs that the layers are spread over.
 
     Raises:
         CheckpointError: it does not fit, or the window asked for is longer than the model's.
@@ -107,12 +114,12 @@ def plan_memory(
         changed = replace(options, **changes)
         if "quantization" in changes and why_not(config, changes["quantization"]) is not None:
             return None
-        plan = _plan(headers, config, changed, machine)
+        plan = _plan(headers, config, changed, machines)
         return plan if _fits(plan, changed) else None
 
     if (plan := plan_with({})) is not None:
         return plan
-    plan = _plan(headers, config, options, machine)
+    plan = _plan(headers, config, options, machines)
     changes = [*_changes(options, plan)]
     remedies = [change for change in changes if plan_with(change)]
     if not remedies:  # none alone
@@ -121,41 +128,47 @@ def plan_memory(
         if (smallest := plan_with(together)) is not None:
             together["max_model_len"] = smallest.max_model_len
             remedies = [{name: value for name, value in together.items() if value is not None}]
-    raise CheckpointError(f"{_complaint(plan, options, machine)}; {_advice(remedies)}")
+    raise CheckpointError(f"{_complaint(plan, options, machines)}; {_advice(remedies)}")
 
 
 def _plan(
-    headers: Mapping[str, Header], config: Phi3VConfig, options: LoadOptions, machine: Machine
+    headers: Mapping[str, Header],
+    config: Phi3VConfig,
+    options: LoadOptions,
+    machines: Sequence[Machine],
 ) -> MemoryPlan:
     """The plan, perhaps of more than there is: the shortest window that will do is always in it."""
-    dtype, device = DTYPES[options.dtype], machine.device
-    weights = tower = 0
+    dtype, device = DTYPES[options.dtype], machines[0].device
+    weights = layers = tower = 0
     for name, header in headers.items():
         size = math.prod(header.shape) * dtype.itemsize
         if VISION in name:
             tower += size
-        elif (
+            continue
+        if (
             options.quantization != "none"
             and LAYERS.search(name.removesuffix(".weight"))
             and len(header.shape) == 2  # another is of no such layer, and loading names it
         ):
-            weights += quantized_bytes(header.shape, options.quantization)
-        else:
-            weights += size
+            size = quantized_bytes(header.shape, options.quantization)
+        weights += size
+        layers += size if name.startswith(LAYER) else 0
     slot, size = _slot_bytes(config, dtype, device), block_size(device)
     vision = tower + _tower_work(config, device) + int(options.embedding_cache_gib * GIB)
-    headroom = LIBRARIES[device.type] + _step_work(config, options)
+    work = LIBRARIES[device.type] + _step_work(config, options)
     if options.quantization != "none":
-        headroom += work_bytes(config)
-    if on_cuda(device):
-        headroom += slot * size  # the block of nobody, see kv_cache_cuda
+        work += work_bytes(config)
+    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache_cuda
+    counts, left = _room(config, machines, work, vision + weights - layers, layers + scratch)
+    headroom = len(machines) * work + scratch
+    available = vision + weights + headroom + left
     shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
-    budget = machine.available - weights - vision - headroom
+    budget = left
     if options.kv_cache_gib is not None:
         budget = int(options.kv_cache_gib * GIB)
     elif not on_cuda(device):
         waiting = int(options.max_waiting_gib * GIB)  # of the same memory, if it is ever needed
-        budget = min(budget - waiting, int(machine.available * CPU_SHARE))
+        budget = min(budget - waiting, int(available * CPU_SHARE))
     blocks = max(shortest, budget // (slot * size))
     window = options.max_model_len or min(config.context_window, blocks * size)
     blocks = min(blocks, -(-window // size) * options.max_num_seqs)
@@ -164,11 +177,37 @@ def _plan(
         vision=vision,
         headroom=headroom,
         kv_cache=blocks * size * slot,
-        available=machine.available,
+        available=available,
         max_model_len=window,
         block_size=size,
         num_blocks=blocks,
+        layers=tuple(counts),
     )
+
+
+def _room(
+    config: Phi3VConfig, machines: Sequence[Machine], work: int, others: int, layers: int
+) -> tuple[list[int], int]:
+    """Layers on each machine, and bytes that are left for their keys and values together.
+
+    Args:
+        config: of the checkpoint.
+        machines: what there is.
+        work: bytes taken on each.
+        others: bytes of what is no layer, on the first.
+        layers: bytes of all layers, but for keys and values.
+    """
+    num_layers = config.num_hidden_layers
+    rooms = [machine.available - work for machine in machines]
+    rooms[0] -= others
+    counts = spread(num_layers, rooms)
+    # The fullest says how many positions there are, for all layers.
+    lefts = [
+        room * num_layers // count - layers
+        for room, count in zip(rooms, counts, strict=True)
+        if count
+    ]
+    return counts, min(lefts)
 
 
 def _fits(plan: MemoryPlan, options: LoadOptions) -> bool:
@@ -176,13 +215,18 @@ def _fits(plan: MemoryPlan, options: LoadOptions) -> bool:
     return plan.total <= plan.available and (asked is None or plan.kv_cache <= asked * GIB)
 
 
-def _complaint(plan: MemoryPlan, options: LoadOptions, machine: Machine) -> str:
+def _complaint(plan: MemoryPlan, options: LoadOptions, machines: Sequence[Machine]) -> str:
     if plan.total <= plan.available:
         return (
             f"a sequence of {plan.max_model_len} tokens takes {plan.kv_cache / GIB:.3g} GiB of KV "
             f"cache and --kv-cache-memory allows {options.kv_cache_gib:g} GiB"
         )
-    return f"the model does not fit into memory: {plan} ({machine.text})"
+    return f"the model does not fit into memory: {plan} ({texts(machines)})"
+
+
+def texts(machines: Sequence[Machine]) -> str:
+    """What there is, for people."""
+    return "; ".join(machine.text for machine in machines)
 
 
 def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]:
@@ -214,12 +258,12 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
 
 def _advice(remedies: list[dict[str, Any]]) -> str:
     if not remedies:
-        return "no flag would make it fit"
-    texts = [
+        return "no flag would make it fit here"
+    flags = [
         " ".join(f"{FLAGS[name]} {value}" for name, value in changes.items())
         for changes in remedies
     ]
-    return f"it would fit with {' or '.join(texts)}"
+    return f"it would fit with {' or '.join(flags)}"
 
 
 def _slot_bytes(config: Phi3VConfig, dtype: torch.dtype, device: torch.device) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.engine.cuda_graphs import DecodeGraphs
-from model.engine.kv_cache import KVCache, Span
+from model.engine.kv_cache import PagedCache, Span
 from model.engine.scheduler import Chunk
 from model.phi3v.language import Attention, Decoder
 from model.phi3v.rope import LongRope
@@ -29,7 +29,7 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        cache: KVCache,
+        cache: PagedCache,
         rope: LongRope,
         fixed_rows: int = 0,
         graphs: DecodeGraphs | None = None,

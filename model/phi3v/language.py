@@ -34,12 +34,14 @@ class Decoder(Protocol):
 
     Attributes:
         dtype: of the hidden states, and of the cos and sin that it takes.
-        device: of all its arguments and results.
+        device: of all its arguments and results, but for those of attention.
+        layer_devices: of each layer, on which its attention is called.
         batch_invariant: whether a token's results are the same bits in any batch.
     """
 
     dtype: torch.dtype
     device: torch.device
+    layer_devices: list[torch.device]
     batch_invariant: bool
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class Decoder(Protocol):
 
 
 class TorchDecoder:
-    """The decoder in torch's own operations, on any device; see ``Decoder``."""
+    """The decoder in torch's own operations, on any device or several; see ``Decoder``."""
 
     batch_invariant = False
 
@@ -66,6 +68,7 @@ class TorchDecoder:
         self._model = model
         self.dtype = model.dtype
         self.device = model.model.embed_tokens.weight.device
+        self.layer_devices = [layer.input_layernorm.weight.device for layer in model.model.layers]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See ``Decoder``."""
@@ -75,12 +78,16 @@ class TorchDecoder:
         self, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
     ) -> Tensor:
         """See ``Decoder``."""
+        device = self.device
         for index, layer in enumerate(self._model.model.layers):
+            if device != self.layer_devices[index]:
+                device = self.layer_devices[index]
+                hidden_TE, cos_TD, sin_TD = (x.to(device) for x in (hidden_TE, cos_TD, sin_TD))
             hidden_TE = hidden_TE + _attention(
                 layer, index, layer.input_layernorm(hidden_TE), cos_TD, sin_TD, attend
             )
             hidden_TE = hidden_TE + layer.mlp(layer.post_attention_layernorm(hidden_TE))
-        return hidden_TE
+        return hidden_TE.to(self.device)
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """See ``Decoder``."""

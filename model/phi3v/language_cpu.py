@@ -75,6 +75,7 @@ class CpuDecoder:
         quantized = _STORED[sample.values.dtype] if isinstance(sample, QuantizedLinear) else None
         self._kernels = DecoderKernels(model.dtype is torch.bfloat16, quantized)
         self._layers = range(config.num_hidden_layers)
+        self.layer_devices = [self.device for _ in self._layers]
         self._make_records(model)
         _pack_vision(model)
 

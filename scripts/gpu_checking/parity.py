@@ -50,6 +50,10 @@ def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
             f"float32 answers other than the CPU's, of {len(expected)} random", wrong, "at most", 0
         )
     )
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        spread = random_answers(tiny, device.type, gpus=2)
+        wrong = sum(map(list.__ne__, expected, spread))
+        report.figures.append(Figure("the same on two GPUs", wrong, "at most", 0))
     kinds = (("cpu", "float32"), (device.type, "float32"), (device.type, name_of(dtype)))
     columns = [demo_answers(*kind) for kind in kinds]
     for case, *answers in zip(CASES, *columns, strict=True):
@@ -72,9 +76,9 @@ def _true(answers: list[str]) -> int:
     return sum(word in said.lower() for (*_, word), said in zip(CASES, answers, strict=True))
 
 
-def random_answers(tiny: Path, device: str) -> list[list[int]]:
+def random_answers(tiny: Path, device: str, gpus: int = 1) -> list[list[int]]:
     """Token ids of float32 answers to random texts and to a picture, all computed together."""
-    engine = load(tiny, "float32", WINDOW, device=device)
+    engine = load(tiny, "float32", WINDOW, device=device, pipeline_parallel_size=gpus)
     prompts = [random_prompts(1, length, length)[0] for length in LENGTHS]
     prompts.append(_prompt(engine, lambda: Image.linear_gradient("L"), "look"))
     return [found.token_ids for found in answer(engine, prompts, greedy(NEW_TOKENS))]
