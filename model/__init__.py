@@ -11,6 +11,7 @@ Importing this package does not import torch; ``load_engine`` does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -174,8 +175,15 @@ def _load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
 
 
 def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
-    from model.engine import loading
-
+    gc.disable()  # libraries are hundreds of thousands of objects that stay; none is garbage
+    try:
+        from model.engine import loading
+    finally:
+        gc.freeze()
+        gc.enable()
     directory = find_checkpoint(options.model, options.revision)
     info = loading.describe(directory, options.model)
-    return loading.load_engine(directory, options), info
+    engine = loading.load_engine(directory, options)
+    gc.collect()
+    gc.freeze()  # no answer is to wait while all that is looked through for garbage again
+    return engine, info

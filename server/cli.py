@@ -7,6 +7,7 @@ status.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,13 @@ Command = TypeVar("Command", bound="BaseSettings")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server or a subcommand; returns the exit status."""
+    try:
+        return _main(argv)
+    finally:
+        gc.freeze()  # or Python spends most of a second on garbage in libraries when it ends
+
+
+def _main(argv: Sequence[str] | None) -> int:
     logs.open_standard_streams()
     # Until the server handles signals itself, Ctrl-C ends it as SIGTERM does: without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
