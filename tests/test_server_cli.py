@@ -222,7 +222,7 @@ def test_signals_drain_and_exit_0(tiny: Path, number: signal.Signals) -> None:
 def test_draining_is_said_to_those_who_ask(tiny: Path) -> None:
     """Load balancers look at ``/health``; a request that comes now is told to try elsewhere."""
     live = start_server("--model", str(tiny))
-    long = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4000}
+    long = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1500}
     body = {**long, "ignore_eos": True, "stream": True}
     url = f"{live.url}/v1/chat/completions"
     with httpx2.stream("POST", url, json=body, timeout=60) as response:

@@ -104,7 +104,7 @@ def test_keys_of_all_sources_in_both_headers(live: LiveServer) -> None:
 
 
 def test_a_changed_file_is_read_while_an_answer_streams(live: LiveServer, file: Path) -> None:
-    body: dict[str, Any] = {"messages": HELLO, "max_tokens": 7000, "stream": True}
+    body: dict[str, Any] = {"messages": HELLO, "max_tokens": 2500, "stream": True}
     body |= {"ignore_eos": True, "top_k": 2}
     url, headers = f"{live.url}/v1/chat/completions", {"api-key": "alice-key"}
     with httpx2.stream("POST", url, json=body, headers=headers, timeout=120) as response:

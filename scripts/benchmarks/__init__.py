@@ -14,6 +14,7 @@
 | ``batch`` | tokens/s of a file of requests | the same requests through HTTP |
 | ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
 | ``drift`` | next-token distributions in bfloat16, and with weights of 8 and 4 bits | the same in float32 |
+| ``quantized`` | decode steps and a prompt with weights of 8 and 4 bits | whole weights |
 | ``full`` | a checkpoint of the official size behind the server: time to ready, memory, one picture, decoding | its files and KV cache; reading its weights once a step |
 
 ``full`` is not among ``all``: it writes 8.3 GB, and needs 12 GB of memory and some minutes.
