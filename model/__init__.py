@@ -175,13 +175,13 @@ def _load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
 
 
 def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
+    directory = find_checkpoint(options.model, options.revision)
     gc.disable()  # libraries are hundreds of thousands of objects that stay; none is garbage
     try:
         from model.engine import loading
     finally:
         gc.freeze()
         gc.enable()
-    directory = find_checkpoint(options.model, options.revision)
     info = loading.describe(directory, options.model)
     engine = loading.load_engine(directory, options)
     gc.collect()

@@ -19,7 +19,7 @@ from model.engine.kv_cache_cuda import CudaKVCache
 from model.engine.kv_caches import make_kv_cache
 from model.phi3v.configuration import Phi3VConfig
 
-CPU = torch.device("cpu")
+LAYERS = [torch.device("cpu")] * 2
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_stand_in_has_torchs_signature() -> None:
 @pytest.mark.parametrize("size", [16, 256])
 def test_attention_is_that_of_the_generic_cache(groups: int, size: int) -> None:
     config = small_config(groups)
-    args = (config, 12, size, torch.float32, CPU)
+    args = (config, 12, size, torch.float32, LAYERS[0])
     caches = [KVCache(*args), CudaKVCache(*args, paged_attention)]
     for cache in caches:
         cache.keys.fill_(torch.nan)
@@ -122,7 +122,7 @@ def test_a_function_that_does_not_work_is_not_used(
         monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     else:
         monkeypatch.setattr(varlen, "varlen_attn", function)
-    cache = make_kv_cache(small_config(2), sizes(), dtype, CPU)
+    cache = make_kv_cache(small_config(2), sizes(), dtype, LAYERS)
     assert type(cache) is KVCache
     ((name, level, message),) = caplog.record_tuples
     assert (name, level) == ("model.engine.kv_caches", logging.WARNING)
@@ -141,7 +141,7 @@ def test_a_function_that_works_is_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", paged_attention)
-    cache = make_kv_cache(small_config(groups), sizes(size), dtype, CPU)
+    cache = make_kv_cache(small_config(groups), sizes(size), dtype, LAYERS)
     assert isinstance(cache, CudaKVCache)
     assert cache.keys.shape == (2, 8 + 1, size, groups, 16)
     assert not caplog.records

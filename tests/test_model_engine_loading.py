@@ -110,9 +110,9 @@ print(peak - before)
 @pytest.mark.parametrize(
     ("max_shard_bytes", "quantization"),
     [
-        (5_000_000_000, "none"),
+        pytest.param(5_000_000_000, "none", marks=pytest.mark.slow),
         (200_000_000, "none"),
-        (5_000_000_000, "int8"),
+        pytest.param(5_000_000_000, "int8", marks=pytest.mark.slow),
         (200_000_000, "int4"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
         assert live.stop() == 0
 
 
-@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("style", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_a_fault_is_seen_in_the_log(tiny: Path, style: str) -> None:
     """What other tests look for in logs that should tell of none."""
     live = start(tiny, style)

@@ -75,7 +75,9 @@ def read(url: str, tokens: int, begun: threading.Semaphore | None = None) -> lis
     return lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_all_streams_are_finished_and_nothing_new_is_begun(
     tiny: Path, number: signal.Signals
 ) -> None:

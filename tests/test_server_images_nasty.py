@@ -123,6 +123,7 @@ def test_an_image_that_hangs_or_kills_its_decoder(bad: bytes, timeout: float, me
         decoder.close()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_leaves_a_process_to_others() -> None:
     decoder = Decoder(PIXELS, 5, sometimes)
     try:

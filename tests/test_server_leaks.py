@@ -92,7 +92,7 @@ class Caller:
         ]
 
 
-@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("style", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_nothing_of_one_caller_shows_anywhere_else(tiny: Path, style: str) -> None:
     callers = [Caller(number) for number in range(CALLERS)]
     keys = "\n".join(f'{caller.name} = "{caller.key}"' for caller in callers)

@@ -152,6 +152,7 @@ def test_the_last_spans_wait_for_no_schedule(tiny: Path) -> None:
     check_log("".join(live.log))
 
 
+@pytest.mark.slow  # it is waited for at the end
 def test_a_collector_that_is_down_is_in_nobodys_way(tiny: Path) -> None:
     flags = ("--model", str(tiny), "--otlp-endpoint", "http://127.0.0.1:9")
     live = start_server(*flags, OTEL_BSP_SCHEDULE_DELAY="100")
