@@ -57,7 +57,7 @@ class DecoderKernels:
 
     Args:
         bfloat16: whether bfloat16 is multiplied, else float32.
-        quantized: None, or what the layers' weights are held in: int8, or uint8 for two of 4 bits.
+        quantized: None, or what holds several of the layers' weights, as ``quantized.weights`` says.
 
     Attributes:
         before: norm, query, key and value projection, rotation.

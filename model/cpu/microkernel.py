@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
@@ -19,7 +20,7 @@ PANEL = LANES * VECTORS  # columns of a tile
 TILE_ROWS = 8
 
 _INT, _FLOAT, _WORD = ir.IntType(64), ir.FloatType(), ir.IntType(32)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+FLOATS = ir.VectorType(_FLOAT, LANES)
 _WORDS = ir.VectorType(_WORD, LANES)
 
 
@@ -36,7 +37,7 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
-_PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def supported(bfloat16: bool) -> bool:
@@ -47,45 +48,65 @@ def supported(bfloat16: bool) -> bool:
     return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
 
 
+def everywhere(builder: Any, pointer: Any, operand: Any) -> Any:
+    """The word at a pointer in all lanes."""
+    undefined = ir.Constant(_WORDS, ir.Undefined)
+    one = builder.insert_element(undefined, builder.load(pointer, align=4), _WORD(0))
+    lanes = builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * LANES))
+    return builder.bitcast(lanes, operand)
+
+
+def multiply_add(builder: Any, total: Any, a: Any, b: Any) -> Any:
+    """``total + a * b``, of floats or of pairs of bfloat16."""
+    pairs = a.type is PAIRS
+    name = "llvm.x86.avx512bf16.dpbf16ps.512" if pairs else "llvm.fma.v16f32"
+    kind = ir.FunctionType(FLOATS, [FLOATS, a.type, a.type])
+    product = builder.module.declare_intrinsic(name, (), kind)
+    return builder.call(product, [total, a, b] if pairs else [a, b, total])
+
+
 def _make(rows: int, vectors: int, bfloat16: bool) -> Any:
-    """``(x, weight, tile, row strides of x and tile in words, words)``: ``rows`` of a tile.
+    """``(x, weight, tile, row strides of x and tile in words, words, onto)``: ``rows`` of a tile.
 
     A word is a float32 or a pair of bfloat16; x is ``(rows, words)``, the weight's panel
-    ``(words, 16 * vectors)`` and the tile ``(rows, 16 * vectors)`` float32.
+    ``(words, 16 * vectors)`` and the tile ``(rows, 16 * vectors)`` float32. Sums go on from what the
+    tile holds if ``onto`` is not 0.
     """
 
     @intrinsic
     def micro(
-        typingctx: Any, x: Any, weight: Any, tile: Any, stride: Any, tile_stride: Any, words: Any
+        typingctx: Any,
+        x: Any,
+        weight: Any,
+        tile: Any,
+        stride: Any,
+        tile_stride: Any,
+        words: Any,
+        onto: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _emit(builder, rows, vectors, bfloat16, args)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 6), codegen
+        return types.void(*[types.intp] * 7), codegen
 
     return micro
 
 
 def _emit(builder: Any, rows: int, vectors: int, bfloat16: bool, args: Any) -> None:
-    x, weight, tile, stride, tile_stride, words = args
-    module = builder.module
-    if bfloat16:
-        operand = _PAIRS
-        product = module.declare_intrinsic(
-            "llvm.x86.avx512bf16.dpbf16ps.512",
-            (),
-            ir.FunctionType(_FLOATS, [_FLOATS, operand, operand]),
-        )
-        multiply_add = lambda total, a, b: builder.call(product, [total, a, b])  # noqa: E731
-    else:
-        operand = _FLOATS
-        product = module.declare_intrinsic(
-            "llvm.fma.v16f32", (), ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        )
-        multiply_add = lambda total, a, b: builder.call(product, [a, b, total])  # noqa: E731
+    x, weight, tile, stride, tile_stride, words, onto = args
+    operand = PAIRS if bfloat16 else FLOATS
     x = builder.inttoptr(x, _WORD.as_pointer())
     weight = builder.inttoptr(weight, _WORDS.as_pointer())
+    out = builder.inttoptr(tile, _FLOAT.as_pointer())
+    places = []
+    for index in range(rows * vectors):
+        row, vector = divmod(index, vectors)
+        at = builder.add(builder.mul(tile_stride, _INT(row)), _INT(vector * LANES))
+        places.append(builder.bitcast(builder.gep(out, [at]), FLOATS.as_pointer()))
+    zeros = ir.Constant(FLOATS, [0.0] * LANES)
+    goes_on = builder.icmp_signed("!=", onto, _INT(0))
+    begun = [builder.select(goes_on, builder.load(place, align=4), zeros) for place in places]
     row_starts = [builder.gep(x, [builder.mul(stride, _INT(row))]) for row in range(rows)]
     before = builder.block
     loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
@@ -93,35 +114,26 @@ def _emit(builder: Any, rows: int, vectors: int, bfloat16: bool, args: Any) -> N
     builder.position_at_end(loop)
     word = builder.phi(_INT)
     word.add_incoming(_INT(0), before)
-    zeros = ir.Constant(_FLOATS, [0.0] * LANES)
-    sums = [builder.phi(_FLOATS) for _ in range(rows * vectors)]
-    for total in sums:
-        total.add_incoming(zeros, before)
+    sums = [builder.phi(FLOATS) for _ in begun]
+    for total, value in zip(sums, begun, strict=True):
+        total.add_incoming(value, before)
     weights = []
     for vector in range(vectors):
         at = builder.add(builder.mul(word, _INT(vectors)), _INT(vector))
         weights.append(builder.bitcast(builder.load(builder.gep(weight, [at]), align=64), operand))
-    undefined = ir.Constant(_WORDS, ir.Undefined)
     new = []
     for row in range(rows):
-        scalar = builder.load(builder.gep(row_starts[row], [word]), align=4)
-        one = builder.insert_element(undefined, scalar, _WORD(0))
-        everywhere = builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * LANES))
-        value = builder.bitcast(everywhere, operand)
+        value = everywhere(builder, builder.gep(row_starts[row], [word]), operand)
         for vector in range(vectors):
-            new.append(multiply_add(sums[row * vectors + vector], value, weights[vector]))
+            new.append(multiply_add(builder, sums[row * vectors + vector], value, weights[vector]))
     following = builder.add(word, _INT(1))
     word.add_incoming(following, loop)
     for total, value in zip(sums, new, strict=True):
         total.add_incoming(value, loop)
     builder.cbranch(builder.icmp_signed("<", following, words), loop, end)
     builder.position_at_end(end)
-    out = builder.inttoptr(tile, _FLOAT.as_pointer())
-    for index, value in enumerate(new):
-        row, vector = divmod(index, vectors)
-        at = builder.add(builder.mul(tile_stride, _INT(row)), _INT(vector * LANES))
-        target = builder.bitcast(builder.gep(out, [at]), _FLOATS.as_pointer())
-        builder.store(value, target, align=4)
+    for value, place in zip(new, places, strict=True):
+        builder.store(value, place, align=4)
 
 
 _KERNELS = {
@@ -131,7 +143,7 @@ _KERNELS = {
 }
 
 
-def compute_tile(x_TK, first, rows, panel_K, tile, narrow=False):
+def compute_tile(x_TK, first, rows, panel_K, tile, onto=False, narrow=False):
     """Rows ``first`` to ``first + rows`` (at most 8) of x times a panel, into ``tile``.
 
     Args:
@@ -139,35 +151,36 @@ def compute_tile(x_TK, first, rows, panel_K, tile, narrow=False):
         first, rows: which rows.
         panel_K: ``(K, 48)`` float32, or ``(K / 2, 48)`` pairs of bfloat16 as uint32.
         tile: float32 ``(8, 48)``, row ``first`` first; rows may lie apart.
+        onto: whether sums go on from what the tile holds.
         narrow: a constant; whether the panel and the tile have 16 columns.
     """
     raise NotImplementedError
 
 
 @overload(compute_tile, prefer_literal=True)
-def _compute_tile(x_TK, first, rows, panel_K, tile, narrow=False):
+def _compute_tile(x_TK, first, rows, panel_K, tile, onto=False, narrow=False):
     vectors = 1 if getattr(narrow, "literal_value", narrow) else VECTORS
     eight, four, two, one = _KERNELS[vectors, x_TK.dtype == types.uint16]
 
-    def compute(x_TK, first, rows, panel_K, tile, narrow=False):
+    def compute(x_TK, first, rows, panel_K, tile, onto=False, narrow=False):
         words = panel_K.shape[0]
         stride = x_TK.strides[0] // 4
         x, weight, out = x_TK.ctypes.data, panel_K.ctypes.data, tile.ctypes.data
-        tile_stride = tile.strides[0] // 4
+        tile_stride, begun = tile.strides[0] // 4, np.intp(onto)
         done = 0
         while done < rows:
             source, target = x + 4 * (first + done) * stride, out + 4 * done * tile_stride
             if rows - done >= 8:
-                eight(source, weight, target, stride, tile_stride, words)
+                eight(source, weight, target, stride, tile_stride, words, begun)
                 done += 8
             elif rows - done >= 4:
-                four(source, weight, target, stride, tile_stride, words)
+                four(source, weight, target, stride, tile_stride, words, begun)
                 done += 4
             elif rows - done >= 2:
-                two(source, weight, target, stride, tile_stride, words)
+                two(source, weight, target, stride, tile_stride, words, begun)
                 done += 2
             else:
-                one(source, weight, target, stride, tile_stride, words)
+                one(source, weight, target, stride, tile_stride, words, begun)
                 done += 1
 
     return compute

@@ -40,6 +40,22 @@ def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
     return packed
 
 
+def nibbles(values: Tensor) -> Tensor:
+    """Numbers of 4 bits as ``dequantization`` reads them: 16 inputs of a column in 64 bits.
+
+    Args:
+        values: uint8 ``(N, K / 2)``, the first of two numbers in the high half.
+
+    Returns:
+        int64 ``(N, K / 16)``: numbers 0, 2, ..., 14 from the lowest bits up, then 1, 3, ..., 15.
+    """
+    words = torch.zeros(len(values), values.shape[1] // 8, dtype=torch.int64)
+    for pair in range(8):
+        both = values[:, pair::8].long()
+        words |= both >> 4 << 4 * pair | (both & 15) << 32 + 4 * pair
+    return words
+
+
 def _words(weight_NK: Tensor) -> Tensor:
     return weight_NK.contiguous().view(torch.int32) if weight_NK.is_floating_point() else weight_NK
 

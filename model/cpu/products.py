@@ -13,7 +13,15 @@ import numpy as np
 from model.cpu.elementwise import assign, sigmoid
 from model.cpu.jit import inner, take, take_next, wait
 from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
-from model.cpu.quantized import panel_of, panels_of, room_for
+from model.cpu.quantized import (
+    PART,
+    multiply_row,
+    panels_of,
+    part_of,
+    parts_of,
+    room_for,
+    scale_sums,
+)
 
 ROWS_PER_ITEM = 256  # of a product: one item of work is that many rows of a panel
 
@@ -38,28 +46,24 @@ def multiply_add(record, phase, x_TK, weight, out_TN):
 
 @inner
 def _product(record, phase, x_TK, weight, out_TN, add):
-    tile, room = np.empty((TILE_ROWS, PANEL), np.float32), room_for(weight, x_TK)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    sums, room = _sums_for(tokens), room_for(weight, x_TK)
     items = panels_of(weight) * blocks
     item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
-        first_column = panel * PANEL
+        first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
+        rows = min(ROWS_PER_ITEM, tokens - first_row)
         columns = min(PANEL, out_TN.shape[1] - first_column)
-        panel_K = panel_of(weight, panel, room)
-        for first in range(
-            block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
-        ):
-            rows = min(TILE_ROWS, tokens - first)
-            compute_tile(x_TK, first, rows, panel_K, tile)
-            for row in range(rows):
-                out_N = out_TN[first + row, first_column : first_column + columns]
-                if add:
-                    for column in range(columns):
-                        out_N[column] += tile[row, column]
-                else:
-                    for column in range(columns):
-                        out_N[column] = tile[row, column]
+        _sum_up(x_TK[first_row : first_row + rows], weight, panel, room, sums)
+        for row in range(rows):
+            out_N = out_TN[first_row + row, first_column : first_column + columns]
+            if add:
+                for column in range(columns):
+                    out_N[column] += sums[row, column]
+            else:
+                for column in range(columns):
+                    out_N[column] = sums[row, column]
         item = take_next(record, phase)
     wait(record, phase, items)
 
@@ -67,28 +71,41 @@ def _product(record, phase, x_TK, weight, out_TN, add):
 @inner
 def gated_product(record, phase, x_TK, pairs, out_TI):
     """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
-    gate = np.empty((TILE_ROWS, PANEL), np.float32)
-    up = np.empty((TILE_ROWS, PANEL), np.float32)
-    gate_room, up_room = room_for(pairs, x_TK), room_for(pairs, x_TK)
     tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    gate, up, room = _sums_for(tokens), _sums_for(tokens), room_for(pairs, x_TK)
     items = panels_of(pairs) // 2 * blocks
     item = take(record, phase)
     while item < items:
         panel, block = item // blocks, item % blocks
-        first_column = panel * PANEL
+        first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
+        rows = min(ROWS_PER_ITEM, tokens - first_row)
         columns = min(PANEL, out_TI.shape[1] - first_column)
-        gate_K = panel_of(pairs, 2 * panel, gate_room)
-        up_K = panel_of(pairs, 2 * panel + 1, up_room)
-        for first in range(
-            block * ROWS_PER_ITEM, min((block + 1) * ROWS_PER_ITEM, tokens), TILE_ROWS
-        ):
-            rows = min(TILE_ROWS, tokens - first)
-            compute_tile(x_TK, first, rows, gate_K, gate)
-            compute_tile(x_TK, first, rows, up_K, up)
-            for row in range(rows):
-                out_I = out_TI[first + row, first_column : first_column + columns]
-                for column in range(columns):
-                    value = gate[row, column]
-                    assign(out_I, column, value * sigmoid(value) * up[row, column])
+        x = x_TK[first_row : first_row + rows]
+        _sum_up(x, pairs, 2 * panel, room, gate)
+        _sum_up(x, pairs, 2 * panel + 1, room, up)
+        for row in range(rows):
+            out_I = out_TI[first_row + row, first_column : first_column + columns]
+            for column in range(columns):
+                value = gate[row, column]
+                assign(out_I, column, value * sigmoid(value) * up[row, column])
         item = take_next(record, phase)
     wait(record, phase, items)
+
+
+@inner
+def _sums_for(tokens):
+    """Where the sums of an item go."""
+    return np.empty((min(tokens, ROWS_PER_ITEM), PANEL), np.float32)
+
+
+@inner
+def _sum_up(x_TK, weight, panel, room, sums):
+    """``sums = x @ panel``, as many rows as x has."""
+    if not multiply_row(weight, panel, x_TK, sums):
+        per_part = PART * 4 // x_TK.itemsize
+        for part in range(parts_of(weight, room)):
+            part_K, x = part_of(weight, panel, part, room), x_TK[:, part * per_part :]
+            for first in range(0, len(x), TILE_ROWS):
+                rows = min(TILE_ROWS, len(x) - first)
+                compute_tile(x, first, rows, part_K, sums[first:], part > 0)
+    scale_sums(weight, panel, sums[: len(x_TK)])

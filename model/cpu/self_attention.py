@@ -97,7 +97,7 @@ def attention_kernel(bfloat16: bool) -> Kernel:
                     compute_tile(weights_QN, 0, rows, wide[panel], tile)
                     _store(tile, out_QD, panel * PANEL, PANEL)
                 for panel in range(narrow_panels):
-                    compute_tile(weights_QN, 0, rows, narrow[panel], tile, True)
+                    compute_tile(weights_QN, 0, rows, narrow[panel], tile, False, True)
                     _store(tile, out_QD, wide_panels * PANEL + panel * LANES, LANES)
             item = take_next(record, 0)
 

@@ -18,14 +18,14 @@ from model.cpu import microkernel
 from model.cpu.decoder import DecoderKernels
 from model.cpu.jit import address
 from model.cpu.linear import TiledLinear
-from model.cpu.packing import pack, pack_pairs
+from model.cpu.packing import nibbles, pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
 from model.phi3v.language import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.packing import release
 from model.phi3v.quantization import QuantizedLinear
 
-_STORED = {torch.int8: np.int8, torch.uint8: np.uint8}  # as kernels know them
+_STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as kernels know them
 
 
 def why_not(model: Phi3VForCausalLM) -> str | None:
@@ -140,6 +140,7 @@ class CpuDecoder:
     ) -> None:
         scales = torch.stack([layer.scales, layer.offsets], 2).view(torch.int16).flatten(1)
         values, groups = layer.values, layer.scales.shape[1]
+        values = values.view(torch.int16) if values.dtype is torch.int8 else nibbles(values)
         packed, packed_scales = (
             pack_pairs(*stored.chunk(2)) if paired else pack(stored) for stored in (values, scales)
         )

@@ -1,0 +1,239 @@
+"""LLVM code that turns quantized numbers into what is multiplied: into a buffer, or for one row at once.
+
+Of 8 bits the numbers themselves are multiplied, which both float32 and bfloat16 hold exactly, and
+sums are scaled; of 4 bits, where each group of inputs has its own scale and offset, the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from model.cpu.microkernel import FLOATS, LANES, PAIRS, PANEL, VECTORS, everywhere, multiply_add
+
+PART = 128  # words of a panel that are made together: 24 KiB, in the innermost cache
+HALVES = 2 * VECTORS  # of a panel: 8 columns, with two numbers of each in turn
+
+_BYTE, _HALF, _WORD, _INT = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_BYTES, _WORDS = (ir.VectorType(kind, LANES) for kind in (_BYTE, _WORD))
+
+
+def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+    """A pointer to vectors or numbers, ``offset`` bytes after an address."""
+    return builder.inttoptr(builder.add(address, _INT(offset)), kind.as_pointer())
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(_WORDS, [value] * LANES)
+
+
+def _fetch(builder: Any, address: Any, ahead: int, width: int) -> None:
+    """Have memory send what comes next, while this is computed and multiplied."""
+    fetch = builder.module.declare_intrinsic(
+        "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[_WORD] * 3])
+    )
+    for at in range(ahead, ahead + width, 64):
+        # To read, into the second cache.
+        builder.call(fetch, [_at(builder, address, at, _BYTE), _WORD(0), _WORD(2), _WORD(1)])
+
+
+class _EightBits:
+    """Two inputs of a column in two bytes.
+
+    Attributes:
+        width: bytes of a panel's row.
+        pairs: of inputs in it.
+    """
+
+    width, pairs = 2 * PANEL, 1
+
+    def begin(self, builder: Any, scales: Any) -> None:
+        """Nothing: sums will be scaled."""
+
+    def load(self, builder: Any, address: Any) -> list[Any]:
+        """A row, by halves."""
+        return [
+            builder.load(_at(builder, address, LANES * half, _BYTES), align=1)
+            for half in range(HALVES)
+        ]
+
+    def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
+        """Float32 numbers of a half."""
+        return builder.sitofp(builder.sext(row[half], _WORDS), FLOATS)
+
+
+class _FourBits:
+    """Sixteen inputs of a column in eight bytes, as ``packing.nibbles`` has them.
+
+    Attributes:
+        width: bytes of a panel's row.
+        pairs: of inputs in it.
+    """
+
+    width, pairs = 8 * PANEL, 8
+
+    def begin(self, builder: Any, scales: Any) -> None:
+        """Load the scales and offsets of a group."""
+        lanes = ir.Constant(_WORDS, [lane // 2 for lane in range(LANES)])
+
+        def load(at: int) -> Any:
+            halves = ir.VectorType(_HALF, LANES // 2)
+            eight = builder.load(_at(builder, scales, 2 * at, halves), align=2)
+            words = builder.zext(builder.shuffle_vector(eight, eight, lanes), _WORDS)
+            return builder.bitcast(builder.shl(words, _constant(16)), FLOATS)  # from bfloat16
+
+        self._scale = [load(half * LANES // 2) for half in range(HALVES)]
+        self._offset = [load(PANEL + half * LANES // 2) for half in range(HALVES)]
+        self._table = ir.Constant(FLOATS, [number - 8.0 for number in range(16)])
+        declare, call = builder.module.declare_intrinsic, ir.FunctionType
+        # By the lowest 4 bits of each lane.
+        self._look_up = declare(
+            "llvm.x86.avx512.permvar.sf.512", (), call(FLOATS, [FLOATS, _WORDS])
+        )
+
+    def load(self, builder: Any, address: Any) -> list[Any]:
+        """A row, by halves."""
+        return [
+            builder.load(_at(builder, address, 4 * LANES * half, _WORDS), align=64)
+            for half in range(HALVES)
+        ]
+
+    def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
+        """Float32 weights of a half."""
+        shifted = builder.lshr(row[half], _constant(4 * pair)) if pair else row[half]
+        number = builder.call(self._look_up, [self._table, shifted])
+        return multiply_add(builder, self._offset[half], number, self._scale[half])
+
+
+def _pairs_of(builder: Any, low: Any, high: Any) -> list[Any]:
+    """A vector of pairs of bfloat16 from its halves; CPUs that multiply them can round to them."""
+    kind = ir.FunctionType(PAIRS, [FLOATS, FLOATS])
+    name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+    return [builder.call(builder.module.declare_intrinsic(name, (), kind), [high, low])]
+
+
+def _rows_of(builder: Any, low: Any, high: Any) -> list[Any]:
+    """A vector of the first numbers and one of the second, from halves that have them in turn."""
+    lanes = [[2 * lane + number for lane in range(LANES)] for number in range(2)]
+    return [builder.shuffle_vector(low, high, ir.Constant(_WORDS, each)) for each in lanes]
+
+
+# Called with a pair's number, a vector's, its words, and what the call for the pair before returned.
+Use = Callable[[Any, int, list[Any], Any], Any]
+
+
+def _for_each_pair(
+    builder: Any,
+    bits: int,
+    bfloat16: bool,
+    addresses: tuple[Any, Any, Any],
+    begun: list[Any],
+    use: Use,
+) -> list[Any]:
+    """A loop over a group of a panel: for each pair of inputs, ``use`` the words to be multiplied.
+
+    Args:
+        builder: where to.
+        bits: of a number.
+        bfloat16: whether words are pairs of bfloat16, else float32, of which a pair has two.
+        addresses: of the numbers, of scales and offsets; and how many rows there are.
+        begun: for each vector, what ``use`` gets first; perhaps nothing.
+        use: see ``Use``.
+
+    Returns:
+        What ``use`` returned at last.
+    """
+    stored, scales, rows = addresses
+    numbers: Any = _EightBits() if bits == 8 else _FourBits()
+    combined = _pairs_of if bfloat16 else _rows_of
+    numbers.begin(builder, scales)
+    before = builder.block
+    loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(_INT)
+    index.add_incoming(_INT(0), before)
+    values = [builder.phi(value.type) for value in begun]
+    for value, first in zip(values, begun, strict=True):
+        value.add_incoming(first, before)
+    address = builder.add(stored, builder.mul(index, _INT(numbers.width)))
+    _fetch(builder, address, PART // numbers.pairs * numbers.width, numbers.width)
+    row = numbers.load(builder, address)
+    new = [*values]
+    for vector in range(VECTORS):  # one after the other, or there are not enough registers
+        total = values[vector] if values else None
+        for pair in range(numbers.pairs):
+            number = builder.add(builder.mul(index, _INT(numbers.pairs)), _INT(pair))
+            low, high = (
+                numbers.numbers(builder, row, 2 * vector + half, pair) for half in range(2)
+            )
+            total = use(number, vector, combined(builder, low, high), total)
+        new[vector : vector + 1] = [total] if values else []
+    following = builder.add(index, _INT(1))
+    index.add_incoming(following, loop)
+    for value, last in zip(values, new, strict=True):
+        value.add_incoming(last, loop)
+    builder.cbranch(builder.icmp_signed("<", following, rows), loop, end)
+    builder.position_at_end(end)
+    return new
+
+
+def _make(bits: int, bfloat16: bool) -> Any:
+    @intrinsic
+    def make(typingctx: Any, stored: Any, scales: Any, rows: Any, room: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            *addresses, room = args
+
+            def store(pair: Any, vector: int, words: list[Any], _: Any) -> None:
+                row = builder.add(room, builder.mul(pair, _INT(4 * PANEL * len(words))))
+                for number, word in enumerate(words):
+                    at = 4 * (PANEL * number + LANES * vector)
+                    builder.store(word, _at(builder, row, at, word.type), align=64)
+
+            _for_each_pair(builder, bits, bfloat16, tuple(addresses), [], store)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), codegen
+
+    return make
+
+
+def _multiply(bits: int, bfloat16: bool) -> Any:
+    @intrinsic
+    def multiply(typingctx: Any, stored: Any, scales: Any, rows: Any, x: Any, sums: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            *addresses, x, sums = args
+            places = [_at(builder, sums, 4 * LANES * vector, FLOATS) for vector in range(VECTORS)]
+
+            def add(pair: Any, vector: int, words: list[Any], total: Any) -> Any:
+                inputs = builder.add(x, builder.mul(pair, _INT(4 * len(words))))
+                for number, word in enumerate(words):
+                    place = _at(builder, inputs, 4 * number, _WORD)
+                    value = everywhere(builder, place, word.type)
+                    total = multiply_add(builder, total, value, word)
+                return total
+
+            begun = [builder.load(place, align=4) for place in places]
+            totals = _for_each_pair(builder, bits, bfloat16, tuple(addresses), begun, add)
+            for total, place in zip(totals, places, strict=True):
+                builder.store(total, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), codegen
+
+    return multiply
+
+
+_KINDS = [(bits, bfloat16) for bits in (8, 4) for bfloat16 in (True, False)]
+
+# By the bits of a number, and whether bfloat16 is multiplied, else float32. Their arguments are
+# addresses: of a panel's rows of numbers; of ``(2, 48)`` bfloat16, scales and offsets, of 4 bits; how
+# many rows; and
+# - where to, as ``microkernel.compute_tile`` takes it,
+MAKE = {kind: _make(*kind) for kind in _KINDS}
+# - the inputs of one row, and 48 float32 sums that its products are added to, in the same order.
+MULTIPLY = {kind: _multiply(*kind) for kind in _KINDS}
