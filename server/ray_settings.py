@@ -26,7 +26,7 @@ class RaySettings(Settings):
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
-        description="by default pipeline_parallel_size where device is cuda, and otherwise 0",
+        description="by default pipeline_parallel_size where it is over 1 or device is cuda, or else 0",
     )
     cpus_per_replica: float = Field(1, gt=0, description="CPU cores for a replica")
     ongoing_requests: int | None = Field(
@@ -53,7 +53,8 @@ class RaySettings(Settings):
     def gpus(self) -> float:
         """GPUs for a replica."""
         if self.gpus_per_replica is None:
-            return float(self.pipeline_parallel_size if self.device == "cuda" else 0)
+            wants_some = self.device == "cuda" or self.pipeline_parallel_size > 1
+            return float(self.pipeline_parallel_size if wants_some else 0)
         return self.gpus_per_replica
 
     @property
@@ -66,6 +67,17 @@ class RaySettings(Settings):
         if self.most_replicas < self.min_replicas:
             raise PydanticCustomError(
                 "too_few_replicas", "max_replicas is less than min_replicas; give it as much"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_have_gpus(self) -> Self:
+        if 1 < self.pipeline_parallel_size != self.gpus:
+            raise PydanticCustomError(
+                "too_few_gpus",
+                "pipeline_parallel_size spreads layers over {size} GPUs and gpus_per_replica is {gpus}; "
+                "leave it out",
+                {"size": self.pipeline_parallel_size, "gpus": self.gpus},
             )
         return self
 

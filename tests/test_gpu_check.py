@@ -144,7 +144,9 @@ def test_a_gpu_without_bfloat16_serves_in_float16(monkeypatch: pytest.MonkeyPatc
             lambda including_emulation=True, native=native: native or including_emulation,
         )
         assert device.name_of(device.fast_dtype(torch.device("cuda"))) == expected
-        assert loading._dtype("auto", torch.device("cuda"), {"torch_dtype": "bfloat16"}) == expected
+        assert (
+            loading._dtype("auto", [torch.device("cuda")], {"torch_dtype": "bfloat16"}) == expected
+        )
 
 
 def test_random_answers_are_as_many_and_as_long_as_said(tiny: Path) -> None:

@@ -31,6 +31,7 @@ from model.phi3v.language import TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
+from model.phi3v.transfer import to_device
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SIZES = EngineConfig(2048, max_num_seqs=6, prefill_chunk=100, num_blocks=600)
@@ -270,6 +271,28 @@ def test_deterministic_steps_have_one_shape(
     assert torch.equal(alone, company)
     assert tapes[-1].captured == [6]
     assert set(tapes[-1].played) == {6}
+
+
+def test_what_goes_to_a_gpu_goes_by_itself() -> None:
+    class Watched:
+        def __init__(self) -> None:
+            self.calls: list[Any] = []
+
+        def pin_memory(self) -> Watched:
+            self.calls.append("pin")
+            return self
+
+        def to(self, device: torch.device, **how: bool) -> Watched:
+            self.calls.append((device.type, how))
+            return self
+
+    for device, calls in (
+        ("cuda", ["pin", ("cuda", {"non_blocking": True})]),
+        ("cpu", [("cpu", {})]),
+    ):
+        watched: Any = Watched()
+        to_device(watched, torch.device(device))
+        assert watched.calls == calls
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

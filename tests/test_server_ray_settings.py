@@ -19,6 +19,11 @@ def test_defaults() -> None:
     assert settings.ongoing == settings.max_num_seqs == 16
     assert RaySettings(insecure=True, device="cuda").gpus == 1
     assert RaySettings(insecure=True, device="cuda", gpus_per_replica=0.5).gpus == 0.5
+    assert RaySettings(insecure=True, pipeline_parallel_size=2).gpus == 2
+    with pytest.raises(
+        ValidationError, match="over 2 GPUs and gpus_per_replica"
+    ):
+        RaySettings(insecure=True, pipeline_parallel_size=2, gpus_per_replica=1)
     assert RaySettings(insecure=True, min_replicas=3).most_replicas == 3
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from model.engine.config import EngineConfig
 from model.engine.kv_cache import PagedCache
@@ -25,6 +26,7 @@ from model.engine.kv_cache_cuda import CudaKVCache
 from model.engine.scheduler import Chunk
 from model.phi3v.language import Decoder
 from model.phi3v.rope import LongRope
+from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,8 @@ class DecodeGraphs:
         self._filler = np.array([0, 0, 0, *[cache.scratch_block] * max_blocks])
         self._records = torch.from_numpy(self._filler).repeat(buckets[-1], 1).to(decoder.device)
         # The largest first, whose memory then has room for the others.
-        self._replays = {rows: capture(self._computation(rows)) for rows in reversed(buckets)}
+        bar = tqdm(reversed(buckets), "Capturing graphs", len(buckets))
+        self._replays = {rows: capture(self._computation(rows)) for rows in bar}
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute a text token of each sequence; float32 logits ``(S, V)`` of those that sample."""
@@ -107,7 +110,7 @@ class DecodeGraphs:
             sequence, position = chunk.sequence, chunk.start
             record[:FIELDS] = sequence.token_ids[position], position, sequence.regime
             record[FIELDS:][: len(sequence.block_table)] = sequence.block_table
-        self._records[:rows].copy_(torch.from_numpy(records))
+        self._records[:rows].copy_(to_device(torch.from_numpy(records), self._decoder.device))
         logits_RV = self._replays[rows]()
         # A copy: the next replay overwrites these.
         return logits_RV[[row for row, chunk in enumerate(chunks) if chunk.num_sampled]]

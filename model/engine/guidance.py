@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.engine.logits_processors import LARGEST
 from model.engine.sequence import Sequence
+from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class TorchMasking:
     def __call__(self, logits_GV: Tensor, masks_GB: Tensor, out_GV: Tensor) -> None:
         """See ``make_masking``."""
         limits = self._limits[: masks_GB.numel()]
-        indices = masks_GB.to(limits.device).flatten().int()
+        indices = to_device(masks_GB, limits.device).flatten().int()
         torch.index_select(self._highest, 0, indices, out=limits)
         torch.nan_to_num(logits_GV, -LARGEST, out=out_GV).clamp_(-LARGEST, LARGEST)
         limits_GV = limits.view(len(masks_GB), -1)[:, : logits_GV.shape[1]]

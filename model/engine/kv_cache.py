@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Attention
+from model.phi3v.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class SdpaAttention:
         self._cache = cache
         self._spans = spans
         block, offset = cache.slots(spans)
-        self._block_T = torch.from_numpy(block).to(cache.device)
-        self._offset_T = torch.from_numpy(offset).to(cache.device)
+        self._block_T = to_device(torch.from_numpy(block), cache.device)
+        self._offset_T = to_device(torch.from_numpy(offset), cache.device)
         on_cpu = cache.device.type == "cpu"
         self._dtype = torch.float32 if on_cpu else cache.keys.dtype
         self._reads = [PrefillRead(cache, span, self._dtype) for span in spans]
@@ -150,7 +151,7 @@ class PrefillRead:
         self._length = span.end
         self._dtype = dtype
         count = -(-span.end // cache.block_size)
-        self._blocks = torch.tensor(span.blocks[:count], device=cache.device)
+        self._blocks = to_device(torch.tensor(span.blocks[:count]), cache.device)
         # The first span and single tokens need no mask of their own.
         self._causal = span.start == 0 and len(span) > 1
         self._mask_QL = None

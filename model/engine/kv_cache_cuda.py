@@ -20,6 +20,7 @@ from model.engine.kv_cache import KVCache, Span
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Attention
+from model.phi3v.transfer import to_device
 
 BLOCK_SIZE = 256  # FlashAttention 2, which varlen_attn is, pages memory in multiples of this
 TOLERANCE = 0.03  # several roundings to bfloat16; a key misread or left out is far beyond it
@@ -121,7 +122,7 @@ class CudaKVCache(KVCache):
         )
 
     def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+        return to_device(torch.from_numpy(values), self.device)
 
 
 class PagedAttention:

@@ -58,7 +58,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
             "this server runs Phi-3-vision only (model_type 'phi3_v')"
         )
     devices = _devices(options)
-    options = replace(options, dtype=_dtype(options.dtype, devices[0], raw))
+    options = replace(options, dtype=_dtype(options.dtype, devices, raw))
     processor = Processor.from_checkpoint(directory)
     plan = _plan(directory, raw, options, devices)
     model = _load(directory, options, device_map(devices, plan.layers))
@@ -206,16 +206,16 @@ def _gpus(count: int) -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(count)]
 
 
-def _dtype(wanted: DType, device: torch.device, raw: dict[str, Any]) -> DType:
-    """The asked dtype, or the checkpoint's own where the device has it; else float16 on a GPU and
+def _dtype(wanted: DType, devices: list[torch.device], raw: dict[str, Any]) -> DType:
+    """The asked dtype, or the checkpoint's own where the devices have it; else float16 on a GPU and
     float32 on a CPU.
     """
     if wanted != "auto":
         return wanted
     dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
-    if dtype == "bfloat16" and has_bfloat16(device):
+    if dtype == "bfloat16" and all(map(has_bfloat16, devices)):
         return "bfloat16"
-    return "float16" if dtype in ("bfloat16", "float16") and device.type != "cpu" else "float32"
+    return "float16" if dtype in ("bfloat16", "float16") and on_cuda(devices[0]) else "float32"
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:

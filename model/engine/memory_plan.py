@@ -160,7 +160,8 @@ def _plan(
         work += work_bytes(config)
     scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache_cuda
     counts, left = _room(config, machines, work, vision + weights - layers, layers + scratch)
-    headroom = len(machines) * work + scratch
+    used = 1 + sum(count > 0 for count in counts[1:])
+    headroom = used * work + scratch
     available = vision + weights + headroom + left
     shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
     budget = left
@@ -207,6 +208,8 @@ def _room(
         for room, count in zip(rooms, counts, strict=True)
         if count
     ]
+    if rooms[0] < 0:  # and so no layers, but there is more than them
+        lefts.append(rooms[0])
     return counts, min(lefts)
 
 

@@ -14,6 +14,7 @@ from model.engine.kv_cache import PagedCache, Span
 from model.engine.scheduler import Chunk
 from model.phi3v.language import Attention, Decoder
 from model.phi3v.rope import LongRope
+from model.phi3v.transfer import to_device
 
 
 class Runner:
@@ -100,7 +101,7 @@ class Runner:
         return embedded_TE
 
     def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self._device)
+        return to_device(torch.tensor(values), self._device)
 
 
 class _Padded:

@@ -177,16 +177,20 @@ class Int4Linear(nn.Module):
 def use_torch_kernels(model: Phi3VForCausalLM) -> None:
     """Give quantized layers torch's kernels, in place; where those do not work the log says so."""
     shapes: dict[str, tuple[int, int]] = {}  # and no layers: they would be held beside the packed
+    devices = set()
     kind: type[Int8Linear] | type[Int4Linear] = Int4Linear
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLinear):
             shapes[name] = layer.shape
+            devices.add(layer.values.device)
             kind = Int8Linear if layer.values.dtype is torch.int8 else Int4Linear
     del layer
     if not shapes:
         return
-    reason = _why_no_kernels(kind, set(shapes.values()), model.dtype, model.device)
-    if reason is not None:
+    for device in devices:
+        reason = _why_no_kernels(kind, set(shapes.values()), model.dtype, device)
+        if reason is None:
+            continue
         logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
         return
     for name in shapes:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.transfer import to_device
 
 MERGE = 2  # patches merged along each side
 CROPS_PER_PASS_CPU = 1  # more are no faster, and would stall others for longer
@@ -83,7 +84,7 @@ class Phi3VImageEmbedding(nn.Module):
         """CLIP ``hidden_states[-2]`` without the class token, ``(C, N, W)``, layer by layer."""
         tower = self.img_processor
         weight = tower.embeddings.patch_embedding.weight
-        pixels = pixels.to(weight.device, weight.dtype)
+        pixels = to_device(pixels, weight.device).to(weight.dtype)
         parts = []
         for chunk in pixels.split(self.crops_per_pass):
             hidden = tower.pre_layrnorm(tower.embeddings(chunk))
