@@ -67,7 +67,17 @@ class OverloadedError(ModelError):
 
 
 class TookTooLongError(ModelError):
-    """The answer was not finished in the time that there is for one."""
+    """The answer was not finished in the time that there is for one.
+
+    Args:
+        seconds: that time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer took longer than {seconds:g} seconds, the limit here; ask for fewer "
+            "max_tokens, or try again when less is asked of the server"
+        )
 
 
 class EngineDeadError(ModelError):

@@ -8,7 +8,6 @@ for its sockets.
 from __future__ import annotations
 
 import asyncio
-import math
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
@@ -50,23 +49,36 @@ SPARE = 2  # seats of a replica for what is no POST: health, metrics, the page
 class Router(ConsistentHashRouter):
     """Keeps seats of replicas for requests without a session, which ask how the server is."""
 
+    # Of one that computes; one that takes longer looks full, and its conversations go elsewhere.
+    queue_len_response_deadline_s = 1.0
+    max_num_routing_tasks_cap = 1000
+
+    @property
+    def max_num_routing_tasks(self) -> int:
+        """Requests that look for a replica at a time: all, so that none waits behind another."""
+        return self.max_num_routing_tasks_cap
+
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Replicas to try, in this order."""
+        """Replicas to try, in this order; where there are none Ray asks again, twice a second."""
         ranks = await super().choose_replicas(candidate_replicas, pending_request)
-        if pending_request is None or not pending_request.metadata.session_id:
+        request = pending_request
+        if request is None or request.future.done() or not request.metadata.session_id:
             return ranks
-        ongoing = self.replica_queue_len_cache.get
-        free = [
-            replicas
-            for replicas in ranks
-            if (ongoing(replicas[0].replica_id) or 0) < replicas[0].max_ongoing_requests - SPARE
-        ]
-        # The gateway hands out no more than there are seats: they are full while one starts.
-        return free or ranks
+        for replicas in ranks:
+            if await self._has_seat(replicas[0]):
+                return [replicas]
+        return []
+
+    async def _has_seat(self, replica: RunningReplica) -> bool:
+        seats = replica.max_ongoing_requests - SPARE
+        taken = self.replica_queue_len_cache.get(replica.replica_id)
+        if taken is None or taken >= seats:  # not known, or perhaps no longer so
+            ((_, taken),) = await self._probe_queue_lens([replica], 0)
+        return taken is not None and taken < seats
 
 
 class Gateway:
@@ -78,8 +90,8 @@ class Gateway:
         logs.start(settings.log_format, settings.log_level)
         self._settings = settings
         self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
-        at_once = settings.most_replicas * settings.ongoing
-        self._seats = Seats(math.ceil(at_once / settings.gateways), settings.queued_requests)
+        self._requests = 0
+        self._seats = Seats(settings.seats, settings.queued_requests)
         # Ray's types leave open what ``stream`` decides.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
         self._app: ASGIApp = self._answer
@@ -92,17 +104,30 @@ class Gateway:
         return relay.Passed(self._app, without="x-request-id")  # Ray's proxy adds the same
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._settings.requests_in_gateway
+        if self._requests == limit:
+            reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
+            refused = error_response(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+            await refused(scope, receive, send)
+            return
+        self._requests += 1
+        try:
+            response = await self._response(Request(scope, receive))
+            await response(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _response(self, request: Request) -> Response:
         held = Held(self._service)
         try:
-            response = await self._forward(Request(scope, receive), held)
+            return await self._forward(request, held)
         except ApiError as error:
-            scope["state"]["relayed"] = False
-            response = error_response(error)
+            request.state.relayed = False
+            return error_response(error)
         except ClientDisconnect:
-            response = Response(status_code=CLIENT_CLOSED)
+            return Response(status_code=CLIENT_CLOSED)
         finally:
             self._service.release(held.size)
-        await response(scope, receive, send)
 
     async def _forward(self, request: Request, held: Held) -> Response:
         body, key = b"", ""
@@ -118,9 +143,7 @@ class Gateway:
             async with asyncio.timeout(seconds):
                 first = await anext(batches)
         except TimeoutError as error:
-            reason = f"the answer took longer than {seconds:g} seconds, the limit here"
-            reason = f"{reason}; try again when less is asked of the server"
-            raise from_model_error(model.TookTooLongError(reason)) from error
+            raise from_model_error(model.TookTooLongError(seconds)) from error
         return relay.Relayed(first, batches)
 
     async def _read(self, request: Request, held: Held) -> bytes:
@@ -199,6 +222,8 @@ def app(args: dict[str, Any]) -> serve.Application:
             min_replicas=settings.min_replicas,
             max_replicas=settings.most_replicas,
             target_ongoing_requests=0.75 * settings.ongoing,
+            upscale_delay_s=settings.upscale_delay,
+            downscale_delay_s=settings.downscale_delay,
         ),
         max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
         max_surge_percent=settings.max_surge_percent,
@@ -209,13 +234,12 @@ def app(args: dict[str, Any]) -> serve.Application:
         },
         **shared,
     )(Replica)
-    at_most = settings.most_replicas * settings.ongoing + settings.queued_requests
     gateways = serve.deployment(
         num_replicas=settings.gateways,
         ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
-        # More than the replicas take, so that it is a gateway that refuses, in the API's words.
-        max_ongoing_requests=at_most + settings.max_connections,
+        # More than a gateway takes, so that it is the one that refuses, in the API's words.
+        max_ongoing_requests=2 * settings.requests_in_gateway,
         max_queued_requests=settings.max_connections,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         **shared,

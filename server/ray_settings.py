@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -22,6 +23,12 @@ class RaySettings(Settings):
     min_replicas: int = Field(1, ge=1, description="replicas that always run")
     max_replicas: int | None = Field(
         None, ge=1, description="replicas that run at most; by default min_replicas"
+    )
+    upscale_delay: float = Field(
+        30, ge=0, description="seconds of too many requests after which replicas are added"
+    )
+    downscale_delay: float = Field(
+        600, ge=0, description="seconds of few requests after which replicas are taken away"
     )
     gpus_per_replica: float | None = Field(
         None,
@@ -61,6 +68,17 @@ class RaySettings(Settings):
     def ongoing(self) -> int:
         """Requests that a replica has at a time."""
         return self.ongoing_requests or self.max_num_seqs
+
+    @property
+    def seats(self) -> int:
+        """Requests that a gateway has at replicas at a time."""
+        return math.ceil(self.most_replicas * self.ongoing / self.gateways)
+
+    @property
+    def requests_in_gateway(self) -> int:
+        """Requests of any kind that a gateway has at a time; ``max_connections`` besides those
+        at replicas and those that wait."""
+        return self.seats + self.queued_requests + self.max_connections
 
     @model_validator(mode="after")
     def _at_most_is_no_less(self) -> Self:

@@ -17,8 +17,11 @@ GREEDY = {"temperature": 0, "ignore_eos": True}
 class Stream(threading.Thread):
     """Reads a stream: its status, its text, and how it ended."""
 
-    def __init__(self, server: LiveServer, **body: Any) -> None:
+    def __init__(
+        self, server: LiveServer, headers: dict[str, str] | None = None, **body: Any
+    ) -> None:
         super().__init__(daemon=True)
+        self.headers = AUTHORIZED | (headers or {})
         self.url = f"{server.url}/v1/chat/completions"
         self.body = {"messages": HELLO, "stream": True, **GREEDY, **body}
         self.answer: httpx2.Response | None = None
@@ -29,7 +32,7 @@ class Stream(threading.Thread):
     def run(self) -> None:
         try:
             with httpx2.stream(
-                "POST", self.url, json=self.body, headers=AUTHORIZED, timeout=120
+                "POST", self.url, json=self.body, headers=self.headers, timeout=120
             ) as self.answer:
                 if self.answer.status_code != 200:
                     self.answer.read()

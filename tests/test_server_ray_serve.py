@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from collector import Collector, attributes
-from live_server import API_KEY, ROOT, LiveServer, start_server
+from live_server import API_KEY, LiveServer
+from ray_server import answering, busy, replicas, start_ray_server, text_of, wait_for
 from ray_streams import GREEDY, Stream, begin
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 
@@ -34,49 +35,17 @@ ORIGIN = "https://page.example"
 
 @pytest.fixture(scope="module")
 def ray_server(tiny: Path, collector: Collector) -> Iterator[LiveServer]:
-    live = start_server(
-        program=(str(Path(__file__).with_name("ray_cluster.py")),),
-        PYTHONPATH=str(ROOT),
-        RAY_USAGE_STATS_ENABLED="0",
-        PHI3V_MODEL=str(tiny),
-        PHI3V_DTYPE="float32",
-        PHI3V_API_KEY=API_KEY,
-        PHI3V_MIN_REPLICAS=str(REPLICAS),
-        PHI3V_CPUS_PER_REPLICA="0.5",
-        PHI3V_MAX_SURGE_PERCENT="50",
-        PHI3V_ONGOING_REQUESTS=str(ONGOING),
-        PHI3V_QUEUED_REQUESTS=str(QUEUED),
-        PHI3V_MAX_OUTPUT_TOKENS="64",
-        PHI3V_DRAIN_TIMEOUT="200",
-        PHI3V_ALLOWED_ORIGINS=ORIGIN,
-        PHI3V_OTLP_ENDPOINT=collector.url,
+    live = start_ray_server(
+        tiny,
+        MIN_REPLICAS=str(REPLICAS),
+        MAX_SURGE_PERCENT="50",
+        ONGOING_REQUESTS=str(ONGOING),
+        QUEUED_REQUESTS=str(QUEUED),
+        ALLOWED_ORIGINS=ORIGIN,
+        OTLP_ENDPOINT=collector.url,
     )
     yield live
     assert live.stop() == 0
-
-
-def replicas(server: LiveServer) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(server.process.pid).children(recursive=True):
-        try:
-            if process.cmdline()[:1] and "ServeReplica:default:Replica" in process.cmdline()[0]:
-                found.append(process)
-        except psutil.Error:
-            continue  # it has ended
-    return found
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
-def text_of(answer: httpx2.Response) -> str:
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["message"]["content"]
 
 
 def test_answers_and_streams_pass_ray_unchanged(ray_server: LiveServer) -> None:
@@ -144,21 +113,6 @@ def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream:
     assert made is not None, log
     assert int(made[1]) < 8000 - 11 - 1000
     wait_for(lambda: not busy(ray_server), 20)
-
-
-def metrics(server: LiveServer) -> list[str]:
-    """Of the replicas that answer; asked often enough to meet each."""
-    return [httpx2.get(f"{server.url}/metrics", headers=AUTHORIZED).text for _ in range(16)]
-
-
-def busy(server: LiveServer) -> bool:
-    return any("phi3v_num_requests_running 0.0" not in text for text in metrics(server))
-
-
-def all_answer(server: LiveServer) -> bool:
-    """Whether as many replicas answer as should: a process that starts takes no requests yet."""
-    started = re.compile(r"^process_start_time_seconds .*", re.MULTILINE)
-    return len({started.findall(text)[0] for text in metrics(server)}) == REPLICAS
 
 
 def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
@@ -277,7 +231,7 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
 
 
 def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
-    wait_for(lambda: all_answer(ray_server) and not busy(ray_server))
+    wait_for(lambda: answering(ray_server) == REPLICAS and not busy(ray_server))
     before = {process.pid for process in replicas(ray_server)}
     streams = begin(ray_server, REPLICAS, max_tokens=8000)
     ray_server.process.send_signal(signal.SIGUSR1)

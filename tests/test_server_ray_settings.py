@@ -25,6 +25,13 @@ def test_defaults() -> None:
     ):
         RaySettings(insecure=True, pipeline_parallel_size=2, gpus_per_replica=1)
     assert RaySettings(insecure=True, min_replicas=3).most_replicas == 3
+    assert (settings.upscale_delay, settings.downscale_delay) == (30, 600)
+
+
+def test_gateways_share_seats() -> None:
+    sizes: dict[str, int] = {"max_replicas": 3, "ongoing_requests": 5, "queued_requests": 7}
+    settings = RaySettings(insecure=True, gateways=2, max_connections=10, **sizes)  # type: ignore[arg-type]
+    assert (settings.seats, settings.requests_in_gateway) == (8, 25)
 
 
 def test_environment_and_arguments_as_ray_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,13 +40,6 @@ ENDED = "the engine has ended; the server must be restarted, and its log says wh
 T = TypeVar("T")
 
 
-def _took_too_long(seconds: float) -> TookTooLongError:
-    return TookTooLongError(
-        f"the answer took longer than {seconds:g} seconds, the limit here; ask for fewer max_tokens, "
-        "or try again when less is asked of the server"
-    )
-
-
 def _step_back() -> None:
     """Make this thread's work on images yield to the steps of running answers."""
     torch.get_num_threads()  # which a thread's first use of torch would otherwise set again
@@ -136,7 +129,7 @@ class AsyncEngine:
         generation = Generation(
             load.tokens, params.n, partial(self._close, request_id, params.n, load)
         )
-        generation.fail_at(deadline, _took_too_long(limit))
+        generation.fail_at(deadline, TookTooLongError(limit))
         self._generations[request_id] = generation
         try:
             self._require_alive()  # it may have ended meanwhile, and have told those who waited
@@ -187,7 +180,7 @@ class AsyncEngine:
         except BaseException as error:
             self._in_flight.remove(n)
             if isinstance(error, TimeoutError) and time_limit.expired():
-                raise _took_too_long(seconds) from error
+                raise TookTooLongError(seconds) from error
             raise
 
     async def _prepare_only(self, work: Callable[[], T]) -> T:
