@@ -43,7 +43,9 @@ from server.seats import Seats
 from server.service import Service
 from server.traces import Traces
 
-SPARE = 2  # seats of a replica for what is no POST: health, metrics, the page
+# Seats of a replica for what is no POST: health, metrics, the page; and for a few requests that
+# several gateways, or one in one moment, hand out beyond its others.
+SPARE = 8
 
 
 class Router(ConsistentHashRouter):
@@ -69,16 +71,20 @@ class Router(ConsistentHashRouter):
         if request is None or request.future.done() or not request.metadata.session_id:
             return ranks
         for replicas in ranks:
-            if await self._has_seat(replicas[0]):
+            if await self._take_seat(replicas[0]):
                 return [replicas]
         return []
 
-    async def _has_seat(self, replica: RunningReplica) -> bool:
+    async def _take_seat(self, replica: RunningReplica) -> bool:
         seats = replica.max_ongoing_requests - SPARE
         taken = self.replica_queue_len_cache.get(replica.replica_id)
         if taken is None or taken >= seats:  # not known, or perhaps no longer so
             ((_, taken),) = await self._probe_queue_lens([replica], 0)
-        return taken is not None and taken < seats
+        if taken is None or taken >= seats:
+            return False
+        # So that others see it before it is sent and counted again; the replica's reply says better.
+        self.on_send_request(replica.replica_id)
+        return True
 
 
 class Gateway:
