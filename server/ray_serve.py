@@ -244,9 +244,10 @@ def app(args: dict[str, Any]) -> serve.Application:
         num_replicas=settings.gateways,
         ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
-        # More than a gateway takes, so that it is the one that refuses, in the API's words.
+        # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
+        # queue are also those that are on their way to one.
         max_ongoing_requests=2 * settings.requests_in_gateway,
-        max_queued_requests=settings.max_connections,
+        max_queued_requests=2 * settings.requests_in_gateway,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         **shared,
     )(Gateway)
