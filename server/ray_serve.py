@@ -17,9 +17,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import PendingRequest, RunningReplica
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,53 +36,11 @@ from server.errors import (
     from_model_error,
     too_slow,
 )
+from server.ray_routers import SPARE, ToGateways, ToReplicas
 from server.ray_settings import RaySettings
 from server.seats import Seats
 from server.service import Service
 from server.traces import Traces
-
-# Seats of a replica for what is no POST: health, metrics, the page; and for a few requests that
-# several gateways, or one in one moment, hand out beyond its others.
-SPARE = 8
-
-
-class Router(ConsistentHashRouter):
-    """Keeps seats of replicas for requests without a session, which ask how the server is."""
-
-    # Of one that computes; one that takes longer looks full, and its conversations go elsewhere.
-    queue_len_response_deadline_s = 1.0
-    max_num_routing_tasks_cap = 1000
-
-    @property
-    def max_num_routing_tasks(self) -> int:
-        """Requests that look for a replica at a time: all, so that none waits behind another."""
-        return self.max_num_routing_tasks_cap
-
-    async def choose_replicas(
-        self,
-        candidate_replicas: list[RunningReplica],
-        pending_request: PendingRequest | None = None,
-    ) -> list[list[RunningReplica]]:
-        """Replicas to try, in this order; where there are none Ray asks again, twice a second."""
-        ranks = await super().choose_replicas(candidate_replicas, pending_request)
-        request = pending_request
-        if request is None or request.future.done() or not request.metadata.session_id:
-            return ranks
-        for replicas in ranks:
-            if await self._take_seat(replicas[0]):
-                return [replicas]
-        return []
-
-    async def _take_seat(self, replica: RunningReplica) -> bool:
-        seats = replica.max_ongoing_requests - SPARE
-        taken = self.replica_queue_len_cache.get(replica.replica_id)
-        if taken is None or taken >= seats:  # not known, or perhaps no longer so
-            ((_, taken),) = await self._probe_queue_lens([replica], 0)
-        if taken is None or taken >= seats:
-            return False
-        # So that others see it before it is sent and counted again; the replica's reply says better.
-        self.on_send_request(replica.replica_id)
-        return True
 
 
 class Gateway:
@@ -234,7 +190,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
-            "request_router_class": Router,
+            "request_router_class": ToReplicas,
             # Better on a replica that has to compute the beginning than not at all.
             "request_router_kwargs": {"num_fallback_replicas": settings.most_replicas - 1},
         },
@@ -243,6 +199,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     gateways = serve.deployment(
         num_replicas=settings.gateways,
         ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
+        request_router_config={"request_router_class": ToGateways},
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
         # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
         # queue are also those that are on their way to one.
