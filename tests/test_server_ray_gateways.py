@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from live_server import API_KEY, LiveServer
-from ray_server import answering, busy, logged_by, start_ray_server, text_of, wait_for
+from ray_server import busy, logged_by, start_ray_server, text_of, wait_for
 from ray_streams import Stream, begin
 from wire import AUTHORIZED, chat, check_error
 
@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-GATEWAYS, REPLICAS, ONGOING, QUEUED, CONNECTIONS = 2, 2, 2, 2, 4
+GATEWAYS, REPLICAS, ONGOING, QUEUED, CONNECTIONS = 2, 2, 2, 2, 8
 SEATS = REPLICAS * ONGOING // GATEWAYS
 LIMITED = {"Authorization": "Bearer a-limited-key"}
 
@@ -77,10 +77,12 @@ def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -
     wait_for(lambda: not busy(ray_server))
     streams = begin(ray_server, GATEWAYS * SEATS, max_tokens=4000)
     streams += [Stream(ray_server, max_tokens=4000) for _ in range(12)]
+    wait_for(lambda: sum(stream.end == "refused" for stream in streams) == 12 - GATEWAYS * QUEUED)
     with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED, timeout=5) as client:
         for _ in range(6):
             assert client.get("/health").json() == {"status": "ready"}
             assert "phi3v_num_requests_running" in client.get("/metrics").text
+    assert "done" not in [stream.end for stream in streams]
     for stream in streams:
         stream.join()
     ends = [stream.end for stream in streams]
@@ -133,7 +135,12 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
             check_error(answer, 503, "overloaded", [])
         refused = ask()
         assert refused.headers.get_list("x-request-id") == [f"flood-{next(names) - 1}"]
+        assert refused.headers.pop("retry-after") == "1"
         message = check_error(refused, 503, "overloaded", [])["error"]["message"]
         assert message.startswith(f"a gateway has {SEATS + QUEUED + CONNECTIONS} requests")
     wait_for(lambda: ask().status_code == 200, 60)
-    wait_for(lambda: answering(ray_server) == REPLICAS, 60)
+    for number in range(20):
+        named = AUTHORIZED | {"x-request-id": f"after-{number}"}
+        assert httpx2.get(f"{ray_server.url}/metrics", headers=named).status_code == 200
+    asked = {logged_by(ray_server, f"after-{number}") for number in range(20)}
+    assert len(asked) == REPLICAS
