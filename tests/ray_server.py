@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,13 @@ def busy(server: LiveServer) -> bool:
     return any("phi3v_num_requests_running 0.0" not in text for text in metrics(server))
 
 
-def answering(server: LiveServer) -> int:
-    """How many replicas answer: a process that starts takes no requests yet."""
-    started = re.compile(r"^process_start_time_seconds .*", re.MULTILINE)
-    return len({started.findall(text)[0] for text in metrics(server)})
+def answering(server: LiveServer) -> set[int]:
+    """The replicas that answer what is no POST: a process that starts takes no requests yet."""
+    names = [f"answering-{uuid.uuid4().hex}" for _ in range(16)]
+    for name in names:
+        headers = AUTHORIZED | {"x-request-id": name}
+        assert httpx2.get(f"{server.url}/metrics", headers=headers, timeout=5).status_code == 200
+    return {logged_by(server, name) for name in names}
 
 
 def text_of(answer: httpx2.Response) -> str:

@@ -98,7 +98,7 @@ def test_replicas_come_with_load_and_go_without_a_dropped_stream(ray_server: Liv
     def two_answer() -> bool:
         at_once.append(running(ray_server))
         assert httpx2.get(f"{ray_server.url}/health", timeout=5).json() == {"status": "ready"}
-        return len(replicas(ray_server)) == 2 and answering(ray_server) == 2
+        return len(replicas(ray_server)) == 2 and len(answering(ray_server)) == 2
 
     wait_for(two_answer)
     assert median(at_once) <= ONGOING  # others wait, and leave seats to those who ask how it is

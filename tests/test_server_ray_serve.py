@@ -231,7 +231,7 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
 
 
 def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
-    wait_for(lambda: answering(ray_server) == REPLICAS and not busy(ray_server))
+    wait_for(lambda: len(answering(ray_server)) == REPLICAS and not busy(ray_server))
     before = {process.pid for process in replicas(ray_server)}
     streams = begin(ray_server, REPLICAS, max_tokens=8000)
     ray_server.process.send_signal(signal.SIGUSR1)
