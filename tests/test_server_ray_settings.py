@@ -20,9 +20,7 @@ def test_defaults() -> None:
     assert RaySettings(insecure=True, device="cuda").gpus == 1
     assert RaySettings(insecure=True, device="cuda", gpus_per_replica=0.5).gpus == 0.5
     assert RaySettings(insecure=True, pipeline_parallel_size=2).gpus == 2
-    with pytest.raises(
-        ValidationError, match="over 2 GPUs and gpus_per_replica"
-    ):
+    with pytest.raises(ValidationError, match="over 2 GPUs and gpus_per_replica"):
         RaySettings(insecure=True, pipeline_parallel_size=2, gpus_per_replica=1)
     assert RaySettings(insecure=True, min_replicas=3).most_replicas == 3
     assert (settings.upscale_delay, settings.downscale_delay) == (30, 600)
