@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 API_KEY = "a-key-for-tests"
@@ -54,6 +57,27 @@ def check_log(log: str, allowed: Collection[str] = ()) -> None:
     assert not found, "".join(found)
 
 
+def start_loading(checkpoint: Path, folder: Path) -> tuple[LiveServer, Path]:
+    """A server that loads, and the pipe in which it waits for the checkpoint's ``tokenizer.json``."""
+    for file in checkpoint.iterdir():
+        (folder / file.name).symlink_to(file)
+    pipe = folder / "tokenizer.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    live, _ = _spawn([sys.executable, "-m", "server", "--port", "0", "--model", str(folder)])
+    process = psutil.Process(live.process.pid)
+    deadline = time.monotonic() + START_TIMEOUT
+    while live.process.poll() is None and time.monotonic() < deadline:
+        for made in process.net_connections("tcp"):
+            if made.status == psutil.CONN_LISTEN:
+                live.url = f"http://127.0.0.1:{made.laddr.port}"
+                return live, pipe
+        time.sleep(0.1)
+    live.process.kill()
+    live.process.wait()
+    raise RuntimeError("the server does not listen:\n" + "".join(live.log))
+
+
 def start_server(
     *flags: str,
     program: tuple[str, ...] = ("-m", "server"),
@@ -63,33 +87,42 @@ def start_server(
     **environment: str,
 ) -> LiveServer:
     """Start ``python -m server``, or another program, on a free port and wait for its ready line."""
+    live, urls = _spawn([python, *program, "--port", "0", *flags], cwd, **environment)
+    try:
+        url = urls.get(timeout=timeout)
+    except queue.Empty:
+        live.process.kill()
+        url = None
+    if url is None:
+        live.process.wait()
+        raise RuntimeError("the server did not start:\n" + "".join(live.log))
+    live.url = url
+    return live
+
+
+def _spawn(
+    command: list[str | Path], cwd: Path = ROOT, **environment: str
+) -> tuple[LiveServer, queue.SimpleQueue[str | None]]:
+    """A process whose output is read, and what it says it is ready on; None when it has ended."""
     process = subprocess.Popen(
-        [python, *program, "--port", "0", *flags],
+        command,
         cwd=cwd,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    log: list[str] = []
+    live = LiveServer(process, url="")
     urls: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            log.append(line)
+            live.log.append(line)
             if match := READY.search(line):
                 urls.put(match[1])
         process.stdout.close()
         urls.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    try:
-        url = urls.get(timeout=timeout)
-    except queue.Empty:
-        process.kill()
-        url = None
-    if url is None:
-        process.wait()
-        raise RuntimeError("the server did not start:\n" + "".join(log))
-    return LiveServer(process, url, log=log)
+    return live, urls

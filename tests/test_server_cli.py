@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from live_server import API_KEY, ROOT, check_log, start_server
+from live_server import API_KEY, ROOT, check_log, start_loading, start_server
 from server.settings import Settings
 from waiting import within
 
@@ -254,19 +254,15 @@ def test_answers_that_take_too_long_are_cut_off(tiny: Path, timeout: int) -> Non
             list(lines)
 
 
-def test_a_signal_while_loading_ends_the_server() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--model", "demo", "--port", "0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
-    check_log(output)
+def test_a_signal_while_loading_ends_the_server(tiny: Path, tmp_path: Path) -> None:
+    live, _ = start_loading(tiny, tmp_path)
+    try:
+        health = httpx2.get(f"{live.url}/health", timeout=60)  # answered: it handles signals
+        assert health.json() == {"status": "loading"}
+    finally:
+        status = live.stop()
+    assert status == 0, "".join(live.log)
+    check_log("".join(live.log))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

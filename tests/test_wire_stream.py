@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ import httpx2
 import psutil
 import pytest
 
-from live_server import API_KEY, LiveServer, start_server
+from live_server import API_KEY, LiveServer, start_loading, start_server
 
 HEADERS = {"api-key": API_KEY}
 HELLO: dict[str, Any] = {
@@ -156,53 +152,21 @@ def test_health(server: LiveServer) -> None:
 
 def test_loading_is_a_state(tiny: Path, tmp_path: Path) -> None:
     """The server listens before its model is there, says so, and is not ready."""
-    pipe = tmp_path / "checkpoint"
-    pipe.mkdir()
-    for file in tiny.iterdir():
-        if file.name != "tokenizer.json":
-            (pipe / file.name).symlink_to(file)
-    os.mkfifo(pipe / "tokenizer.json")  # loading waits here until someone writes
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "server",
-            "--model",
-            str(pipe),
-            "--port",
-            str(port),
-        ],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    url = f"http://127.0.0.1:{port}"
+    live, pipe = start_loading(tiny, tmp_path)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                health = httpx2.get(f"{url}/health")
-                break
-            except httpx2.ConnectError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        health = httpx2.get(f"{live.url}/health", timeout=60)
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
         for response in (
-            httpx2.post(f"{url}/v1/chat/completions", json=HELLO),
-            httpx2.get(f"{url}/info"),
+            httpx2.post(f"{live.url}/v1/chat/completions", json=HELLO, timeout=60),
+            httpx2.get(f"{live.url}/info", timeout=60),
         ):
             assert response.status_code == 503
             assert response.headers["retry-after"] == "1"
-        (pipe / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
-        deadline = time.monotonic() + 60
-        while httpx2.get(f"{url}/health").status_code != 200:
+        pipe.write_bytes((tiny / "tokenizer.json").read_bytes())
+        deadline = time.monotonic() + 120
+        while httpx2.get(f"{live.url}/health", timeout=60).status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
-    assert process.returncode == 0
+        status = live.stop()
+    assert status == 0
