@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 import trustme
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 
 from live_server import API_KEY, LiveServer, check_log, start_server
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from model.engine.engine import Engine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
+
+# A client gives up after five seconds unless told otherwise, which a busy machine may take at times.
+vars(DEFAULT_TIMEOUT_CONFIG).update(vars(httpx2.Timeout(60)))
 
 SHARED = Path(__file__).parents[2] / "shared"
 REFERENCE = SHARED / "reference"
