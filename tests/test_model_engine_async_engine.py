@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -104,16 +104,20 @@ def test_refused_requests_leave_nothing_behind(tiny: Path) -> None:
 
 def test_cancelled_preparation_leaves_nothing_behind(tiny: Path) -> None:
     async def scenario(engine: AsyncEngine) -> None:
+        begun, cancelled = threading.Event(), threading.Event()
+
         def slow() -> Image.Image:
-            time.sleep(0.3)
+            begun.set()
+            assert cancelled.wait(60)
             return Image.new("L", (10, 10))
 
         message = Message("user", "x", (MessageImage(slow),))
         task = asyncio.create_task(engine.generate([message], GREEDY))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(begun.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        cancelled.set()
         assert (engine._in_flight.answers, engine._generations) == (0, {})
         assert await text(engine, HELLO, GREEDY)
 
