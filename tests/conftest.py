@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import trustme
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
+from hypothesis import HealthCheck, settings
 
 from live_server import API_KEY, LiveServer, check_log, start_server
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from model.engine.engine import Engine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
+
+# An example may take its time, and making it too: what is slow here is the machine.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # A client gives up after five seconds unless told otherwise, which a busy machine may take at times.
 vars(DEFAULT_TIMEOUT_CONFIG).update(vars(httpx2.Timeout(60)))

@@ -243,7 +243,8 @@ def test_the_tower_works_in_slices_beside_running_answers(
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(seed=st.integers(0, 2**32), caching=st.booleans(), blocks=st.sampled_from([129, 160, 2048]))
 def test_random_traffic(make_engine: MakeEngine, seed: int, caching: bool, blocks: int) -> None:

@@ -97,7 +97,8 @@ LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 100, 1015, 1020, 1023, 1024, 1025, 
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     lengths=st.lists(LENGTHS, min_size=1, max_size=6),

@@ -263,7 +263,7 @@ def schemas() -> st.SearchStrategy[Any]:
     return st.recursive(leaves, grown, max_leaves=6)
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250, derandomize=True)
 @given(schema=schemas(), seed=st.integers(0, 2**32), temperature=st.sampled_from([0.0, 1.0, 8.0]))
 def test_random_schemas(engine: Engine, schema: Any, seed: int, temperature: float) -> None:
     """``stop`` means valid, ``length`` a prefix, whatever the schema, the seed, the temperature."""

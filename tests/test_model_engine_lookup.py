@@ -142,7 +142,7 @@ def test_deterministic_engines_do_not_guess(make_repeater: Callable[..., Engine]
     assert engine.stats().totals.guessed_tokens == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(-1, 4), min_size=3, max_size=200), st.integers(0, 40))
 def test_guesses_are_what_followed(tokens: list[int], most: int) -> None:
     guess = Lookup(0).guess(tokens, most)
