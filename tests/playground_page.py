@@ -38,7 +38,7 @@ class Playground:
         self.bodies: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.refusals: list[str] = []
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", self._on_request)

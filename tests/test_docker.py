@@ -56,7 +56,7 @@ def test_the_cpu_image_installs_and_answers(tmp_path: Path) -> None:
             env={**os.environ, **image.environment, "PHI3V_PORT": port},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=100,
         )
         assert checked.returncode == 0, checked.stderr
         assert httpx2.get(f"{url}/info").status_code == 401

@@ -125,7 +125,7 @@ def write_configuration(folder: Path, servers: list[LiveServer], port: int) -> s
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -226,7 +226,7 @@ def test_leaving_reaches_the_server(balanced: Balanced) -> None:
 
 
 def wait_until_running(server: LiveServer, count: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while running(server) != count:
         assert time.monotonic() < deadline
         time.sleep(0.05)

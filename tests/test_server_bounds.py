@@ -70,7 +70,7 @@ def until_none_is_open(server: LiveServer) -> None:
 @contextlib.contextmanager
 def connection(server: LiveServer, *parts: bytes) -> Iterator[socket.socket]:
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as made:
+    with socket.create_connection((host, int(port)), timeout=60) as made:
         for part in parts:
             made.sendall(part)
         yield made
@@ -139,7 +139,7 @@ def test_slow_bodies(bounded: LiveServer, how: str, drips: bool) -> None:
                 if drips:
                     made.sendall(drip)
                 received = made.recv(65536)
-        made.settimeout(20)
+        made.settimeout(60)
         received += everything(made)
     assert time.monotonic() - started > SECONDS - 0.5
     check_raw(received, 408, "request_timeout")

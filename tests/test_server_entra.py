@@ -266,7 +266,7 @@ def test_a_dead_issuer(own: EntraIssuer) -> None:
 def test_a_silent_issuer_holds_up_nobody_else(
     own: EntraIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(issuer_module, "FETCH_TIMEOUT", 2.0)
+    monkeypatch.setattr(issuer_module, "FETCH_TIMEOUT", 5.0)
 
     async def wait() -> None:
         entra = checker(own)
@@ -277,7 +277,7 @@ def test_a_silent_issuer_holds_up_nobody_else(
         for _ in range(5):
             await entra.name(own.token())
         assert not waiting.done()
-        assert "no answer in 2 seconds" in (await waiting).message
+        assert "no answer in 5 seconds" in (await waiting).message
 
     asyncio.run(wait())
 
@@ -291,7 +291,7 @@ def test_keys_are_looked_for_again_after_an_hour(
         monkeypatch.setattr(issuer_module, "MAX_AGE", 0.0)
         own.rotate("second")
         await entra.name(token)  # does not wait
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(own.asked) < 8:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

@@ -74,14 +74,14 @@ def status(live: LiveServer, key: str) -> int:
 
 
 def eventually(live: LiveServer, key: str, wanted: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while status(live, key) != wanted:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def logged(live: LiveServer, text: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(text in line for line in live.log):
         assert time.monotonic() < deadline, "".join(live.log)
         time.sleep(0.1)

@@ -120,7 +120,7 @@ def test_request_ids_are_echoed(server: LiveServer) -> None:
 
 def test_connections_are_kept(server: LiveServer) -> None:
     """Through answers, streams and refusals."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
     connection.connect()
     kept = connection.sock
     bodies = ["{", '{"messages":[{"role":"user","content":"hi"}],"max_tokens":2,"stream":true}'] * 2
