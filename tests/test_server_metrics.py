@@ -87,6 +87,23 @@ def test_the_key_is_needed(server: LiveServer) -> None:
         urllib.request.urlopen(f"{server.url}/metrics")
 
 
+def test_a_fresh_server_has_counted_nothing(tiny: Path) -> None:
+    server = start_server("--model", str(tiny), "--api-key", API_KEY)
+    try:
+        found = numbers(server)
+        assert found["phi3v_prompt_tokens_total"] == 0
+        counts = {
+            name: value
+            for name, value in found.items()
+            if name.startswith("phi3v_") and name.endswith(("_total", "_count", "_sum"))
+        }
+        assert len(counts) > 15
+        assert not any(counts.values()), counts
+        assert not any(counted(server, "phi3v_request_success_total").values())
+    finally:
+        assert server.stop() == 0
+
+
 def test_caches_switched_off_and_metrics_opened(tiny: Path) -> None:
     off = ("--no-prefix-caching", "--embedding-cache-memory", "0", "--open-metrics")
     server = start_server("--model", str(tiny), "--api-key", API_KEY, *off)

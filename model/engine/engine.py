@@ -158,6 +158,10 @@ class Engine:
             totals=self._totals,
         )
 
+    def reset_totals(self) -> None:
+        """Count nothing of what was done so far."""
+        self._totals.reset()
+
     def add(
         self,
         request_id: int,

@@ -79,6 +79,7 @@ def _warm_up(engine: Engine) -> None:
                 raise CheckpointError(
                     f"the model cannot run: {output.result.__cause__ or output.result}"
                 )
+    engine.reset_totals()  # nobody asked for it
 
 
 def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:

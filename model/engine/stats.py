@@ -64,6 +64,10 @@ class Totals:
     e2e: Histogram = field(default_factory=Histogram)
     queued: Histogram = field(default_factory=Histogram)
 
+    def reset(self) -> None:
+        """Begin anew."""
+        vars(self).update(vars(Totals()))
+
 
 @dataclass(frozen=True)
 class Stats:
