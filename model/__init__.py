@@ -84,6 +84,7 @@ __all__ = [
     "TooManyImagesError",
     "TookTooLongError",
     "Totals",
+    "abandon_downloads",
     "check_checkpoint",
     "find_checkpoint",
     "load_engine",
@@ -119,6 +120,15 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     from model.demo import CHECKPOINT
 
     return CHECKPOINT
+
+
+def abandon_downloads() -> bool:
+    """To be called before a program ends that may be downloading a checkpoint.
+
+    Returns:
+        whether it is; ``os._exit`` is then the only end that does not wait for it.
+    """
+    return hub.abandon_downloads()
 
 
 def check_checkpoint(directory: Path) -> list[Finding]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ NEWEST = "main"  # of models without a pinned revision
 FILES = ["*.json", "*.safetensors"]
 NOT_FILES = ["*/*"]  # what is in folders is for other programs
 GB = 1e9
+PARTIAL = ".incomplete"  # ends the names of files until they are whole; none is gone on with
+
+_at_work = threading.Event()  # set while something is downloaded
 
 
 def find_checkpoint(model: str, revision: str | None = None) -> Path:
@@ -63,8 +68,47 @@ def _refuse_pickles(directory: Path) -> None:
         )
 
 
+def abandon_downloads() -> bool:
+    """Remove what this process has written of files that are being downloaded.
+
+    Returns:
+        whether something is; its threads then keep the program from ending in the usual way.
+    """
+    import psutil
+
+    if not _at_work.is_set():
+        return False
+    for file in psutil.Process().open_files():
+        if file.path.endswith(PARTIAL):
+            Path(file.path).unlink(missing_ok=True)
+    return True
+
+
+def _remove_leftovers(model: str) -> None:
+    """Remove parts of files whose download was killed: nobody holds the lock of theirs."""
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there
+
+    folder = repo_folder_name(repo_id=model, repo_type="model")
+    for part in (_cache() / folder / "blobs").glob(f"*{PARTIAL}"):
+        etag = part.name.split(".")[0]
+        with (
+            suppress(OSError),  # somebody has the lock, or the cache is only to be read
+            WeakFileLock(_cache() / ".locks" / folder / f"{etag}.lock", timeout=0.1),
+        ):
+            part.unlink(missing_ok=True)
+
+
 def _download(model: str, revision: str) -> Path:
     """The model's directory in the hub's cache, after what it lacks is downloaded."""
+    _at_work.set()
+    try:
+        return _download_what_lacks(model, revision)
+    finally:
+        _at_work.clear()
+
+
+def _download_what_lacks(model: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
@@ -85,6 +129,7 @@ def _download(model: str, revision: str) -> Path:
                 return Path(snapshot(local_files_only=True))
             except LocalEntryNotFoundError:
                 raise error from error.__cause__
+        _remove_leftovers(model)
         _check_files(model, revision, [file.filename for file in files])
         missing = sum(file.file_size or 0 for file in files if file.will_download)
         if missing:

@@ -8,6 +8,7 @@ status.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
         if given[0] in COMMANDS:
             task = _read(COMMANDS[given[0]], given[1:])
-            return 2 if task is None else task.run()
+            return 2 if task is None else _end(task.run())
     from server.settings import Settings
 
     settings = _read(Settings, given)
@@ -52,7 +53,16 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
     from server.run import run
 
-    return run(settings)
+    return _end(run(settings))
+
+
+def _end(status: int) -> int:
+    """The status to end with; ends at once where files are downloaded, which may take hours."""
+    from model import abandon_downloads
+
+    if abandon_downloads():
+        os._exit(status)
+    return status
 
 
 def _read(command: type[Command], given: list[str]) -> Command | None:

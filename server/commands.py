@@ -6,7 +6,14 @@ The result goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import math
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import Field, FilePath
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
@@ -14,6 +21,43 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
 from server import logs
 from server.settings import ModelSettings, Revision
+
+Result = TypeVar("Result")
+
+
+class _EndedError(Exception):
+    """A signal asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+def _until_signal(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns or raises, on a thread of its own; raises _EndedError at a signal."""
+
+    def on_signal(number: int, _: object) -> None:
+        handle(signal.SIG_DFL)
+        raise _EndedError(number)
+
+    def handle(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # handed to the one who waits
+            done.set_exception(error)
+
+    handle(on_signal)
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return done.result()
+    finally:
+        handle(signal.SIG_DFL)
 
 
 class Download(BaseSettings):
@@ -32,10 +76,14 @@ class Download(BaseSettings):
         """Download; returns the exit status."""
         log = logs.start("text", "info")
         try:
-            directory = find_checkpoint(self.model, self.revision)
+            directory = _until_signal(partial(find_checkpoint, self.model, self.revision))
         except CheckpointError as error:
             logs.complain("text", str(error))
             return 1
+        except _EndedError as ended:
+            print(file=sys.stderr)  # after a progress bar
+            logs.complain("text", f"{ended}; files that were complete are kept for the next run")
+            return 128 + ended.number
         finally:
             log.finish()
         print(directory)

@@ -38,6 +38,7 @@ class Hub:
 
     Attributes:
         breaks: how many answers from the store still end early, each after ``breaks_after`` bytes.
+        goes_on: while it is not set, answers from the store stop after ``breaks_after`` bytes.
         sizes: sizes to tell of files, by name, instead of their own.
         status: answered to everything, instead.
     """
@@ -45,6 +46,7 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     breaks: int = 0
     breaks_after: int = 100_000
+    goes_on: threading.Event = field(default_factory=threading.Event)
     sizes: dict[str, int] = field(default_factory=dict)
     status: int | None = None
     url: str = ""
@@ -160,9 +162,12 @@ class Handler(BaseHTTPRequestHandler):
             told["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         rest = content[start:]
         cut = None
-        if may_break and self.command == "GET" and self.hub.breaks > 0:
-            self.hub.breaks -= 1
-            cut = self.hub.breaks_after
+        if may_break and self.command == "GET":
+            if self.hub.breaks > 0:
+                self.hub.breaks -= 1
+                cut = self.hub.breaks_after
+            elif not self.hub.goes_on.is_set():
+                cut = self.hub.breaks_after
         self._send(status, rest, told, cut)
 
     def _send(
@@ -181,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
+            self.hub.goes_on.wait(300)
             self.close_connection = True
 
 
@@ -188,6 +194,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve_hub() -> Iterator[Hub]:
     """A hub on a free port of this machine."""
     hub = Hub()
+    hub.goes_on.set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -196,6 +203,7 @@ def serve_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.goes_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from huggingface_hub.utils import WeakFileLock
 
 from hub import Hub, Repo, serve_hub
 from live_server import ROOT, check_log, start_server
@@ -142,6 +145,62 @@ def test_a_broken_download_keeps_the_files_that_are_done(hub: Hub, tmp_path: Pat
     assert directory_of(download(hub, tmp_path)).name == COMMIT
     assert len(hub.asked("GET", "/store/")) == 1
     assert hub.asked("GET", ".json") == []
+
+
+def partial_files(home: Path) -> list[Path]:
+    return list(home.rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [
+        (("download", MODEL), signal.SIGINT, 130),
+        (("download", MODEL), signal.SIGTERM, 143),
+        (("--model", MODEL, "--port", "0"), signal.SIGTERM, 0),
+    ],
+)
+def test_a_signal_ends_a_download_and_leaves_no_part_of_a_file(
+    hub: Hub, tmp_path: Path, command: tuple[str, ...], number: signal.Signals, status: int
+) -> None:
+    hub.goes_on.clear()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", *command],
+        cwd=ROOT,
+        env=environment(hub, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not hub.asked("GET", "/store/") or not partial_files(tmp_path):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=100)  # the hub would keep it waiting longer
+    assert process.returncode == status, output
+    check_log(output)
+    told = [line for line in output.splitlines() if line.startswith("phi3v-server: ended by")]
+    assert [line.split(";")[0][-len(number.name) :] for line in told] == [number.name] * (
+        status > 0
+    )
+    assert partial_files(tmp_path) == []
+    hub.goes_on.set()
+    assert directory_of(download(hub, tmp_path)).name == COMMIT
+
+
+def test_parts_that_killed_downloads_left_are_removed(hub: Hub, tmp_path: Path) -> None:
+    """But not those of a file that somebody downloads, who holds its lock."""
+    folder = "models--" + MODEL.replace("/", "--")
+    blobs, locks = (tmp_path / "hub" / parent / folder for parent in ("", ".locks"))
+    blobs = blobs / "blobs"
+    for each in (blobs, locks):
+        each.mkdir(parents=True)
+    for etag in ("1" * 40, "2" * 40):
+        (blobs / f"{etag}.0a1b2c3d.incomplete").write_bytes(b"x")
+    with WeakFileLock(locks / ("1" * 40 + ".lock")):
+        directory_of(download(hub, tmp_path))
+    assert [file.name[0] for file in partial_files(tmp_path)] == ["1"]
 
 
 @pytest.mark.parametrize("gated", [False, True])
