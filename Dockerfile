@@ -53,7 +53,8 @@ COPY model model
 USER 10001
 VOLUME /cache
 EXPOSE 8000
-# Loading, with the first download, may take long; health is 503 until then.
+# Loading, with the first download, may take long; health is 503 until then. It sees variables
+# and no flags: another port, and TLS, must be given as PHI3V_PORT and PHI3V_SSL_CERTFILE.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-c", "import os, ssl, urllib.request; urllib.request.urlopen(f\"http{'s' * ('PHI3V_SSL_CERTFILE' in os.environ)}://127.0.0.1:{os.environ['PHI3V_PORT']}/health/ready\", timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["python", "-m", "server"]
