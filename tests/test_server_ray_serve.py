@@ -107,7 +107,7 @@ def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream:
             next(answer.iter_lines())
     else:
         with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(url, json=body, headers=headers, timeout=1.0)
+            httpx2.post(url, json=body, headers=headers, timeout=3.0)
     log = wait_for(lambda: [line for line in ray_server.log if f"request_id={name}" in line], 20)
     made = re.search(r"completion_tokens=(\d+)", log[0])
     assert made is not None, log

@@ -43,7 +43,7 @@ def chat(
     merged = httpx2.Headers(AUTHORIZED)
     merged.update(headers)
     body = {"messages": HELLO, "max_tokens": 3, **body}
-    return httpx2.post(server.url + path, json=body, headers=merged, timeout=60)
+    return httpx2.post(server.url + path, json=body, headers=merged, timeout=120)
 
 
 def check_error(
