@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from model.demo import CHECKPOINT
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
-from model.engine.config import LoadOptions, Quantization
+from model.engine.config import LoadOptions
 from model.engine.loading import describe, load_engine
-from model.engine.machine import Machine
-from model.engine.memory_plan import plan_memory
+from model.engine.vision_runner import VisionRunner
 from model.errors import CheckpointError
-from model.phi3v.checking import read_headers
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.tokenizer import Phi3VTokenizer
@@ -52,7 +50,6 @@ def test_checkpoints_depend_on_their_seed_alone(tiny: Path, tmp_path: Path) -> N
 def test_made_checkpoints_are_in_the_official_form(official: Path) -> None:
     """The full preset has the official names and shapes (checked without writing its 8 GB)."""
     from model.demo.random_checkpoint import _config
-    from model.phi3v.configuration import Phi3VConfig
     from model.phi3v.modeling import official_shapes
 
     config = _config(PRESETS["full"], "x")
@@ -67,89 +64,6 @@ def test_made_checkpoints_are_in_the_official_form(official: Path) -> None:
     different = {"_name_or_path", "rope_scaling"}
     for key in config.keys() - ours - different:
         assert config[key] == official_config[key], key
-
-
-MEASURE = """
-import sys, threading, time
-from pathlib import Path
-import psutil
-from model.engine.config import LoadOptions
-from model.engine.loading import load_engine
-
-try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the checkpoint
-    from model.cpu.attention import paged_attention
-    from model.cpu.decoder import DecoderKernels
-    from model.cpu.linear import linear_kernel
-    from model.cpu.self_attention import attention_kernel
-except ImportError:
-    pass
-else:
-    import numpy as np
-    stored = {"none": None, "int8": np.int8, "int4": np.uint8}[sys.argv[2]]
-    paged_attention(True), DecoderKernels(True, stored), linear_kernel(True), attention_kernel(True)
-
-process = psutil.Process()
-before = peak = process.memory_info().rss
-done = False
-
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, process.memory_info().rss)
-        time.sleep(0.002)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-load_engine(Path(sys.argv[1]), LoadOptions("", dtype="bfloat16", max_model_len=64, quantization=sys.argv[2]))
-done = True
-watcher.join()
-print(peak - before)
-"""
-
-
-@pytest.mark.parametrize(
-    ("max_shard_bytes", "quantization"),
-    [
-        pytest.param(5_000_000_000, "none", marks=pytest.mark.slow),
-        (200_000_000, "none"),
-        pytest.param(5_000_000_000, "int8", marks=pytest.mark.slow),
-        (200_000_000, "int4"),
-    ],
-)
-def test_loading_takes_little_more_memory_than_the_weights(
-    tmp_path: Path, max_shard_bytes: int, quantization: Quantization
-) -> None:
-    write_checkpoint(
-        tmp_path,
-        PRESETS["bench"],
-        num_layers=16,
-        hidden_size=1152,
-        num_heads=12,
-        intermediate_size=3072,
-        max_shard_bytes=max_shard_bytes,
-    )
-    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
-    assert size >= 500_000_000
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_bytes < size)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), quantization],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-    )
-    growth = int(done.stdout)
-    options = LoadOptions("", dtype="bfloat16", embedding_cache_gib=0, quantization=quantization)
-    config = Phi3VConfig.from_pretrained(tmp_path)
-    plan = plan_memory(
-        read_headers(tmp_path), config, options, [Machine(torch.device("cpu"), 8 << 30, "")]
-    )
-    shutil.rmtree(tmp_path)
-    if quantization == "none":
-        assert 0.5 * size < growth <= 1.15 * size, f"{growth / size:.2f} times the weights"
-    else:  # layers are quantized one by one, in float32
-        assert growth <= plan.weights + plan.vision + plan.headroom / 2
-        assert growth < {"int8": 0.95, "int4": 0.75}[quantization] * size
 
 
 Break = Callable[[Path], object]
@@ -307,3 +221,24 @@ def test_demo_checkpoint_is_small_and_loads() -> None:
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 15_000_000
     assert describe(CHECKPOINT, "demo").name == "phi3v-demo"
     load_engine(CHECKPOINT, OPTIONS)
+
+
+@pytest.mark.parametrize(("window", "images"), [(4096, 1), (64, 0)])
+def test_on_a_gpu_a_picture_is_answered_first(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, window: int, images: int
+) -> None:
+    """Nothing of it is counted, and a window too short for it does not matter."""
+    seen: list[int] = []
+    advance = VisionRunner.advance
+
+    def watch(self: VisionRunner, sequences: Sequence[Any], seconds: float) -> Any:
+        result = advance(self, [*sequences], seconds)
+        seen.append(self.num_images)
+        return result
+
+    monkeypatch.setattr("model.engine.loading.on_cuda", lambda device: True)
+    monkeypatch.setattr(VisionRunner, "advance", watch)
+    engine = load_engine(tiny, replace(OPTIONS, max_model_len=window))
+    assert max(seen, default=0) == images
+    stats = engine.stats()
+    assert (stats.images_computed, stats.running, stats.totals.prompt_tokens) == (0, 0, 0)

@@ -49,11 +49,9 @@ def nibbles(values: Tensor) -> Tensor:
     Returns:
         int64 ``(N, K / 16)``: numbers 0, 2, ..., 14 from the lowest bits up, then 1, 3, ..., 15.
     """
-    words = torch.zeros(len(values), values.shape[1] // 8, dtype=torch.int64)
-    for pair in range(8):
-        both = values[:, pair::8].long()
-        words |= both >> 4 << 4 * pair | (both & 15) << 32 + 4 * pair
-    return words
+    even, odd = values.view(len(values), -1, 4, 2).unbind(3)
+    halves = torch.stack([even >> 4 | odd & 0xF0, even & 0xF | odd << 4], 2)
+    return halves.flatten(1).view(torch.int64)
 
 
 def _words(weight_NK: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ class Engine:
     def reset_totals(self) -> None:
         """Count nothing of what was done so far."""
         self._totals.reset()
+        self.vision.num_images = 0
 
     def add(
         self,

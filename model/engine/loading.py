@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 from accelerate.hooks import remove_hook_from_module
+from PIL import Image
+from tqdm import tqdm
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
@@ -22,10 +24,12 @@ from model.engine.machine import GIB, has_bfloat16, look_at
 from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.placement import device_map
 from model.engine.request import SamplingParams
-from model.errors import CheckpointError, ModelError
+from model.errors import CheckpointError, ModelError, RequestError
+from model.phi3v.chat import Message, MessageImage
 from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.image_processing import TILE
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
 from model.phi3v.processing import Processor, PromptInputs
@@ -33,6 +37,7 @@ from model.phi3v.quantization import quantize_linears
 
 logger = logging.getLogger(__name__)
 
+WARM_UP = SamplingParams(temperature=0, max_tokens=1)
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
 
 
@@ -71,14 +76,24 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Answer once with one token: weights are mapped files until something reads them."""
-    engine.add(-1, PromptInputs([0]), SamplingParams(temperature=0, max_tokens=1))
-    while engine.has_work:
-        for output in engine.step():
-            if isinstance(output.result, ModelError):
-                raise CheckpointError(
-                    f"the model cannot run: {output.result.__cause__ or output.result}"
-                )
+    """Answer once with one token: weights are mapped files until something reads them.
+
+    On a GPU about a picture as well: libraries there choose and load their kernels at first use.
+    """
+    prompts = [PromptInputs([0])]
+    if on_cuda(engine.network.decoder.device):
+        size = 2 * TILE  # several crops, and a prompt of more than a chunk
+        picture = MessageImage(lambda: Image.new("RGB", (size, size)))
+        with suppress(RequestError):  # it may be longer than the window
+            prompts.append(engine.prepare([Message("user", "", (picture,))], WARM_UP)[0])
+    for prompt in tqdm(prompts, desc="Warming up"):
+        engine.add(-1, prompt, WARM_UP)
+        while engine.has_work:
+            for output in engine.step():
+                if isinstance(output.result, ModelError):
+                    raise CheckpointError(
+                        f"the model cannot run: {output.result.__cause__ or output.result}"
+                    )
     engine.reset_totals()  # nobody asked for it
 
 
