@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
 from typing import Any
 
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
@@ -21,13 +20,13 @@ SPARE = 8
 class Counting(RequestRouter):
     """Counts a request as soon as a process is chosen for it."""
 
-    # Of a process that computes; one that takes longer looks full.
+    # Seconds for a process that computes; one that takes longer looks full.
     queue_len_response_deadline_s = 1.0
     max_num_routing_tasks_cap = 1000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._asking: defaultdict[ReplicaID, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._probes: dict[ReplicaID, asyncio.Task[Any]] = {}
 
     @property
     def max_num_routing_tasks(self) -> int:
@@ -47,24 +46,39 @@ class Counting(RequestRouter):
             the process alone; none where all are full.
         """
         for replica in replicas:
-            await self._learn(replica, replica.max_ongoing_requests - spare)
+            if self.replica_queue_len_cache.get(replica.replica_id) is None:
+                self._probe(replica)  # and wait for it only where no other is free
+        if not (chosen := self._freest(replicas, spare)):
+            await asyncio.wait([self._probe(replica) for replica in replicas])
+            chosen = self._freest(replicas, spare)
+        for replica in chosen:
+            self.on_send_request(
+                replica.replica_id
+            )  # so does Ray later; the reply says what is true
+        return chosen
+
+    def _freest(self, replicas: list[RunningReplica], spare: int) -> list[RunningReplica]:
         free = []
-        for replica in replicas:  # nothing is awaited from here on
+        for replica in replicas:
             ongoing = self.replica_queue_len_cache.get(replica.replica_id)
             if ongoing is not None and ongoing < replica.max_ongoing_requests - spare:
                 free.append((ongoing, replica))
-        if not free:
-            return []
-        _, chosen = min(free, key=lambda pair: pair[0])
-        self.on_send_request(chosen.replica_id)  # so does Ray later; the reply says what is true
-        return [chosen]
+        return [min(free, key=lambda pair: pair[0])[1]] if free else []
 
-    async def _learn(self, replica: RunningReplica, seats: int) -> None:
-        """Ask it how many requests it has, if that is not known or may be less by now."""
-        async with self._asking[replica.replica_id]:
-            ongoing = self.replica_queue_len_cache.get(replica.replica_id)
-            if ongoing is None or ongoing >= seats:
-                await self._probe_queue_lens([replica], 0)
+    def _probe(self, replica: RunningReplica) -> asyncio.Task[Any]:
+        """Ask a process how many requests it has. All who want to know wait for the same reply."""
+        key = replica.replica_id
+        if key not in self._probes:
+            probe = self._event_loop.create_task(self._probe_queue_lens([replica], 0))
+            self._probes[key] = probe
+            probe.add_done_callback(lambda _: self._forget(key))
+        return self._probes[key]
+
+    def _forget(self, key: ReplicaID) -> None:
+        """Where there was no reply, do not ask again at once: nobody need wait for that."""
+        known = self.replica_queue_len_cache.get(key) is not None
+        pause = 0 if known else self.queue_len_response_deadline_s
+        self._event_loop.call_later(pause, self._probes.pop, key)
 
 
 class ToGateways(Counting):

@@ -145,12 +145,15 @@ class Replica:
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
         # The gateway says which pages may read the answers.
-        self._service = Service(settings.model_copy(update={"allowed_origins": []}))
+        changes: dict[str, Any] = {"allowed_origins": []}
+        if not settings.gpus:  # Ray hides GPUs from nobody
+            changes["device"] = "cpu"
+        self._service = Service(settings.model_copy(update=changes))
         self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._app = create_app(self._service, self._traces)
-        await self._service.load()
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
+        await self._service.load()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.Batch, None]:
         """The application's answer to a request."""
@@ -191,8 +194,9 @@ def app(args: dict[str, Any]) -> serve.Application:
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
             "request_router_class": ToReplicas,
-            # Better on a replica that has to compute the beginning than not at all.
-            "request_router_kwargs": {"num_fallback_replicas": settings.most_replicas - 1},
+            # Better on a replica that has to compute the beginning than not at all; at an update there
+            # are twice as many.
+            "request_router_kwargs": {"num_fallback_replicas": 2 * settings.most_replicas - 1},
         },
         **shared,
     )(Replica)

@@ -90,6 +90,15 @@ class RaySettings(Settings):
 
     @model_validator(mode="after")
     def _layers_have_gpus(self) -> Self:
+        if self.device == "cuda" and not self.gpus:
+            raise PydanticCustomError(
+                "no_gpus", "device is cuda and gpus_per_replica is 0; leave one of them out"
+            )
+        if self.device == "cpu" and self.pipeline_parallel_size > 1:
+            raise PydanticCustomError(
+                "no_gpus",
+                "pipeline_parallel_size spreads layers over GPUs and device is cpu; leave one out",
+            )
         if 1 < self.pipeline_parallel_size != self.gpus:
             raise PydanticCustomError(
                 "too_few_gpus",

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,12 +138,9 @@ def test_a_part_that_fails_is_a_line_of_the_report(
 
 def test_a_gpu_without_bfloat16_serves_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a T4, which emulates it."""
-    for native, expected in ((True, "bfloat16"), (False, "float16")):
-        monkeypatch.setattr(
-            torch.cuda,
-            "is_bf16_supported",
-            lambda including_emulation=True, native=native: native or including_emulation,
-        )
+    for major, expected in ((8, "bfloat16"), (7, "float16")):
+        found = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
         assert device.name_of(device.fast_dtype(torch.device("cuda"))) == expected
         assert (
             loading._dtype("auto", [torch.device("cuda")], {"torch_dtype": "bfloat16"}) == expected

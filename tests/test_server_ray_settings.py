@@ -22,6 +22,12 @@ def test_defaults() -> None:
     assert RaySettings(insecure=True, pipeline_parallel_size=2).gpus == 2
     with pytest.raises(ValidationError, match="over 2 GPUs and gpus_per_replica"):
         RaySettings(insecure=True, pipeline_parallel_size=2, gpus_per_replica=1)
+    for device, other in (
+        ("cuda", {"gpus_per_replica": 0}),
+        ("cpu", {"pipeline_parallel_size": 2}),
+    ):
+        with pytest.raises(ValidationError, match="leave one"):
+            RaySettings(insecure=True, device=device, **other)
     assert RaySettings(insecure=True, min_replicas=3).most_replicas == 3
     assert (settings.upscale_delay, settings.downscale_delay) == (30, 600)
 

@@ -48,7 +48,8 @@ def look_at(device: torch.device, gpu_memory_utilization: float) -> Machine:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device itself computes in bfloat16; else it is emulated, slowly."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # As ``torch.cuda.is_bf16_supported`` has it, of the current device alone: since Ampere.
+        return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
