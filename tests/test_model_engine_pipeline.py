@@ -36,7 +36,6 @@ from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
 from test_model_engine_memory_plan import FULL, HEADERS
-from test_server_cli import one_sentence, run
 
 CPU = torch.device("cpu")
 LAYERS = 5
@@ -228,11 +227,11 @@ def test_the_first_card_has_room_for_what_is_no_layer() -> None:
 
 
 def test_more_cards_than_there_are(tiny: Path) -> None:
-    done = run("--model", str(tiny), "--device", "cpu", "--pipeline-parallel-size", "2")
-    assert done.returncode == 1
-    assert "--pipeline-parallel-size 2 needs as many GPUs, and here the model can use 0" in (
-        one_sentence(done)
-    )
+    options = LoadOptions("", device="cpu", pipeline_parallel_size=2)
+    with pytest.raises(
+        CheckpointError, match="-size 2 needs as many GPUs, and here the model can use 0"
+    ):
+        load_engine(tiny, options)
 
 
 def test_advice_to_take_more_cards(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
