@@ -220,7 +220,8 @@ def test_leaving_reaches_the_server(balanced: Balanced) -> None:
     name = balanced.who()
     server = balanced.servers[name]
     with balanced.long_answer({}) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # held: it hangs up when it is dropped
+        next(lines)
         wait_until_running(server, 1)  # the first event may come before
     wait_until_running(server, 0)
 
