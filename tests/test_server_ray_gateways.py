@@ -57,7 +57,7 @@ def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: Liv
     gateways, homes = set(), set()
     for number in range(12):
         stream = Stream(
-            ray_server, {"x-request-id": f"one-{number}"}, max_tokens=3000, **said(number)
+            ray_server, {"x-request-id": f"one-{number}"}, max_tokens=6000, **said(number)
         )
         assert stream.begun.wait(60)
         others = {gateway(ray_server, f"nobody-{number}-{again}") for again in range(3)}
@@ -75,8 +75,8 @@ def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: Liv
 
 def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -> None:
     wait_for(lambda: not busy(ray_server))
-    streams = begin(ray_server, GATEWAYS * SEATS, max_tokens=4000)
-    streams += [Stream(ray_server, max_tokens=4000) for _ in range(12)]
+    streams = begin(ray_server, GATEWAYS * SEATS, max_tokens=7000)
+    streams += [Stream(ray_server, max_tokens=7000) for _ in range(12)]
     wait_for(lambda: sum(stream.end == "refused" for stream in streams) == 12 - GATEWAYS * QUEUED)
     with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED, timeout=5) as client:
         for _ in range(6):
@@ -99,7 +99,7 @@ def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -
 def test_a_callers_limits_hold_through_either_gateway(ray_server: LiveServer) -> None:
     """They go to the gateway that has not its stream, and to the replica that has."""
     wait_for(lambda: not busy(ray_server))
-    stream = Stream(ray_server, LIMITED, max_tokens=4000)
+    stream = Stream(ray_server, LIMITED, max_tokens=7000)
     assert stream.begun.wait(60)
     for _ in range(6):
         refused = chat(ray_server, headers=LIMITED)

@@ -117,8 +117,8 @@ def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream:
 
 def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
     wait_for(lambda: not busy(ray_server))
-    streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=3000)
-    streams += [Stream(ray_server, max_tokens=3000) for _ in range(12)]
+    streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=6000)
+    streams += [Stream(ray_server, max_tokens=6000) for _ in range(12)]
     for stream in streams:
         stream.join()
     ends = [stream.end for stream in streams]
