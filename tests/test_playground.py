@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import httpx2
+from playwright.sync_api import expect
 
 from live_server import API_KEY, LiveServer
 from playground_page import Playground, browser, open_page, playground
@@ -93,13 +94,13 @@ def test_follow_ups_and_regenerate(playground: Playground) -> None:
     again = playground.bodies[-1]
     assert again["messages"][-1] == {"role": "user", "content": "two"}
     assert (len(again["messages"]), again["seed"]) == (3, 8)
-    assert playground.page.locator(".turn").count() == 2
+    expect(playground.page.locator(".turn")).to_have_count(2)
     # Of a prompt that was computed before, the page says how much.
     playground.ask("two " * 80)
     playground.page.get_by_role("button", name="Regenerate").click()
     assert re.search(r"in, \d+ cached", playground.finished().inner_text())
     playground.page.get_by_role("button", name="New chat").click()
-    assert playground.page.locator(".turn").count() == 0
+    expect(playground.page.locator(".turn")).to_have_count(0)
     playground.ask("three")
     assert playground.bodies[-1]["messages"] == [{"role": "user", "content": "three"}]
 
@@ -143,7 +144,7 @@ def test_errors_are_the_servers_words(playground: Playground) -> None:
     playground.set(top_p="")
     playground.page.get_by_role("button", name="Try again").click()
     assert playground.shown(playground.finished())
-    assert playground.page.get_by_role("alert").filter(visible=True).count() == 1
+    expect(playground.page.get_by_role("alert").filter(visible=True)).to_have_count(1)
 
 
 def test_large_numbers_are_sent_as_they_are_written(playground: Playground) -> None:
@@ -235,27 +236,27 @@ def test_probabilities_by_pointer_and_keyboard(playground: Playground) -> None:
     turn = playground.ask("hello")
     assert (playground.bodies[0]["logprobs"], playground.bodies[0]["top_logprobs"]) == (True, 3)
     tokens = turn.get_by_role("option")
-    assert tokens.count() == 12
+    expect(tokens).to_have_count(12)
     tip = playground.page.get_by_role("tooltip")
     tokens.nth(4).hover()
-    assert tip.get_by_role("listitem").count() == 3
+    expect(tip.get_by_role("listitem")).to_have_count(3)
     assert re.search(r"\d%", tip.inner_text())
     playground.page.mouse.move(0, 0)
-    assert tip.is_hidden()
+    expect(tip).to_be_hidden()
     # One stop of the Tab key, then arrows.
     tokens.first.focus()
     playground.page.keyboard.press("ArrowRight")
     playground.page.keyboard.press("ArrowRight")
     third = tokens.nth(2)
     assert third.evaluate("(token) => token === document.activeElement")
-    assert tip.is_visible()
+    expect(tip).to_be_visible()
     chosen = tip.locator(".chosen").inner_text()
     assert chosen.split()[-1] in str(third.get_attribute("aria-label"))
     playground.page.keyboard.press("End")
     assert tokens.nth(11).get_attribute("aria-selected") == "true"
     turn.get_by_role("button", name="Tokens").click()
-    assert turn.locator(".markdown").is_visible()
-    assert turn.locator(".tokens").is_hidden()
+    expect(turn.locator(".markdown")).to_be_visible()
+    expect(turn.locator(".tokens")).to_be_hidden()
 
 
 def test_everything_by_keyboard(playground: Playground, server: LiveServer) -> None:
@@ -283,7 +284,7 @@ def test_everything_by_keyboard(playground: Playground, server: LiveServer) -> N
         assert name in reached
     page.get_by_role("button", name="Copy as code").press("Enter")
     page.keyboard.press("Escape")
-    assert page.get_by_role("dialog").is_hidden()
+    expect(page.get_by_role("dialog")).to_be_hidden()
     assert page.evaluate("document.activeElement.textContent") == "Copy as code"
 
 

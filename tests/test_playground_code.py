@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from live_server import API_KEY, LiveServer
 from playground_page import Playground, browser, open_page, playground
@@ -176,7 +177,7 @@ def test_without_a_key_none_is_asked_for(
     for language in LANGUAGES:
         assert "PHI3V_API_KEY" not in copied(made, language)
     made.page.get_by_role("button", name="Copy as code").click()
-    assert made.page.get_by_label("Write my API key into it").is_hidden()
+    expect(made.page.get_by_label("Write my API key into it")).to_be_hidden()
 
 
 def test_the_picture_is_cut_short_on_the_screen_only(playground: Playground) -> None:

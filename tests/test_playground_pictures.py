@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from live_server import LiveServer
 from playground_page import Playground, browser, open_page, playground
@@ -60,8 +61,8 @@ def test_a_picked_file_is_sent_as_it_is(playground: Playground) -> None:
     assert sent(playground) == ("image/jpeg", data)
     text, _ = playground.bodies[-1]["messages"][0]["content"]
     assert text == {"type": "text", "text": "what is this?"}
-    assert turn.get_by_role("img", name="green.jpg").is_visible()
-    assert playground.page.locator("#attachment").is_hidden()
+    expect(turn.get_by_role("img", name="green.jpg")).to_be_visible()
+    expect(playground.page.locator("#attachment")).to_be_hidden()
 
 
 def test_only_the_last_picture_is_sent(playground: Playground) -> None:
@@ -82,7 +83,7 @@ def test_only_the_last_picture_is_sent(playground: Playground) -> None:
 def test_a_picture_needs_no_words_and_can_be_removed(playground: Playground) -> None:
     pick(playground, "one.png", "image/png", encoded("PNG"))
     playground.page.get_by_role("button", name="Remove the picture").click()
-    assert playground.page.locator("#attachment").is_hidden()
+    expect(playground.page.locator("#attachment")).to_be_hidden()
     playground.page.get_by_role("button", name="Send").click()
     assert playground.bodies == []
     pick(playground, "one.png", "image/png", encoded("PNG"))
@@ -104,10 +105,10 @@ def test_drop(playground: Playground) -> None:
     )
     zone = playground.page.locator("#drop")
     playground.page.dispatch_event("#log", "dragenter", {"dataTransfer": transfer})
-    assert zone.is_visible()
+    expect(zone).to_be_visible()
     playground.page.dispatch_event("#log", "drop", {"dataTransfer": transfer})
     playground.page.locator("#attachment").get_by_text("dropped.png").wait_for()
-    assert zone.is_hidden()
+    expect(zone).to_be_hidden()
     playground.ask("what is this?")
     assert sent(playground) == ("image/png", data)
 
@@ -155,7 +156,7 @@ def test_other_formats(playground: Playground) -> None:
     """What the server reads goes as it is, shown or not; what the browser alone reads, as PNG."""
     tiff = encoded("TIFF")
     pick(playground, "scan.tiff", "image/tiff", tiff)
-    assert playground.page.locator("#attachment img").is_hidden()
+    expect(playground.page.locator("#attachment img")).to_be_hidden()
     assert playground.shown(playground.ask("what is this?"))
     assert sent(playground) == ("image/tiff", tiff)
     pick(playground, "photo.avif", "image/avif", encoded("AVIF"))

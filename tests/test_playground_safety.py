@@ -6,6 +6,7 @@ import json
 import tomllib
 
 import httpx2
+from playwright.sync_api import expect
 
 from live_server import ROOT, LiveServer
 from playground_page import Playground, browser, open_page, playground
@@ -40,8 +41,8 @@ script:alert(1)) <javascript:alert(1)> [six](//evil.example/) [seven](/chat/comp
 def assert_unhurt(playground: Playground) -> None:
     page = playground.page
     assert page.evaluate("window.hurt") is None
-    assert page.locator("main :is(script, iframe, style, svg, details)").count() == 0
-    assert page.locator("#turns img:visible").count() == 0
+    expect(page.locator("main :is(script, iframe, style, svg, details)")).to_have_count(0)
+    expect(page.locator("#turns img:visible")).to_have_count(0)
     assert page.evaluate(
         "[...document.querySelectorAll('#turns *')].every("
         "(e) => [...e.attributes].every(({ name }) => !name.startsWith('on') && name !== 'style'))"
@@ -71,7 +72,7 @@ def test_hostile_words_of_the_user_and_of_errors_are_text(playground: Playground
     turn = playground.ask(HOSTILE)
     assert turn.locator(".question .text").inner_text().strip() == HOSTILE.strip()
     playground.set(temperature="<img src=x onerror=window.hurt=1>", stop="<script>")
-    assert playground.ask("hello").get_by_role("alert").count() == 1
+    expect(playground.ask("hello").get_by_role("alert")).to_have_count(1)
     body = {"error": {"code": "<b>", "message": HOSTILE, "param": HOSTILE}}
     playground.page.route("**/chat/completions", lambda route: route.fulfill(status=400, json=body))
     turn = playground.ask("hello")
@@ -92,7 +93,7 @@ def test_hostile_names_and_tokens_are_text(playground: Playground) -> None:
     playground.page.get_by_label("Add picture").set_input_files(
         {"name": name, "mimeType": "image/png", "buffer": b"broken"}
     )
-    assert playground.page.get_by_role("alert").filter(has_text=name).is_visible()
+    expect(playground.page.get_by_role("alert").filter(has_text=name)).to_be_visible()
     token = {"token": HOSTILE, "logprob": -1.0, "bytes": list(HOSTILE.encode())}
     choice = {
         "index": 0,
