@@ -11,11 +11,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-BLOCK = 16  # slots, the lanes of a register
+from model.cpu.vectors import FLOATS, LANES, everywhere, loop, multiply_add, widened
 
-_INT, _FLOAT = ir.IntType(64), ir.FloatType()
-_LANES = ir.VectorType(_FLOAT, BLOCK)
-_HALVES, _WORDS = (ir.VectorType(ir.IntType(bits), BLOCK) for bits in (16, 32))
+BLOCK = LANES  # slots
+
+_INT, _WORD = ir.IntType(64), ir.IntType(32)
+_HALVES = ir.VectorType(ir.IntType(16), BLOCK)
 
 
 def score_keys(q_QD, rows, keys_DB, scores_QL, first):
@@ -72,49 +73,17 @@ def _add_values(weights_QL, rows, first, count, values_BD, output_QD):
     return add
 
 
-def _fma(builder: Any, a: Any, b: Any, total: Any) -> Any:
-    kind = ir.FunctionType(_LANES, [_LANES] * 3)
-    return builder.call(
-        builder.module.declare_intrinsic("llvm.fma.v16f32", (), kind), [a, b, total]
-    )
-
-
 def _load(builder: Any, address: Any, bfloat16: bool) -> Any:
     """16 stored numbers as floats."""
     if not bfloat16:
-        return builder.load(builder.inttoptr(address, _LANES.as_pointer()), align=4)
+        return builder.load(builder.inttoptr(address, FLOATS.as_pointer()), align=4)
     halves = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
-    sixteen = ir.Constant(_WORDS, [16] * BLOCK)
-    return builder.bitcast(builder.shl(builder.zext(halves, _WORDS), sixteen), _LANES)
+    return widened(builder, halves)
 
 
 def _everywhere(builder: Any, address: Any) -> Any:
     """One float in all lanes."""
-    undefined = ir.Constant(_LANES, ir.Undefined)
-    value = builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4)
-    one = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * BLOCK))
-
-
-def _loop(builder: Any, count: Any, step: int, totals: list[Any], body: Any) -> list[Any]:
-    """``totals = body(i, totals)`` for i from 0 in steps up to ``count`` (positive)."""
-    before = builder.block
-    loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index = builder.phi(_INT)
-    index.add_incoming(_INT(0), before)
-    running = [builder.phi(_LANES) for _ in totals]
-    for total, start in zip(running, totals, strict=True):
-        total.add_incoming(start, before)
-    new = body(index, running)
-    following = builder.add(index, _INT(step))
-    index.add_incoming(following, loop)
-    for total, value in zip(running, new, strict=True):
-        total.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, end)
-    builder.position_at_end(end)
-    return new
+    return everywhere(builder, builder.inttoptr(address, _WORD.as_pointer()), FLOATS)
 
 
 def _row(builder: Any, address: Any, row: int, stride: Any) -> Any:
@@ -143,14 +112,14 @@ def _make_score(rows: int, bfloat16: bool) -> Any:
                             _row(builder, q, row, q_stride), builder.mul(at, _INT(4))
                         )
                         total = totals[chain * rows + row]
-                        new.append(_fma(builder, _everywhere(builder, query), lanes, total))
+                        new.append(multiply_add(builder, total, _everywhere(builder, query), lanes))
                 return new
 
-            zeros = ir.Constant(_LANES, [0.0] * BLOCK)
-            totals = _loop(builder, dim, chains, [zeros] * (chains * rows), body)
+            zeros = ir.Constant(FLOATS, [0.0] * BLOCK)
+            totals = loop(builder, dim, chains, [zeros] * (chains * rows), body)
             for row in range(rows):
                 total = builder.fadd(totals[row], totals[rows + row])
-                target = builder.inttoptr(_row(builder, scores, row, stride), _LANES.as_pointer())
+                target = builder.inttoptr(_row(builder, scores, row, stride), FLOATS.as_pointer())
                 builder.store(total, target, align=4)
             return context.get_dummy_value()
 
@@ -185,15 +154,15 @@ def _make_add(rows: int, bfloat16: bool) -> Any:
                     weight = builder.add(
                         _row(builder, weights, row, stride), builder.mul(i, _INT(4))
                     )
-                    new.append(_fma(builder, _everywhere(builder, weight), lanes, total))
+                    new.append(multiply_add(builder, total, _everywhere(builder, weight), lanes))
                 return new
 
             pointers = [
-                builder.inttoptr(_row(builder, output, row, output_stride), _LANES.as_pointer())
+                builder.inttoptr(_row(builder, output, row, output_stride), FLOATS.as_pointer())
                 for row in range(rows)
             ]
             start = [builder.load(pointer, align=4) for pointer in pointers]
-            for pointer, total in zip(pointers, _loop(builder, count, 1, start, body), strict=True):
+            for pointer, total in zip(pointers, loop(builder, count, 1, start, body), strict=True):
                 builder.store(total, pointer, align=4)
             return context.get_dummy_value()
 

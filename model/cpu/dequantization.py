@@ -13,13 +13,23 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from model.cpu.microkernel import FLOATS, LANES, PAIRS, PANEL, VECTORS, everywhere, multiply_add
+from model.cpu.microkernel import PANEL, VECTORS
+from model.cpu.vectors import (
+    FLOATS,
+    LANES,
+    PAIRS,
+    WORDS,
+    everywhere,
+    loop,
+    multiply_add,
+    widened,
+)
 
 PART = 128  # words of a panel that are made together: 24 KiB, in the innermost cache
 HALVES = 2 * VECTORS  # of a panel: 8 columns, with two numbers of each in turn
 
 _BYTE, _HALF, _WORD, _INT = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BYTES, _WORDS = (ir.VectorType(kind, LANES) for kind in (_BYTE, _WORD))
+_BYTES = ir.VectorType(_BYTE, LANES)
 
 
 def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
@@ -28,7 +38,7 @@ def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
 
 
 def _constant(value: int) -> Any:
-    return ir.Constant(_WORDS, [value] * LANES)
+    return ir.Constant(WORDS, [value] * LANES)
 
 
 def _fetch(builder: Any, address: Any, ahead: int, width: int) -> None:
@@ -41,66 +51,62 @@ def _fetch(builder: Any, address: Any, ahead: int, width: int) -> None:
         builder.call(fetch, [_at(builder, address, at, _BYTE), _WORD(0), _WORD(2), _WORD(1)])
 
 
-class _EightBits:
-    """Two inputs of a column in two bytes.
+class _Numbers:
+    """How the numbers of a panel are stored.
 
     Attributes:
         width: bytes of a panel's row.
         pairs: of inputs in it.
+        kind, align: what half of a vector's columns is loaded as, and bytes it is aligned to.
     """
 
-    width, pairs = 2 * PANEL, 1
+    width: int
+    pairs: int
+    kind: Any
+    align: int
+
+    def load(self, builder: Any, address: Any) -> list[Any]:
+        """A row, by halves."""
+        step = self.width // HALVES
+        return [
+            builder.load(_at(builder, address, step * half, self.kind), align=self.align)
+            for half in range(HALVES)
+        ]
+
+
+class _EightBits(_Numbers):
+    """Two inputs of a column in two bytes."""
+
+    width, pairs, kind, align = 2 * PANEL, 1, _BYTES, 1
 
     def begin(self, builder: Any, scales: Any) -> None:
         """Nothing: sums will be scaled."""
 
-    def load(self, builder: Any, address: Any) -> list[Any]:
-        """A row, by halves."""
-        return [
-            builder.load(_at(builder, address, LANES * half, _BYTES), align=1)
-            for half in range(HALVES)
-        ]
-
     def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
         """Float32 numbers of a half."""
-        return builder.sitofp(builder.sext(row[half], _WORDS), FLOATS)
+        return builder.sitofp(builder.sext(row[half], WORDS), FLOATS)
 
 
-class _FourBits:
-    """Sixteen inputs of a column in eight bytes, as ``packing.nibbles`` has them.
+class _FourBits(_Numbers):
+    """Sixteen inputs of a column in eight bytes, as ``packing.nibbles`` has them."""
 
-    Attributes:
-        width: bytes of a panel's row.
-        pairs: of inputs in it.
-    """
-
-    width, pairs = 8 * PANEL, 8
+    width, pairs, kind, align = 8 * PANEL, 8, WORDS, 64
 
     def begin(self, builder: Any, scales: Any) -> None:
         """Load the scales and offsets of a group."""
-        lanes = ir.Constant(_WORDS, [lane // 2 for lane in range(LANES)])
+        lanes = ir.Constant(WORDS, [lane // 2 for lane in range(LANES)])
 
         def load(at: int) -> Any:
             halves = ir.VectorType(_HALF, LANES // 2)
             eight = builder.load(_at(builder, scales, 2 * at, halves), align=2)
-            words = builder.zext(builder.shuffle_vector(eight, eight, lanes), _WORDS)
-            return builder.bitcast(builder.shl(words, _constant(16)), FLOATS)  # from bfloat16
+            return widened(builder, builder.shuffle_vector(eight, eight, lanes))
 
         self._scale = [load(half * LANES // 2) for half in range(HALVES)]
         self._offset = [load(PANEL + half * LANES // 2) for half in range(HALVES)]
         self._table = ir.Constant(FLOATS, [number - 8.0 for number in range(16)])
         declare, call = builder.module.declare_intrinsic, ir.FunctionType
         # By the lowest 4 bits of each lane.
-        self._look_up = declare(
-            "llvm.x86.avx512.permvar.sf.512", (), call(FLOATS, [FLOATS, _WORDS])
-        )
-
-    def load(self, builder: Any, address: Any) -> list[Any]:
-        """A row, by halves."""
-        return [
-            builder.load(_at(builder, address, 4 * LANES * half, _WORDS), align=64)
-            for half in range(HALVES)
-        ]
+        self._look_up = declare("llvm.x86.avx512.permvar.sf.512", (), call(FLOATS, [FLOATS, WORDS]))
 
     def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
         """Float32 weights of a half."""
@@ -119,7 +125,7 @@ def _pairs_of(builder: Any, low: Any, high: Any) -> list[Any]:
 def _rows_of(builder: Any, low: Any, high: Any) -> list[Any]:
     """A vector of the first numbers and one of the second, from halves that have them in turn."""
     lanes = [[2 * lane + number for lane in range(LANES)] for number in range(2)]
-    return [builder.shuffle_vector(low, high, ir.Constant(_WORDS, each)) for each in lanes]
+    return [builder.shuffle_vector(low, high, ir.Constant(WORDS, each)) for each in lanes]
 
 
 # Called with a pair's number, a vector's, its words, and what the call for the pair before returned.
@@ -151,35 +157,24 @@ def _for_each_pair(
     numbers: Any = _EightBits() if bits == 8 else _FourBits()
     combined = _pairs_of if bfloat16 else _rows_of
     numbers.begin(builder, scales)
-    before = builder.block
-    loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index = builder.phi(_INT)
-    index.add_incoming(_INT(0), before)
-    values = [builder.phi(value.type) for value in begun]
-    for value, first in zip(values, begun, strict=True):
-        value.add_incoming(first, before)
-    address = builder.add(stored, builder.mul(index, _INT(numbers.width)))
-    _fetch(builder, address, PART // numbers.pairs * numbers.width, numbers.width)
-    row = numbers.load(builder, address)
-    new = [*values]
-    for vector in range(VECTORS):  # one after the other, or there are not enough registers
-        total = values[vector] if values else None
-        for pair in range(numbers.pairs):
-            number = builder.add(builder.mul(index, _INT(numbers.pairs)), _INT(pair))
-            low, high = (
-                numbers.numbers(builder, row, 2 * vector + half, pair) for half in range(2)
-            )
-            total = use(number, vector, combined(builder, low, high), total)
-        new[vector : vector + 1] = [total] if values else []
-    following = builder.add(index, _INT(1))
-    index.add_incoming(following, loop)
-    for value, last in zip(values, new, strict=True):
-        value.add_incoming(last, loop)
-    builder.cbranch(builder.icmp_signed("<", following, rows), loop, end)
-    builder.position_at_end(end)
-    return new
+
+    def read(index: Any, values: list[Any]) -> list[Any]:
+        address = builder.add(stored, builder.mul(index, _INT(numbers.width)))
+        _fetch(builder, address, PART // numbers.pairs * numbers.width, numbers.width)
+        row = numbers.load(builder, address)
+        new = []
+        for vector in range(VECTORS):  # one after the other, or there are not enough registers
+            total = values[vector] if values else None
+            for pair in range(numbers.pairs):
+                number = builder.add(builder.mul(index, _INT(numbers.pairs)), _INT(pair))
+                low, high = (
+                    numbers.numbers(builder, row, 2 * vector + half, pair) for half in range(2)
+                )
+                total = use(number, vector, combined(builder, low, high), total)
+            new += [total] if values else []
+        return new
+
+    return loop(builder, rows, 1, begun, read)
 
 
 def _make(bits: int, bfloat16: bool) -> Any:

@@ -15,29 +15,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-LANES, VECTORS = 16, 3
+from model.cpu.vectors import FLOATS, LANES, PAIRS, WORDS, everywhere, loop, multiply_add
+
+VECTORS = 3
 PANEL = LANES * VECTORS  # columns of a tile
 TILE_ROWS = 8
 
 _INT, _FLOAT, _WORD = ir.IntType(64), ir.FloatType(), ir.IntType(32)
-FLOATS = ir.VectorType(_FLOAT, LANES)
-_WORDS = ir.VectorType(_WORD, LANES)
-
-
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def supported(bfloat16: bool) -> bool:
@@ -46,23 +30,6 @@ def supported(bfloat16: bool) -> bool:
     if not bfloat16:
         return bool(features.get("avx512f"))
     return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
-
-
-def everywhere(builder: Any, pointer: Any, operand: Any) -> Any:
-    """The word at a pointer in all lanes."""
-    undefined = ir.Constant(_WORDS, ir.Undefined)
-    one = builder.insert_element(undefined, builder.load(pointer, align=4), _WORD(0))
-    lanes = builder.shuffle_vector(one, undefined, ir.Constant(_WORDS, [0] * LANES))
-    return builder.bitcast(lanes, operand)
-
-
-def multiply_add(builder: Any, total: Any, a: Any, b: Any) -> Any:
-    """``total + a * b``, of floats or of pairs of bfloat16."""
-    pairs = a.type is PAIRS
-    name = "llvm.x86.avx512bf16.dpbf16ps.512" if pairs else "llvm.fma.v16f32"
-    kind = ir.FunctionType(FLOATS, [FLOATS, a.type, a.type])
-    product = builder.module.declare_intrinsic(name, (), kind)
-    return builder.call(product, [total, a, b] if pairs else [a, b, total])
 
 
 def _make(rows: int, vectors: int, bfloat16: bool) -> Any:
@@ -97,7 +64,7 @@ def _emit(builder: Any, rows: int, vectors: int, bfloat16: bool, args: Any) -> N
     x, weight, tile, stride, tile_stride, words, onto = args
     operand = PAIRS if bfloat16 else FLOATS
     x = builder.inttoptr(x, _WORD.as_pointer())
-    weight = builder.inttoptr(weight, _WORDS.as_pointer())
+    weight = builder.inttoptr(weight, WORDS.as_pointer())
     out = builder.inttoptr(tile, _FLOAT.as_pointer())
     places = []
     for index in range(rows * vectors):
@@ -108,30 +75,22 @@ def _emit(builder: Any, rows: int, vectors: int, bfloat16: bool, args: Any) -> N
     goes_on = builder.icmp_signed("!=", onto, _INT(0))
     begun = [builder.select(goes_on, builder.load(place, align=4), zeros) for place in places]
     row_starts = [builder.gep(x, [builder.mul(stride, _INT(row))]) for row in range(rows)]
-    before = builder.block
-    loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    word = builder.phi(_INT)
-    word.add_incoming(_INT(0), before)
-    sums = [builder.phi(FLOATS) for _ in begun]
-    for total, value in zip(sums, begun, strict=True):
-        total.add_incoming(value, before)
-    weights = []
-    for vector in range(vectors):
-        at = builder.add(builder.mul(word, _INT(vectors)), _INT(vector))
-        weights.append(builder.bitcast(builder.load(builder.gep(weight, [at]), align=64), operand))
-    new = []
-    for row in range(rows):
-        value = everywhere(builder, builder.gep(row_starts[row], [word]), operand)
+
+    def add(word: Any, sums: list[Any]) -> list[Any]:
+        weights = []
         for vector in range(vectors):
-            new.append(multiply_add(builder, sums[row * vectors + vector], value, weights[vector]))
-    following = builder.add(word, _INT(1))
-    word.add_incoming(following, loop)
-    for total, value in zip(sums, new, strict=True):
-        total.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", following, words), loop, end)
-    builder.position_at_end(end)
+            at = builder.add(builder.mul(word, _INT(vectors)), _INT(vector))
+            stored = builder.load(builder.gep(weight, [at]), align=64)
+            weights.append(builder.bitcast(stored, operand))
+        new = []
+        for row in range(rows):
+            value = everywhere(builder, builder.gep(row_starts[row], [word]), operand)
+            for vector in range(vectors):
+                total = sums[row * vectors + vector]
+                new.append(multiply_add(builder, total, value, weights[vector]))
+        return new
+
+    new = loop(builder, words, 1, begun, add)
     for value, place in zip(new, places, strict=True):
         builder.store(value, place, align=4)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from model.cpu.elementwise import assign, exp
 from model.cpu.jit import Kernel, address, array, inner, read, record_type, take, take_next
 from model.cpu.linear import TiledLinear
-from model.cpu.microkernel import LANES, PANEL, TILE_ROWS, compute_tile
+from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
+from model.cpu.vectors import LANES
 
 _FIELDS = dict.fromkeys(("q", "k", "v", "out", "crops", "patches", "heads", "head_dim"), np.intp)
 
