@@ -45,7 +45,7 @@ from model.errors import (
 from model.hub import OFFICIAL
 from model.phi3v.chat import Message, MessageImage, Role
 from model.phi3v.checkpoint import first_line
-from model.phi3v.pictures import to_rgb
+from model.phi3v.pictures import check_sides, to_rgb
 
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine
@@ -86,6 +86,7 @@ __all__ = [
     "Totals",
     "abandon_downloads",
     "check_checkpoint",
+    "check_sides",
     "find_checkpoint",
     "load_engine",
     "to_rgb",

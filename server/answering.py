@@ -46,15 +46,16 @@ class Question:
     _params: model.SamplingParams
     _envelope: completions.Envelope
     _include_usage: bool
+    _caller: str
 
     async def begin(self, admit: Callable[[int, int], None] | None = None) -> Answering:
         """Have an answer made; arguments and errors are those of ``AsyncEngine.generate``."""
-        generation = await self._engine.generate(self._messages, self._params, admit)
+        generation = await self._engine.generate(self._messages, self._params, admit, self._caller)
         return Answering(generation, self._envelope, self._include_usage, self._params.n)
 
 
 async def convert(
-    backend: Backend, chat: ChatCompletionRequest, images: Images, salt: str
+    backend: Backend, chat: ChatCompletionRequest, images: Images, salt: str, caller: str = ""
 ) -> Question:
     """What the engine takes of a request; its images are fetched.
 
@@ -63,6 +64,7 @@ async def convert(
         chat: the request.
         images: takes those of the request.
         salt: what is computed of the prompt is shared with requests of the same one.
+        caller: who asks; callers take turns.
 
     Raises:
         ApiError: a message or parameter that the model does not take, or no engine to take it.
@@ -72,4 +74,4 @@ async def convert(
     params = replace(sampling_params(chat), cache_salt=salt)
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return Question(engine, messages, params, envelope, include_usage)
+    return Question(engine, messages, params, envelope, include_usage, caller)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
+import math
 import os
 import queue
-import resource
 import signal
+import socket
 import struct
-import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 from PIL import Image
 
 import model
+from model.confined import Worker, WorkerError, Zygote, confine
 
 # The bytes decide; what a URL says of them is often wrong.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -30,11 +31,12 @@ MEMORY_BESIDE = 1 << 30  # bytes of address space for everything else
 IMAGES_PER_PROCESS = 1000  # libraries lose some memory at broken files
 START_TIMEOUT = 60.0  # seconds for a process to start; a busy machine is no fault of the image
 LONGEST_MESSAGE = 1000  # characters
+RATIO = struct.Struct("<d")
 SIZE = struct.Struct("<II")  # how an answer begins
 NO_PICTURE = (0, 0)  # the size that a message follows instead of pixels
 
 Picture = tuple[tuple[int, int], bytes]  # width and height, and the pixels in RGB
-Decode = Callable[[bytes, int], Picture]
+Decode = Callable[[bytes, int, float], Picture]
 ENDED = (OSError, EOFError, ValueError, struct.error)  # also what makes no sense
 
 
@@ -45,46 +47,37 @@ class _Worker:
         left: how many more it should decode.
     """
 
-    def __init__(self, max_pixels: int, timeout: float, decode: Decode) -> None:
-        """Returns once it is ready; raises RuntimeError if it does not start."""
+    def __init__(self, worker: Worker, max_pixels: int, timeout: float) -> None:
+        """Returns once it is ready; raises WorkerError if it does not start."""
+        self._worker = worker
         self._timeout = timeout
         self.left = IMAGES_PER_PROCESS
         self._longest = max(3 * max_pixels, 4 * LONGEST_MESSAGE)
-        # Forked from a process without threads, which has imported what is needed.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_work, args=(theirs, max_pixels, timeout, decode), name="decode", daemon=True
-        )
-        self._process.start()
-        theirs.close()
         try:
-            if not self._connection.poll(START_TIMEOUT):
+            if not worker.connection.poll(START_TIMEOUT):
                 raise TimeoutError
-            self._connection.recv_bytes()
+            worker.connection.recv_bytes()
         except (OSError, EOFError) as error:
-            self.end()
-            raise RuntimeError("a process to decode images did not start") from error
+            worker.end()
+            raise WorkerError("a process to decode images did not start") from error
 
-    def __call__(self, data: bytes) -> Image.Image:
+    def __call__(self, data: bytes, longest_ratio: float) -> Image.Image:
         """The picture; raises ImageError, TimeoutError, or one of ENDED if it died."""
         self.left -= 1
-        self._connection.send_bytes(data)
-        if not self._connection.poll(self._timeout):
+        connection = self._worker.connection
+        connection.send_bytes(RATIO.pack(longest_ratio))
+        connection.send_bytes(data)
+        if not connection.poll(self._timeout):
             raise TimeoutError
-        size = SIZE.unpack(self._connection.recv_bytes(SIZE.size))
-        answer = self._connection.recv_bytes(self._longest)
+        size = SIZE.unpack(connection.recv_bytes(SIZE.size))
+        answer = connection.recv_bytes(self._longest)
         if size == NO_PICTURE:
             raise model.ImageError(answer.decode(errors="replace"))
         return Image.frombytes("RGB", size, answer)
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self._connection.close()
+        self._worker.end()
 
 
 class Decoder:
@@ -94,21 +87,27 @@ class Decoder:
         max_pixels: largest width times height.
         timeout: seconds that an image may take.
         decode: how, in a process.
+
+    Attributes:
+        longest_ratio: of an image's sides, set once that is known.
     """
 
     def __init__(self, max_pixels: int, timeout: float, decode: Decode | None = None) -> None:
+        self.longest_ratio = math.inf
         self._max_pixels = max_pixels
         self._timeout = timeout
-        self._decode = decode or decode_image
+        self._zygote = Zygote(
+            "server.decoding:prepare", max_pixels, timeout, decode or decode_image
+        )
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(max(2, (os.cpu_count() or 1) // 2)):
             self._idle.put(None)
 
     def start(self) -> None:
-        """Start a process, so that the first image need not wait for it."""
+        """Start a process, so that the first image need not wait for it; raises WorkerError."""
         worker = self._idle.get()
         try:
-            worker = worker or _Worker(self._max_pixels, self._timeout, self._decode)
+            worker = worker or self._start()
         finally:
             self._idle.put(worker)
 
@@ -117,14 +116,14 @@ class Decoder:
 
         Raises:
             model.ImageError: it is no readable image, too large, or takes too long.
-            RuntimeError: there is no process to decode it.
+            WorkerError: there is no process to decode it.
         """
         for _ in range(2):  # a process may have died before, for a reason of its own
             worker = self._idle.get()
             healthy = False
             try:
-                worker = worker or _Worker(self._max_pixels, self._timeout, self._decode)
-                picture = worker(data)
+                worker = worker or self._start()
+                picture = worker(data, self.longest_ratio)
                 healthy = True
                 return picture
             except model.ImageError:
@@ -151,18 +150,33 @@ class Decoder:
                 worker = self._idle.get_nowait()
                 if worker is not None:
                     worker.end()
+        self._zygote.close()
+
+    def _start(self) -> _Worker:
+        return _Worker(self._zygote.fork(), self._max_pixels, self._timeout)
 
 
-def _work(connection: Connection, max_pixels: int, timeout: float, decode: Decode) -> None:
+def prepare(max_pixels: int, timeout: float, decode: Decode) -> Callable[[socket.socket], None]:
+    """What a process does; the arguments are those of ``Decoder``."""
+    Image.preinit()
+    Image.MAX_IMAGE_PIXELS = max_pixels  # also of what a file holds inside
+    return partial(_work, max_pixels, timeout, decode)
+
+
+def _work(max_pixels: int, timeout: float, decode: Decode, server: socket.socket) -> None:
     """What a process does until the server ends."""
-    _confine(max_pixels)
+    confine(max_pixels * BYTES_PER_PIXEL + MEMORY_BESIDE)
+    with contextlib.suppress(OSError):
+        os.nice(5)  # running answers come first
+    connection = Connection(server.detach())
     with contextlib.suppress(EOFError, OSError):
         connection.send_bytes(b"")  # ready
         while True:
+            (longest_ratio,) = RATIO.unpack(connection.recv_bytes(RATIO.size))
             data = connection.recv_bytes()
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout)  # should the server have been killed
             try:
-                size, answer = decode(data, max_pixels)
+                size, answer = decode(data, max_pixels, longest_ratio)
             except model.ImageError as error:
                 size = NO_PICTURE
                 answer = error.message[:LONGEST_MESSAGE].encode(errors="replace")
@@ -171,7 +185,7 @@ def _work(connection: Connection, max_pixels: int, timeout: float, decode: Decod
             connection.send_bytes(answer)
 
 
-def decode_image(data: bytes, max_pixels: int) -> Picture:
+def decode_image(data: bytes, max_pixels: int, longest_ratio: float = math.inf) -> Picture:
     """The picture in an image file; raises model.ImageError."""
     warnings.simplefilter("ignore")  # of odd files; what matters is an error
     try:
@@ -184,6 +198,7 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
         ) from None
     if image.width * image.height > max_pixels:
         raise model.ImageError(_too_large(max_pixels, f"it is {image.width}x{image.height}"))
+    model.check_sides(image.size, longest_ratio)
     kind = image.format
     try:
         # The decoder forgives a PNG that ends early once it has all pixels; its check does not.
@@ -204,16 +219,3 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
 
 def _too_large(limit: int, reason: str) -> str:
     return f"the image has more than {limit} pixels, the limit here ({reason}); scale it down"
-
-
-def _confine(max_pixels: int) -> None:
-    """Bound what this process takes; running answers come first."""
-    Image.MAX_IMAGE_PIXELS = max_pixels  # also of what a file holds inside
-    memory = max_pixels * BYTES_PER_PIXEL + MEMORY_BESIDE
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it
-    with contextlib.suppress(OSError):
-        os.nice(5)
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

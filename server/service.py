@@ -64,6 +64,7 @@ class Backend:
                 prompt_lookup=settings.prompt_lookup,
             )
         )
+        self.decoder.longest_ratio = self._engine.longest_ratio
 
     @property
     def state(self) -> State:

@@ -49,8 +49,8 @@ def run(engine: Engine, requests: list[SamplingParams]) -> list[tuple[str, str, 
     """Text, finish reason and tokens of each answer, all in one batch; and the steps it took."""
     messages = [Message("user", "Answer, please!")]
     for number, params in enumerate(requests):
-        inputs, matcher = engine.prepare(messages, params)
-        engine.add(number, inputs, params, matcher=matcher)
+        inputs, grammar = engine.prepare(messages, params)
+        engine.add(number, inputs, params, grammar=grammar)
     texts, reasons, tokens, steps = {}, {}, {}, 0
     while engine.has_work:
         steps += 1
@@ -103,8 +103,8 @@ def test_log_probabilities_of_every_token(engine: Engine) -> None:
     spec = schema_spec(PERSON)
     (expected,) = run(engine, [params(spec, temperature=0)])
     asked = params(spec, temperature=0, logprobs=2)
-    inputs, matcher = engine.prepare([Message("user", "Answer, please!")], asked)
-    engine.add(0, inputs, asked, matcher=matcher)
+    inputs, grammar = engine.prepare([Message("user", "Answer, please!")], asked)
+    engine.add(0, inputs, asked, grammar=grammar)
     tokens, logprobs = [], []
     while engine.has_work:
         for output in engine.step():

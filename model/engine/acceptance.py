@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from model.engine.request import Alternative, FinishReason, TextDelta, TokenLogprob
 from model.engine.sampler import Sample
 from model.engine.scheduler import Chunk, Scheduler
@@ -19,56 +21,103 @@ class Acceptance:
         scheduler: told what a right guess has computed.
         totals: counts what is generated.
         jumps: whether tokens that a grammar forces are appended without a step for each.
+        patience: seconds that a step waits for grammars at most.
     """
 
     def __init__(
-        self, tokenizer: Phi3VTokenizer, scheduler: Scheduler, totals: Totals, jumps: bool
+        self,
+        tokenizer: Phi3VTokenizer,
+        scheduler: Scheduler,
+        totals: Totals,
+        jumps: bool,
+        patience: float,
     ) -> None:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._totals = totals
         self._may_jump = jumps
+        self._patience = patience
 
-    def __call__(self, chunk: Chunk, samples: list[Sample], now: float) -> TextDelta | ModelError:
+    def announce(self, computed: list[tuple[Chunk, list[Sample]]]) -> float:
+        """Tell the grammars' processes what was sampled, before any of it is accepted.
+
+        Returns:
+            until when they may be waited for, by ``time.monotonic``.
+        """
+        for chunk, samples in computed:
+            state = chunk.sequence.grammar_state
+            if state is not None and samples and samples[0].token_id not in chunk.sequence.stop_ids:
+                state.accept(samples[0].token_id)
+        return time.monotonic() + self._patience
+
+    def __call__(
+        self, chunk: Chunk, samples: list[Sample], now: float, until: float
+    ) -> TextDelta | ModelError:
         """Go on by what was sampled, as far as the guess was right, and by what that forces.
 
         Args:
             chunk: of the step.
             samples: what came after its end, and after each guessed token.
             now: in seconds, by ``time.perf_counter``.
+            until: what ``announce`` returned.
         """
         sequence = chunk.sequence
-        if sequence.guide is not None and sequence.guide.error is not None:
-            return sequence.guide.error
+        if sequence.grammar_state is not None and sequence.grammar_state.error is not None:
+            return sequence.grammar_state.error
         self._count(sequence, now)
         length, text = len(sequence), ""
         reason: FinishReason | None = None
         for number, chosen in enumerate(samples):
-            more, reason = self._append(sequence, chosen.token_id)
+            more, reason = self._append(sequence, chosen.token_id, until)
             text += more
             if reason is not None or chunk.guess[number : number + 1] != (chosen.token_id,):
                 break
         samples = samples[: len(sequence) - length]
         if chunk.guess:
             self._verified(chunk, len(samples) - 1)
+        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
+        return self._go_on(sequence, length, text, reason, logprobs, until)
+
+    def resume(self, sequence: Sequence) -> TextDelta | ModelError | None:
+        """Go on once a late grammar has said what the newest token forces; None if that is nothing."""
+        state = sequence.grammar_state
+        assert state is not None
+        length = len(sequence)
+        text, reason = self._finish(sequence) if state.is_finished else ("", None)
+        result = self._go_on(sequence, length, text, reason, (), time.monotonic())
+        silent = isinstance(result, TextDelta) and not result.token_ids and reason is None
+        return None if silent else result
+
+    def _go_on(
+        self,
+        sequence: Sequence,
+        length: int,
+        text: str,
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprob, ...],
+        until: float,
+    ) -> TextDelta | ModelError:
+        """Append what is forced after the first ``length`` tokens; returns all that came after them."""
         while reason is None and len(sequence) - length < MOST_TOGETHER:
             forced = self._forced(sequence)
             if forced is None:
                 break
-            more, reason = self._append(sequence, forced)
+            more, reason = self._append(sequence, forced, until, announced=False)
             text += more
             self._totals.forced_tokens += 1
+        if sequence.grammar_state is not None and sequence.grammar_state.error is not None:
+            return sequence.grammar_state.error
         token_ids = tuple(sequence.token_ids[length:])
         self._totals.generated_tokens += len(token_ids)
-        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
         cached = sequence.num_cached or 0
         return TextDelta(sequence.key[1], text, token_ids, reason, logprobs, cached)
 
     def _forced(self, sequence: Sequence) -> int | None:
         """What comes next without a step; log probabilities need one for each token."""
-        if sequence.guide is None or not self._may_jump or sequence.params.logprobs is not None:
+        state = sequence.grammar_state
+        if state is None or not self._may_jump or sequence.params.logprobs is not None:
             return None
-        return sequence.guide.forced
+        return state.forced
 
     def _verified(self, chunk: Chunk, right: int) -> None:
         """Keep what a right guess computed, and learn from it."""
@@ -89,26 +138,34 @@ class Acceptance:
             totals.itl.observe(now - sequence.newest_at)
         sequence.newest_at = now
 
-    def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
+    def _append(
+        self, sequence: Sequence, token_id: int, until: float, announced: bool = True
+    ) -> tuple[str, FinishReason | None]:
         """Take a token and turn it into text; the reason if the answer ends with it."""
         sequence.append(token_id)
-        guide = sequence.guide
-        reason: FinishReason | None = None
-        text, stopped = "", False
+        state = sequence.grammar_state
         if token_id in sequence.stop_ids:
-            reason = "stop"
-        else:
-            text, stopped = sequence.detokenizer.add(token_id)
-            if guide is not None:
-                guide.accept(token_id)
-            if guide is not None and guide.is_finished:
-                reason = "stop"
-            elif not stopped and sequence.num_output >= sequence.max_tokens:
-                reason = "length"
-        if reason is not None:
-            rest, stopped = sequence.detokenizer.finish()
-            text += rest
-        return text, "stop" if stopped else reason
+            return self._finish(sequence)
+        text, stopped = sequence.detokenizer.add(token_id)
+        if stopped:
+            return text, "stop"
+        if state is not None:
+            if not announced:
+                state.accept(token_id)
+            state.settle(until)
+        if state is not None and state.is_finished:
+            rest, reason = self._finish(sequence)
+            return text + rest, reason
+        if sequence.num_output >= sequence.max_tokens:
+            rest, reason = self._finish(sequence, "length")
+            return text + rest, reason
+        return text, None
+
+    @staticmethod
+    def _finish(sequence: Sequence, reason: FinishReason = "stop") -> tuple[str, FinishReason]:
+        """What the end adds to the text; a stop string in it is why the answer ends."""
+        rest, stopped = sequence.detokenizer.finish()
+        return rest, "stop" if stopped else reason
 
     def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
         def alternative(token_id: int, value: float) -> Alternative:

@@ -9,23 +9,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import BrokenExecutor
 from functools import partial
-from typing import TypeVar
-
-import torch
-from llguidance import LLMatcher
-from threadpoolctl import threadpool_limits
+from typing import Any, TypeVar
 
 from model.engine.admission import InFlight, Load
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.generation import Generation
+from model.engine.grammars.grammar import Grammar
+from model.engine.pool import Pool
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
 from model.errors import EngineDeadError, OverloadedError, TookTooLongError
@@ -40,16 +37,6 @@ ENDED = "the engine has ended; the server must be restarted, and its log says wh
 T = TypeVar("T")
 
 
-def _step_back() -> None:
-    """Make this thread's work on images yield to the steps of running answers."""
-    torch.get_num_threads()  # which a thread's first use of torch would otherwise set again
-    threadpool_limits(1, user_api="openmp")
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19))
-        os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))  # wakes without pushing in
-
-
 class AsyncEngine:
     """Runs an ``Engine`` on its own thread.
 
@@ -60,9 +47,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        # At least two: an image that takes long leaves one to others.
-        workers = max(2, (os.cpu_count() or 1) // 2)
-        self._pool = ThreadPoolExecutor(workers, "prepare", initializer=_step_back)
+        self._texts, self._images, self._grammars = map(Pool, ("text", "image", "grammar"))
         self._loop = asyncio.get_running_loop()
         self._generations: dict[int, Generation] = {}  # event loop only
         self._ids = itertools.count()
@@ -84,6 +69,11 @@ class AsyncEngine:
         return self._engine.config.max_model_len
 
     @property
+    def longest_ratio(self) -> float:
+        """Of an image's long side to its short one."""
+        return self._engine.processor.image_processor.longest_ratio
+
+    @property
     def is_busy(self) -> bool:
         """Whether a prompt is being prepared or an answer is in the making."""
         return self._in_flight.answers > 0
@@ -98,12 +88,14 @@ class AsyncEngine:
         messages: Sequence[Message],
         params: SamplingParams,
         admit: Callable[[int, int], None] | None = None,
+        caller: str = "",
     ) -> Generation:
         """Prepare a request and queue it; returns once its prompt is known to be good.
 
         Args:
             messages: the conversation.
             params: how to answer.
+            caller: who asks; callers take turns.
             admit: called with the prompt's tokens, and the most that the answers may have together,
                 before any of it is computed; what it raises is raised.
 
@@ -115,10 +107,9 @@ class AsyncEngine:
         """
         arrived = time.perf_counter()
         self._engine.check(params)
-        work = partial(self._engine.prepare, messages, params)
         limit = self._engine.config.request_timeout
         deadline = self._loop.time() + limit
-        inputs, matcher = await self._prepare(params.n, work)
+        inputs, grammar = await self._prepare(params.n, self._inputs(messages, params, caller))
         load = Load.of(inputs)
         try:
             self._in_flight.hold(load)
@@ -139,15 +130,14 @@ class AsyncEngine:
         except BaseException:
             generation.close()
             raise
-        self._inbox.put(partial(self._add, request_id, inputs, params, arrived, matcher))
+        self._inbox.put(partial(self._add, request_id, inputs, params, arrived, grammar))
         return generation
 
-    async def tokenize(self, messages: Sequence[Message]) -> list[int]:
+    async def tokenize(self, messages: Sequence[Message], caller: str = "") -> list[int]:
         """The prompt that ``generate`` would compute on; raises the same errors."""
-        work = partial(self._engine.processor, messages, self.max_model_len - 1)
-        return (await self._prepare_only(work)).token_ids
+        return (await self._prepare_only(self._prompt(messages, caller))).token_ids
 
-    async def tokenize_text(self, text: str, special: bool) -> list[int]:
+    async def tokenize_text(self, text: str, special: bool, caller: str = "") -> list[int]:
         """Token ids of a text on its own; ``special`` adds what every prompt begins with (``<s>``).
 
         Raises:
@@ -156,35 +146,58 @@ class AsyncEngine:
             EngineDeadError: the engine has ended.
         """
         work = partial(self._engine.processor.encode_text, text, special, self.max_model_len - 1)
-        return await self._prepare_only(work)
+        return await self._prepare_only(self._texts.run(caller, work))
 
     def token_text(self, token_id: int) -> str:
         """The token as a reader may see it."""
         return self._engine.processor.token_text(token_id)
 
-    async def _prepare(self, n: int, work: Callable[[], T]) -> T:
-        """Do ``work`` on the pool; from then on ``n`` answers more are in the making.
+    async def _inputs(
+        self, messages: Sequence[Message], params: SamplingParams, caller: str
+    ) -> tuple[PromptInputs, Grammar | None]:
+        grammar: Grammar | None = None
+        if params.grammar is not None:
+            unwanted = threading.Event()
+            work = partial(self._engine.compile, params, unwanted)
+            grammar = await self._grammars.run(caller, work, unwanted)
+        return await self._prompt(messages, caller), grammar
+
+    async def _prompt(self, messages: Sequence[Message], caller: str) -> PromptInputs:
+        work = partial(self._engine.processor.draft, messages, self.max_model_len - 1)
+        draft = await self._texts.run(caller, work)
+        return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
+
+    async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work``; from then on ``n`` answers more are in the making.
 
         Raises:
             RequestError: those would be too many even if there were no others.
             OverloadedError: those would be too many.
             EngineDeadError: the engine has ended.
         """
-        self._require_alive()
-        self._in_flight.add(n)
+        try:
+            self._require_alive()
+            self._in_flight.add(n)
+        except BaseException:
+            work.close()
+            raise
         seconds = self._engine.config.request_timeout
         time_limit = asyncio.timeout(seconds)
         try:
             async with time_limit:
-                return await self._loop.run_in_executor(self._pool, work)
+                return await work
         except BaseException as error:
             self._in_flight.remove(n)
             if isinstance(error, TimeoutError) and time_limit.expired():
                 raise TookTooLongError(seconds) from error
+            if isinstance(error, BrokenExecutor):
+                logger.exception("threads cannot be started")
+                self._die()
+                raise EngineDeadError(ENDED) from error
             raise
 
-    async def _prepare_only(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on the pool, as ``_prepare`` does for an answer, and have no answer made."""
+    async def _prepare_only(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work`` as ``_prepare`` does for an answer, and have no answer made."""
         result = await self._prepare(1, work)
         self._in_flight.remove(1)
         return result
@@ -197,7 +210,9 @@ class AsyncEngine:
         """End the thread after its current step; unfinished generations raise."""
         self._inbox.put(None)
         self._thread.join()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._texts, self._images, self._grammars):
+            pool.close()
+        self._engine.close()
 
     def _close(self, request_id: int, n: int, load: Load) -> None:
         if self._generations.pop(request_id, None) is not None:
@@ -217,17 +232,23 @@ class AsyncEngine:
             self._ended = True
             self._call_on_loop(self._fail_all)
 
+    def _die(self) -> None:
+        """Take no more requests, and end those that run."""
+        self._ended = True
+        self._fail_all()
+        self._inbox.put(None)
+
     def _add(
         self,
         request_id: int,
         inputs: PromptInputs,
         params: SamplingParams,
         arrived: float,
-        matcher: LLMatcher | None,
+        grammar: Grammar | None,
     ) -> None:
         """Queue a request; a fault in that is its own."""
         try:
-            self._engine.add(request_id, inputs, params, arrived, matcher)
+            self._engine.add(request_id, inputs, params, arrived, grammar)
         except Exception:
             logger.exception("a request could not be queued")
             self._engine.abort(request_id)

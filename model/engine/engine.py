@@ -8,12 +8,12 @@ A fault ends the sequences it is due to, as far as that can be told, and no othe
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
 
 import torch
-from llguidance import LLMatcher
 
 from model.engine.acceptance import Acceptance
 from model.engine.block_manager import BlockManager
@@ -21,8 +21,9 @@ from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import make_decode_graphs
 from model.engine.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.embedding_cache import EmbeddingCache
-from model.engine.grammar import Grammars, Guide
-from model.engine.guidance import Guidance
+from model.engine.grammars.grammar import Grammar, Grammars
+from model.engine.grammars.state import STALL_SECONDS
+from model.engine.guidance import PATIENCE, Guidance
 from model.engine.kv_caches import make_kv_cache
 from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
@@ -97,7 +98,9 @@ class Engine:
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
         self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
-        guidance = Guidance(config.max_num_seqs, self._vocabulary, device)
+        # An answer that sat a step out would be computed in other shapes than it is alone.
+        patience = 2 * STALL_SECONDS if config.deterministic else PATIENCE
+        guidance = Guidance(config.max_num_seqs, self._vocabulary, device, patience)
         self._compute = StepRunner(self._runner, guidance)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
@@ -106,6 +109,7 @@ class Engine:
             self.scheduler,
             self._totals,
             jumps=config.jump_ahead and not config.deterministic,
+            patience=patience,
         )
 
     @property
@@ -127,18 +131,27 @@ class Engine:
 
     def prepare(
         self, messages: Messages[Message], params: SamplingParams
-    ) -> tuple[PromptInputs, LLMatcher | None]:
+    ) -> tuple[PromptInputs, Grammar | None]:
         """What ``add`` takes: the prompt, and the compiled grammar. Any thread; takes a while.
 
         Raises:
             RequestError: the messages or the grammar cannot be served.
+            OverloadedError: there is no room for the grammar.
         """
-        matcher = self.compile(params)
-        return self.processor(messages, self.config.max_model_len - 1), matcher
+        grammar = self.compile(params)
+        return self.processor(messages, self.config.max_model_len - 1), grammar
 
-    def compile(self, params: SamplingParams) -> LLMatcher | None:
-        """The grammar of ``params``, if there is one; raises GrammarError. Any thread."""
-        return None if params.grammar is None else self._grammars.compile(params.grammar)
+    def compile(
+        self, params: SamplingParams, unwanted: threading.Event | None = None
+    ) -> Grammar | None:
+        """The grammar of ``params``, if there is one. Any thread; see ``Grammars.compile``."""
+        if params.grammar is None:
+            return None
+        return self._grammars.compile(params.grammar, params.cache_salt, unwanted)
+
+    def close(self) -> None:
+        """End the processes of grammars."""
+        self._grammars.close()
 
     def stats(self) -> Stats:
         """What the engine is doing and has done. Any thread."""
@@ -169,7 +182,7 @@ class Engine:
         inputs: PromptInputs,
         params: SamplingParams,
         arrived: float | None = None,
-        matcher: LLMatcher | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Queue the ``n`` answers of a request; the prompt's length has been checked.
 
@@ -178,7 +191,7 @@ class Engine:
             inputs: the prompt.
             params: how to answer.
             arrived: when the request came, by ``time.perf_counter``; now by default.
-            matcher: the grammar of ``params``, where there is one.
+            grammar: of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         own_stops = () if params.ignore_eos else self._stop_ids
@@ -196,8 +209,7 @@ class Engine:
                 self._detokenizer(params),
             )
             sequence.arrived = arrived
-            if matcher is not None and params.grammar is not None:
-                sequence.guide = Guide(matcher.deep_copy(), params.grammar)
+            sequence.grammar = grammar
             if self._may_guess(params):
                 sequence.lookup = Lookup(sequence.prompt_len)
             if not self.config.deterministic:  # which computes every answer the same way
@@ -231,12 +243,13 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return what it yields, in no particular order."""
-        outputs = self._see()
+        outputs = self._catch_up() + self._see()
         chunks = self.scheduler.schedule()
         if not chunks:
+            self._wait_for_grammars()
             return outputs
         started = time.perf_counter()
-        self._count_begun(chunks, started)
+        self._begin(chunks, started)
         computed, failed = self._compute(chunks)
         now = time.perf_counter()
         if failed:
@@ -245,17 +258,42 @@ class Engine:
             num_decoding = sum(chunk.decodes for chunk in chunks)
             self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
         outputs += [self._fail(chunk.sequence, error) for chunk, error in failed]
+        until = self._acceptance.announce(computed)
         for chunk, samples in computed:
-            self.scheduler.computed(chunk.sequence, chunk.end)
+            # The last token is computed again where nothing could be sampled after it.
+            unsampled = chunk.num_sampled > 0 and not samples
+            self.scheduler.computed(chunk.sequence, chunk.end - unsampled)
             if samples:
-                outputs.append(self._accept(chunk, samples, now))
+                outputs.append(self._accept(chunk, samples, now, until))
         return outputs
 
-    def _count_begun(self, chunks: list[Chunk], now: float) -> None:
+    def _begin(self, chunks: list[Chunk], now: float) -> None:
+        """Take note of sequences that are computed for the first time."""
         for chunk in chunks:
-            if chunk.sequence.begun_at is None:
-                chunk.sequence.begun_at = now
-                self._totals.queued.observe(now - chunk.sequence.arrived)
+            sequence = chunk.sequence
+            if sequence.begun_at is None:
+                sequence.begun_at = now
+                self._totals.queued.observe(now - sequence.arrived)
+                if sequence.grammar is not None:
+                    sequence.grammar_state = sequence.grammar.begin()
+
+    def _catch_up(self) -> list[Output]:
+        """Go on with the sequences whose grammars were late and are no more."""
+        outputs = []
+        for sequence in [each for each in self._sequences.values() if each.is_late]:
+            state = sequence.grammar_state
+            if state is not None and state.catch_up():
+                result = self._acceptance.resume(sequence)
+                if result is not None:
+                    outputs.append(self._output(sequence, result))
+        return outputs
+
+    def _wait_for_grammars(self) -> None:
+        """Where there may be nothing else to do."""
+        for sequence in self._sequences.values():
+            if sequence.is_late and sequence.grammar_state is not None:
+                sequence.grammar_state.wait(time.monotonic() + PATIENCE)
+                return
 
     def _see(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
@@ -269,15 +307,17 @@ class Engine:
         self._totals.failed_steps += bool(failures)
         return [self._fail(sequence, error) for sequence, error in failures]
 
-    def _accept(self, chunk: Chunk, samples: list[Sample], now: float) -> Output:
+    def _accept(self, chunk: Chunk, samples: list[Sample], now: float, until: float) -> Output:
         """Make an answer longer by what was sampled, and forget it where it ends."""
-        sequence = chunk.sequence
         try:
-            result = self._acceptance(chunk, samples, now)
+            result = self._acceptance(chunk, samples, now, until)
         except Exception as error:
-            logger.exception("an answer could not be gone on with")
+            logger.exception("failed to process sampled tokens")
             self._totals.failed_steps += 1
-            return self._fail(sequence, error)
+            return self._fail(chunk.sequence, error)
+        return self._output(chunk.sequence, result)
+
+    def _output(self, sequence: Sequence, result: TextDelta | ModelError) -> Output:
         reason = "error" if isinstance(result, ModelError) else result.finish_reason
         if reason is not None:
             self._finish(sequence, reason)
@@ -293,6 +333,8 @@ class Engine:
         """Forget a sequence; its blocks are free at once."""
         del self._sequences[sequence.key]
         self.scheduler.finish(sequence)
+        if sequence.grammar_state is not None:
+            sequence.grammar_state.close()
         self._totals.finished[reason] += 1
         if reason in ("stop", "length"):
             self._totals.e2e.observe(sequence.newest_at - sequence.arrived)

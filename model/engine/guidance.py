@@ -1,8 +1,7 @@
 """What the grammars of a step's answers allow, applied to its logits.
 
-The masks are computed once the decoder has been set to work: a GPU is busy with it meanwhile. Where
-the decoder runs on the CPU every core is its own, and threads that computed masks beside it would
-cost more, by handing over, than they do. They are applied to all rows at once, guided and not.
+The masks come from the grammars' processes, which compute them while the decoder runs. They are
+applied to all rows at once, guided and not.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
 in a mask.
@@ -11,18 +10,22 @@ in a mask.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.engine.grammars.protocol import mask_bytes
 from model.engine.logits_processors import LARGEST
 from model.engine.sequence import Sequence
 from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
 FORBIDDEN = 3e38  # below it no logit is
 Masking = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -34,22 +37,33 @@ class Guidance:
         rows: most sequences in a step.
         vocabulary: size of the logits' rows.
         device: where they are.
+        patience: seconds that a step waits for masks at most.
     """
 
-    def __init__(self, rows: int, vocabulary: int, device: torch.device) -> None:
-        num_bytes = -(-vocabulary // 32) * 4  # llguidance fills words of 32 bits
+    def __init__(
+        self, rows: int, vocabulary: int, device: torch.device, patience: float = PATIENCE
+    ) -> None:
+        self._patience = patience
+        num_bytes = mask_bytes(vocabulary)
         # Made once: the system hands out fresh memory of this size page by page, which takes longer
         # than what is computed in it.
         self._masks = torch.empty(rows, num_bytes, dtype=torch.uint8)
         self._masked = torch.empty(rows, vocabulary, device=device)
         self._mask = make_masking(rows, num_bytes, device)
 
+    def wait(self, sequences: Rows[Sequence]) -> None:
+        """Have the masks of the sequences come; those that do not come soon are late."""
+        until = time.monotonic() + self._patience
+        for sequence in sequences:
+            if sequence.grammar_state is not None:
+                sequence.grammar_state.wait_for_mask(until)
+
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
         """The logits, with those that a row's grammar forbids below all others.
 
         Whatever the weights: nothing that is allowed is NaN or as low as what is not.
         """
-        rows = [i for i, s in enumerate(sequences) if s.guide is not None]
+        rows = [i for i, s in enumerate(sequences) if s.grammar_state is not None]
         if not rows:
             return logits_SV
         masks_GB = self._fill([sequences[i] for i in rows])
@@ -63,16 +77,15 @@ class Guidance:
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:
         masks_GB = self._masks[: len(sequences)]
-        start, num_bytes = masks_GB.data_ptr(), masks_GB.shape[1]
+        masks = masks_GB.numpy()
         for row, sequence in enumerate(sequences):
-            guide = sequence.guide
-            assert guide is not None
-            if guide.forced is None and guide.error is None:  # an error ends the answer
-                guide.matcher.unsafe_compute_mask_ptr(start + row * num_bytes, num_bytes)
-                continue
-            masks_GB[row] = 0
-            if guide.forced is not None:
-                masks_GB[row, guide.forced // 8] = 1 << guide.forced % 8
+            state = sequence.grammar_state
+            assert state is not None
+            masks[row] = 0  # of an answer that ends with an error
+            if state.forced is not None:
+                masks[row, state.forced // 8] = 1 << state.forced % 8
+            elif state.mask is not None:
+                masks[row] = np.frombuffer(state.mask, np.uint8)
         return masks_GB
 
 

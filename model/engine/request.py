@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from model.errors import GrammarError
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -23,6 +25,12 @@ class GrammarSpec:
     kind: Literal["json_schema", "regex", "grammar"]
     source: str
     loc: tuple[str | int, ...] = ()
+
+    def error(self, reason: str, place: tuple[str | int, ...] = ()) -> GrammarError:
+        """That it cannot be used, and why; ``place`` is the part of ``source`` at fault."""
+        loc = (*self.loc, *place)
+        name = ".".join(map(str, loc)) or "the grammar"
+        return GrammarError(f"{name} cannot be used: {reason}", loc)
 
 
 @dataclass(frozen=True)

@@ -112,16 +112,18 @@ class Scheduler:
         self.blocks.release(sequence.block_table)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks; none only when all that is left waits for the vision tower."""
+        """The next step's chunks; none only when all that is left waits for the vision tower or its
+        grammar."""
         for sequence in list(self.running):
             if sequence.status is Status.RUNNING:
                 self._choose_regime(sequence)
                 self._make_room(sequence)
-        decoding = [sequence for sequence in self.running if self._decodes(sequence)]
+        taking_part = [sequence for sequence in self.running if not sequence.is_late]
+        decoding = [sequence for sequence in taking_part if self._decodes(sequence)]
         chunks = self._decode(decoding)
-        num_prefilling = len(self.running) - len(decoding) + len(self.waiting)
+        num_prefilling = len(taking_part) - len(decoding) + len(self.waiting)
         budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
-        for sequence in self.running:
+        for sequence in taking_part:
             if not self._decodes(sequence) and budget > 0:
                 budget -= self._prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():

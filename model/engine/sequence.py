@@ -9,7 +9,8 @@ from collections import Counter
 from torch import Tensor
 
 from model.engine.detokenizer import Detokenizer
-from model.engine.grammar import Guide
+from model.engine.grammars.grammar import Grammar
+from model.engine.grammars.state import GrammarState
 from model.engine.lookup import Lookup
 from model.engine.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.request import SamplingParams
@@ -42,7 +43,8 @@ class Sequence:
         followers: other answers to the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
         seed: of its sampling.
-        guide: how far it has come in the grammar that it must match, if any.
+        grammar: what it must match, if anything.
+        grammar_state: how far it has come in that, from its first step on.
         lookup: guesses its next tokens, if it may be guessed.
         arrived, newest_at: when its request came and its newest token, in seconds.
         begun_at: when a step first computed some of it; None before.
@@ -84,7 +86,8 @@ class Sequence:
         self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
-        self.guide: Guide | None = None
+        self.grammar: Grammar | None = None
+        self.grammar_state: GrammarState | None = None
         self.lookup: Lookup | None = None
         self.arrived = self.newest_at = 0.0
         self.begun_at: float | None = None
@@ -112,6 +115,11 @@ class Sequence:
         """Whether the next token is all that is missing, or some that came together."""
         together = self.num_computed >= self.prompt_len and self.num_pending <= MOST_TOGETHER
         return self.num_pending == 1 or together
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its grammar takes so long that the others do not wait for it."""
+        return self.grammar_state is not None and self.grammar_state.is_late
 
     @property
     def needs_tower(self) -> bool:

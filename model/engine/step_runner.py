@@ -35,6 +35,8 @@ class StepRunner:
     def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
         """Compute the chunks; returns them with what was sampled, and those that failed with why.
 
+        Nothing is sampled for those whose grammars are late.
+
         A step that fails is tried again chunk by chunk, which also takes less memory.
 
         Raises:
@@ -58,9 +60,13 @@ class StepRunner:
     def _attempt(self, chunks: list[Chunk]) -> list[Computed] | Exception:
         """The chunks with what was sampled; or why that failed, which is in the log then."""
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
-        sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
         try:
             logits_SV = self._runner.run(chunks)
+            self._guidance.wait([sequence for sequence, _ in rows])
+            in_time = [i for i, (sequence, _) in enumerate(rows) if not sequence.is_late]
+            if len(in_time) < len(rows):
+                logits_SV, rows = logits_SV[in_time], [rows[i] for i in in_time]
+            sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
             samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
         except torch.AcceleratorError:
             raise
@@ -68,4 +74,7 @@ class StepRunner:
             logger.exception("a step of %d sequences failed", len(chunks))
             return error
         left = iter(samples)
-        return [(chunk, list(islice(left, chunk.num_sampled))) for chunk in chunks]
+        return [
+            (chunk, [] if chunk.sequence.is_late else list(islice(left, chunk.num_sampled)))
+            for chunk in chunks
+        ]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.errors import CheckpointError, ImageError
 from model.phi3v.checkpoint import read_json
-from model.phi3v.pictures import to_rgb
+from model.phi3v.pictures import check_sides, to_rgb
 
 TILE = 336  # side of a crop, in pixels
 TOKENS_PER_SIDE = 12  # merged patches along a crop's side
@@ -94,6 +94,11 @@ class ImageProcessor:
             raise CheckpointError(f"{path} has image_std = {list(std)}; pixels are divided by it")
         return cls(num_crops, mean, std)
 
+    @property
+    def longest_ratio(self) -> int:
+        """Of a picture's long side to its short one, in full detail."""
+        return self.num_crops * TILE
+
     def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
         """Choose the crops for a picture of this size; with low detail, one tile.
 
@@ -109,11 +114,7 @@ class ImageProcessor:
         scale -= 1
         new_long = scale * TILE
         new_short = int(new_long / ratio)
-        if new_short < 1:
-            raise ImageError(
-                f"the image is {width}x{height} pixels: its sides are in a ratio of {ratio:.0f} to 1, "
-                f"the limit is {new_long} to 1; crop it or pad its short side"
-            )
+        check_sides((width, height), new_long)  # so that the short side is a pixel at least
         tiles_long, tiles_short = scale, math.ceil(new_short / TILE)
         if width < height:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))

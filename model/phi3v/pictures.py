@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import ExifTags, Image
 
+from model.errors import ImageError
+
 # What turns a picture upright, by its EXIF orientation; 1 is upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -15,6 +17,17 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def check_sides(size: tuple[int, int], longest_ratio: float) -> None:
+    """Raise ImageError when one side of a picture is more than so many times the other."""
+    width, height = size
+    ratio = max(size) / max(min(size), 1)
+    if ratio > longest_ratio:
+        raise ImageError(
+            f"the image is {width}x{height} pixels: its sides are in a ratio of {ratio:.0f} to 1, "
+            f"the limit is {longest_ratio:.0f} to 1; crop it or pad its short side"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,8 +6,9 @@ runs it in worker threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from model.errors import ContextLengthError, ImageError
@@ -30,6 +31,36 @@ class PromptInputs:
 
     token_ids: list[int]
     image: ImageInputs | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A prompt whose image, if it has one, is still to be decoded and cut.
+
+    Attributes:
+        pieces: token ids before the image and after it; without an image there is one piece.
+        crops: makes the image's.
+        max_tokens: longest prompt that can be served.
+    """
+
+    pieces: list[list[int]]
+    crops: Callable[[], ImageInputs] | None
+    max_tokens: int
+
+    @property
+    def has_image(self) -> bool:
+        """Whether ``finish`` takes long."""
+        return self.crops is not None
+
+    def finish(self) -> PromptInputs:
+        """The prompt; raises ImageError or ContextLengthError."""
+        if self.crops is None:
+            return PromptInputs(self.pieces[0])
+        image = self.crops()
+        before, after = self.pieces
+        token_ids = [*before, *[IMAGE_TOKEN_ID] * image.num_tokens, *after]
+        check_length(len(token_ids), self.max_tokens)
+        return PromptInputs(token_ids, image)
 
 
 class Processor:
@@ -55,17 +86,17 @@ class Processor:
             RequestError: the messages break a rule of the chat template or hold a bad image.
             ContextLengthError: the prompt is longer than ``max_tokens``.
         """
+        return self.draft(messages, max_tokens).finish()
+
+    def draft(self, messages: Sequence[Message], max_tokens: int) -> Draft:
+        """The first part of a call: all but the image. Arguments and errors are those of a call."""
         prompt = render(messages)
         self._refuse_hopeless_length(prompt, max_tokens)
-        token_ids = self.tokenizer.encode(prompt.pieces[0])
+        pieces = [self.tokenizer.encode(piece) for piece in prompt.pieces]
         if prompt.image is None:
-            check_length(len(token_ids), max_tokens)
-            return PromptInputs(token_ids)
-        rest = self.tokenizer.encode(prompt.pieces[1])
-        image = self._crops(prompt.image)
-        token_ids += [IMAGE_TOKEN_ID] * image.num_tokens + rest
-        check_length(len(token_ids), max_tokens)
-        return PromptInputs(token_ids, image)
+            check_length(len(pieces[0]), max_tokens)
+        crops = None if prompt.image is None else partial(self._crops, prompt.image)
+        return Draft(pieces, crops, max_tokens)
 
     def encode_text(self, text: str, special: bool, max_tokens: int) -> list[int]:
         """Tokenize a text on its own; ``special`` puts before it what every piece gets (``<s>``).

@@ -102,10 +102,10 @@ class Phi3VTokenizer:
         ids: list[int] = self._inner.encode(text).ids
         return ids
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of the control tokens."""
-        return frozenset(self._special_ids)
+    def inner_json(self) -> str:
+        """What ``encode_inner`` encodes with, for ``Tokenizer.from_str`` of the tokenizers library."""
+        text: str = self._inner.to_str()
+        return text
 
     @property
     def highest_id(self) -> int:

@@ -115,7 +115,7 @@ def ask(
             ignore_eos=grammar is None,
             grammar=grammar,
         )
-        engine.add(number, inputs, params, matcher=engine.compile(params))
+        engine.add(number, inputs, params, grammar=engine.compile(params))
     answers: dict[int, list[int]] = {number: [] for number in range(count)}
     started, steps = 0.0, 0
     while engine.has_work:

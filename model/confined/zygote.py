@@ -1,0 +1,176 @@
+"""The server's side: starts a zygote when it is first needed, and has it fork workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+START_TIMEOUT = 60.0  # seconds for a zygote to be ready; a machine may be busy
+COMMAND = struct.Struct("<cQ")  # what to do, and with which worker
+FORK, KILL = b"f", b"k"
+READY = b"r"
+MAIN = "from model.confined.forking import main; main(int(__import__('sys').argv[1]))"
+# Of our environment, which holds keys and tokens.
+INHERITED = ("PATH", "LANG", "TZ", "TMPDIR", "MALLOC_ARENA_MAX")
+INHERITED_PREFIXES = ("LC_", "LD_", "PYTHON", "OPENBLAS_", "COVERAGE_")
+
+Work = Callable[[socket.socket], None]  # what a worker does, with its end of the connection
+
+
+class WorkerError(Exception):
+    """No worker can be started."""
+
+
+class Worker:
+    """A process forked by a zygote.
+
+    Attributes:
+        socket: to the process, which ends when this is closed and it is not busy.
+        connection: the same, for messages.
+    """
+
+    def __init__(self, mine: socket.socket, kill: Callable[[], None]) -> None:
+        self.socket = mine
+        self.connection = Connection(os.dup(mine.fileno()))
+        self._kill = kill
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone; to be asked while it has nothing to say."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def end(self) -> None:
+        """End the process, whatever it is doing; may be called again."""
+        self._kill()
+        self.connection.close()
+        self.socket.close()
+
+
+class Zygote:
+    """A process that forks workers. Thread-safe.
+
+    Args:
+        prepare: name of a function, as ``module:function``, that is called once in the zygote and
+            returns what each worker does.
+        arguments: of that function.
+    """
+
+    def __init__(self, prepare: str, *arguments: object) -> None:
+        self._prepare = (prepare, arguments)
+        self._running: _Running | None = None
+        # A worker may be collected, and so ended, at any time: also while this thread has the lock.
+        self._lock = threading.RLock()
+        self._count = 0
+
+    def fork(self) -> Worker:
+        """Start a worker; waits for the zygote where that is to be started first.
+
+        Raises:
+            WorkerError: it cannot be started.
+        """
+        with self._lock:
+            try:
+                return self._fork()
+            except OSError:  # the zygote has been killed
+                self.close()
+            try:
+                return self._fork()
+            except OSError as error:
+                raise WorkerError(f"no worker can be started: {error}") from error
+
+    def close(self) -> None:
+        """End the zygote; its workers end when they are closed."""
+        with self._lock:
+            if self._running is not None:
+                self._running.end()
+                self._running = None
+
+    def _fork(self) -> Worker:
+        if self._running is None:
+            self._running = _Running(self._prepare)
+            weakref.finalize(self, self._running.end)
+        self._count += 1
+        number, running = self._count, self._running
+        mine, theirs = socket.socketpair()
+        with theirs:
+            try:
+                running.command(FORK, number, theirs)
+            except OSError:
+                mine.close()
+                raise
+
+        def kill() -> None:
+            with self._lock, contextlib.suppress(OSError):  # the zygote may be gone
+                running.command(KILL, number)
+
+        return Worker(mine, kill)
+
+
+class _Running:
+    """A zygote's process; raises WorkerError if it does not start."""
+
+    def __init__(self, prepare: object) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", MAIN, str(theirs.fileno())],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's Ctrl-C is for the server alone
+            )
+        with Connection(os.dup(self._control.fileno())) as connection:
+            try:
+                connection.send_bytes(pickle.dumps(prepare))
+                if not connection.poll(START_TIMEOUT) or connection.recv_bytes() != READY:
+                    raise EOFError
+            except (OSError, EOFError) as error:
+                self.end()
+                raise WorkerError("the process that starts workers did not start") from error
+
+    def command(self, what: bytes, worker: int, theirs: socket.socket | None = None) -> None:
+        """Have the zygote do something; raises OSError if it is gone."""
+        descriptors = [] if theirs is None else [theirs.fileno()]
+        socket.send_fds(self._control, [COMMAND.pack(what, worker)], descriptors)
+
+    def end(self) -> None:
+        """End it; may be called again."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+    }
+
+
+def readable(channel: socket.socket, seconds: float) -> bool:
+    """Whether there is something to read, or the other end is gone, within that time."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(max(0.0, 1000 * seconds)))

@@ -1,0 +1,203 @@
+"""The grammars of one checkpoint, each compiled in a process that is kept for answers to come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from typing import Any
+
+from model.confined import Worker, WorkerError, Zygote
+from model.confined.zygote import readable
+from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, mask_bytes
+from model.engine.grammars.state import GrammarState
+from model.engine.request import GrammarSpec
+from model.errors import GrammarError, OverloadedError
+from model.phi3v.tokenizer import Phi3VTokenizer
+
+WORKER = "model.engine.grammars.worker:prepare"  # not imported here, nor the library behind it
+LARGEST_SOURCE = 200_000  # characters
+KEPT = 64  # grammars for requests to come,
+KEPT_BYTES = 256 << 20  # of that memory together
+MOST_BYTES = 1 << 30  # of all grammars that requests hold
+LONGEST_REPLY = 20_000  # bytes
+COMPILE_TIMEOUT = 30.0  # seconds by the clock; the processor time is bounded in the process
+LOOK_EVERY = 0.05  # seconds, whether the request is still wanted
+Key = tuple[str, str, str]
+
+
+class CancelledError(Exception):
+    """Nobody wants the grammar any more."""
+
+
+class Grammar:
+    """A process that has compiled a grammar; it ends when nobody refers to this any more.
+
+    Attributes:
+        num_bytes: memory of the process that is its own.
+    """
+
+    def __init__(self, worker: Worker, spec: GrammarSpec, num_bytes: int, mask_bytes: int) -> None:
+        self._worker = worker
+        self._spec = spec
+        self._mask_bytes = mask_bytes
+        self.num_bytes = num_bytes
+        weakref.finalize(self, worker.end)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether answers can be begun."""
+        return not self._worker.has_ended
+
+    def begin(self) -> GrammarState:
+        """A state at the start of the grammar; does not wait."""
+        mine, theirs = socket.socketpair()
+        with theirs, contextlib.suppress(OSError):  # the state finds nobody at the other end
+            socket.send_fds(self._worker.socket, [BEGIN], [theirs.fileno()])
+        return GrammarState(mine, self._mask_bytes, self._spec)
+
+
+class Grammars:
+    """Compiles grammars; thread-safe.
+
+    Args:
+        tokenizer: of the checkpoint.
+        vocabulary: size of the logits' rows.
+        stop_ids: tokens that may end an answer.
+    """
+
+    def __init__(
+        self, tokenizer: Phi3VTokenizer, vocabulary: int, stop_ids: frozenset[int]
+    ) -> None:
+        self._mask_bytes = mask_bytes(vocabulary)
+        words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
+        inner = tokenizer.inner_json()
+        self._zygote = Zygote(WORKER, words, sorted(stop_ids), inner)
+        self._kept: OrderedDict[Key, Grammar] = OrderedDict()
+        self._compiling: dict[Key, Future[None]] = {}
+        self._all: weakref.WeakSet[Grammar] = weakref.WeakSet()
+        self._lock = threading.RLock()
+
+    def compile(
+        self, spec: GrammarSpec, salt: str = "", unwanted: threading.Event | None = None
+    ) -> Grammar:
+        """The compiled grammar; may take seconds.
+
+        Args:
+            spec: what is asked for.
+            salt: the grammar is shared with requests of the same salt.
+            unwanted: set when nobody waits for it any more.
+
+        Raises:
+            GrammarError: it is broken, not supported, or too complex.
+            OverloadedError: the grammars of other requests take all memory that there is for them.
+            CancelledError: it is unwanted.
+        """
+        if len(spec.source) > LARGEST_SOURCE:
+            raise spec.error(f"it has {len(spec.source)} characters, the limit is {LARGEST_SOURCE}")
+        unwanted = unwanted or threading.Event()
+        key = (salt, spec.kind, spec.source)
+        done: Future[None] = Future()
+        while (other := self._claim(key, done)) is not done:
+            if isinstance(other, Grammar):
+                return other
+            while not wait([other], LOOK_EVERY).done:
+                _require(unwanted)
+        try:
+            grammar = self._compile(spec, unwanted)
+            self._keep(key, grammar)
+            return grammar
+        finally:
+            with self._lock:
+                del self._compiling[key]
+            done.set_result(None)
+
+    def close(self) -> None:
+        """End all processes."""
+        with self._lock:
+            self._kept.clear()
+        self._zygote.close()
+
+    def _claim(self, key: Key, done: Future[None]) -> Grammar | Future[None]:
+        """The grammar; or what ends when another thread has compiled it; or ``done``, to compile it."""
+        with self._lock:
+            grammar = self._kept.get(key)
+            if grammar is not None and grammar.is_alive:
+                self._kept.move_to_end(key)
+                return grammar
+            self._kept.pop(key, None)  # killed by the system, say
+            return self._compiling.setdefault(key, done)
+
+    def _keep(self, key: Key, grammar: Grammar) -> None:
+        with self._lock:
+            self._all.add(grammar)
+            self._kept[key] = grammar
+            while len(self._kept) > KEPT or _bytes(self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+
+    def _compile(self, spec: GrammarSpec, unwanted: threading.Event) -> Grammar:
+        taken = _bytes(self._all)
+        if taken > MOST_BYTES:
+            raise OverloadedError(
+                f"the grammars of other requests take {taken} bytes and the limit is {MOST_BYTES}; "
+                "try again in a moment"
+            )
+        try:
+            worker = self._zygote.fork()
+        except WorkerError as error:
+            raise OverloadedError(f"{error}; try again in a moment") from error
+        try:
+            request = {"kind": spec.kind, "source": spec.source}
+            worker.connection.send_bytes(json.dumps(request).encode())
+            reply = self._receive(worker, unwanted)
+            if "bytes" in reply:
+                return Grammar(worker, spec, reply["bytes"], self._mask_bytes)
+            raise self._error(worker, spec, reply["error"], unwanted)
+        except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
+            worker.end()
+            raise spec.error(
+                f"compiling it took more than {COMPILE_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
+                "nests too deep; make it smaller, or less deep"
+            ) from error
+        except BaseException:
+            worker.end()
+            raise
+
+    def _error(
+        self, worker: Worker, spec: GrammarSpec, reason: str, unwanted: threading.Event
+    ) -> GrammarError:
+        place: list[str | int] = []
+        if spec.kind == "json_schema":
+            with contextlib.suppress(
+                OSError, EOFError, ValueError, KeyError
+            ):  # it is not known where
+                place = self._receive(worker, unwanted)["place"]
+        return spec.error(reason, tuple(place))
+
+    @staticmethod
+    def _receive(worker: Worker, unwanted: threading.Event) -> dict[str, Any]:
+        """The worker's next message; raises OSError, EOFError, ValueError or CancelledError."""
+        deadline = time.monotonic() + COMPILE_TIMEOUT
+        while not readable(worker.socket, LOOK_EVERY):
+            _require(unwanted)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        reply = json.loads(worker.connection.recv_bytes(LONGEST_REPLY))
+        if not isinstance(reply, dict):
+            raise ValueError("no object")
+        return reply
+
+
+def _require(unwanted: threading.Event) -> None:
+    if unwanted.is_set():
+        raise CancelledError
+
+
+def _bytes(grammars: Iterable[Grammar]) -> int:
+    return sum(grammar.num_bytes for grammar in grammars)

@@ -1,0 +1,108 @@
+"""From what a request asks for to a grammar in llguidance's form. Runs in workers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, Literal
+
+from llguidance import LLMatcher, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+LARGEST_MULTIPLE = 100_000
+SEARCH_SECONDS = 0.5  # for the part of a broken schema that is at fault
+Kind = Literal["json_schema", "regex", "grammar"]
+Place = tuple[str | int, ...]
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+SCHEMAS = ("items", "additionalProperties")
+# The way models write JSON; and a fixed way, so that keys and marks can be forced.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class BrokenGrammarError(ValueError):
+    """The grammar cannot be used; the text says why."""
+
+
+def to_llguidance(kind: Kind, source: str) -> str:
+    """The grammar in llguidance's form, with the space before it; raises BrokenGrammarError."""
+    if kind == "regex":
+        regex = regex_to_lark(source, use_ascii="")
+        return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: /{regex}/\n')
+    if kind == "grammar":
+        try:
+            lark = any_to_lark(source)
+        except Exception as error:  # its parser raises all kinds
+            raise BrokenGrammarError(str(error)) from error
+        return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %lark {{\n{lark}\n}}\n')
+    schema = json.loads(source)
+    _refuse_large_multiples(schema)
+    return _of_schema(schema)
+
+
+def culprit(schema: dict[str, Any], is_broken: Callable[[str], bool]) -> Place:
+    """Place of the smallest part of a broken schema that cannot be used by itself.
+
+    Args:
+        schema: the whole.
+        is_broken: whether a grammar in llguidance's form cannot be compiled.
+    """
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    path: Place = ()
+    deadline = time.monotonic() + SEARCH_SECONDS
+    part: Any = schema
+    while True:
+        for step, inner in _parts(part):
+            if time.monotonic() > deadline:
+                return path
+            whole = {**shared, **inner} if isinstance(inner, dict) else inner
+            if is_broken(_of_schema(whole)):
+                path, part = path + step, inner
+                break
+        else:
+            return path
+
+
+def _refuse_large_multiples(schema: Any) -> None:
+    """The automaton of a multiple has as many states, also of those that are combined."""
+    common, waiting = 1, [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+            multiple = part.get("multipleOf")
+            if isinstance(multiple, int | float) and 0 < multiple < LARGEST_MULTIPLE:
+                common = math.lcm(common, Fraction(str(multiple)).numerator)
+            elif isinstance(multiple, int | float):
+                common = LARGEST_MULTIPLE
+    if common >= LARGEST_MULTIPLE:
+        raise BrokenGrammarError(
+            f"the common multiple of its multipleOf is not below {LARGEST_MULTIPLE}"
+        )
+
+
+def _of_schema(schema: Any) -> str:
+    styled = {**schema, "x-guidance": JSON_STYLE} if isinstance(schema, dict) else schema
+    return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %json {json.dumps(styled)}\n')
+
+
+def _parts(schema: Any) -> Iterator[tuple[Place, Any]]:
+    """The schemas directly in a schema, and their paths."""
+    if not isinstance(schema, dict):
+        return
+    for key in SCHEMAS_BY_NAME:
+        named = schema.get(key)
+        if isinstance(named, dict):
+            yield from (((key, name), inner) for name, inner in named.items())
+    for key in LISTS_OF_SCHEMAS:
+        listed = schema.get(key)
+        if isinstance(listed, list):
+            yield from (((key, i), inner) for i, inner in enumerate(listed))
+    for key in SCHEMAS:
+        if isinstance(schema.get(key), dict):
+            yield (key,), schema[key]
