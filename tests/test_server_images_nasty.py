@@ -15,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from confined_workers import workers
 from live_server import LiveServer
 from model import ImageError, to_rgb
 from nasty_images import NASTY, saved
@@ -68,22 +69,23 @@ def test_pictures_are_those_that_pil_makes(decoder: Decoder) -> None:
 def test_processes_that_were_killed_are_replaced(decoder: Decoder) -> None:
     """By the system, say, between two images."""
     good = saved("PNG")
+    others = set(workers())
     for _ in range(3):
         assert decoder(good).size == (64, 48)
-        for worker in list(decoder._idle.queue):
-            if worker is not None:
-                psutil.Process(worker._process.pid).kill()
+        for worker in set(workers()) - others:
+            worker.kill()
 
 
 def test_processes_are_replaced_after_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "IMAGES_PER_PROCESS", 2)
+    others = set(workers())
     decoder = Decoder(PIXELS, timeout=60)
     try:
         seen = []
         for data in (saved("PNG"), b"broken", saved("PNG")):
             decoder.start()
-            (worker,) = [each for each in decoder._idle.queue if each is not None]
-            seen.append(worker._process.pid)
+            (worker,) = set(workers()) - others
+            seen.append(worker.pid)
             with contextlib.suppress(ImageError):
                 decoder(data)
         assert seen[0] == seen[1] != seen[2]
@@ -91,7 +93,9 @@ def test_processes_are_replaced_after_many_images(monkeypatch: pytest.MonkeyPatc
         decoder.close()
 
 
-def sometimes(data: bytes, max_pixels: int) -> tuple[tuple[int, int], bytes]:
+def sometimes(
+    data: bytes, max_pixels: int, longest_ratio: float
+) -> tuple[tuple[int, int], bytes]:
     """Stands in for a decoder with faults that no file is known to bring about."""
     if data == b"hang":
         time.sleep(1000)
@@ -99,7 +103,7 @@ def sometimes(data: bytes, max_pixels: int) -> tuple[tuple[int, int], bytes]:
         os.kill(os.getpid(), signal.SIGSEGV)
     if data == b"fill":
         return (1, 1), bytes(100 << 30)
-    return decode_image(data, max_pixels)
+    return decode_image(data, max_pixels, longest_ratio)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ open sockets as the server's user can: this is a wall against faults, not a sand
 
 from __future__ import annotations
 
-from model.confined.limits import confine, cpu_limit
+from model.confined.limits import confine, limit_cpu
 from model.confined.zygote import Worker, WorkerError, Zygote
 
-__all__ = ["Worker", "WorkerError", "Zygote", "confine", "cpu_limit"]
+__all__ = ["Worker", "WorkerError", "Zygote", "confine", "limit_cpu"]

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 PR_SET_DUMPABLE = 4
@@ -21,6 +20,7 @@ def confine(memory: int) -> None:
     Args:
         memory: bytes of address space beyond what it has now.
     """
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     if sys.platform == "linux":
         limits[resource.RLIMIT_AS] = address_space() + memory
@@ -42,19 +42,14 @@ def resident_memory() -> int:
     return _statm(1)
 
 
-@contextlib.contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    """End this process when the work inside takes more processor time than that.
+def limit_cpu(seconds: float) -> None:
+    """End this process once it has taken that much processor time more; to be said anew in time.
 
-    Not wall-clock time: on a busy machine work is not at fault for waiting. The signal's default
-    action ends the process whatever it is doing, also inside a library that never returns.
+    Not wall-clock time: on a busy machine work is not at fault for waiting, and a process that waits
+    for work takes none. The signal's default action ends the process whatever it is doing, also
+    inside a library that never returns.
     """
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _statm(column: int) -> int:

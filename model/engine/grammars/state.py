@@ -61,6 +61,8 @@ class GrammarState:
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that was allowed, and does not end the answer. ``settle`` comes next."""
+        if self.error is not None:
+            return
         if self._forced:
             self._forced.popleft()
             if not self._forced and self._has_more:
@@ -116,14 +118,14 @@ class GrammarState:
 
     def _receive(self, until: float) -> bool:
         """Take what has come, or notice that nothing will; False when it is too late for that."""
-        if not readable(self._process, until - time.monotonic()):
-            if time.monotonic() - self._asked_at > STALL_SECONDS:
-                self._fail()
-                return True
-            return False
         try:
             data = self._process.recv(READ_SIZE)
         except BlockingIOError:
+            now = time.monotonic()
+            if readable(self._process, until - now):
+                return True
+            if now - self._asked_at > STALL_SECONDS:
+                self._fail()
             return False
         except OSError:
             data = b""

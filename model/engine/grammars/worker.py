@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from array import array
-from collections.abc import Iterable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-from model.confined import confine, cpu_limit
+from model.confined import confine, limit_cpu
 from model.confined.forking import fork
 from model.confined.limits import resident_memory
 from model.confined.zygote import Work
@@ -75,35 +74,36 @@ def prepare(words: list[bytes], stop_ids: list[int], inner: str) -> Work:
 def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.socket) -> None:
     """Compile the grammar that the server sends, then have children follow answers."""
     confine(MEMORY)
+    limit_cpu(COMPILE_SECONDS)
     before = resident_memory()
     connection = Connection(server.fileno())
     spec = json.loads(connection.recv_bytes())
-    with cpu_limit(COMPILE_SECONDS):
-        try:
-            grammar = to_llguidance(spec["kind"], spec["source"])
-        except BrokenGrammarError as error:
-            _refuse(connection, str(error))
-            return
-        matcher = _matcher(tokenizer, grammar)
-        if matcher.is_error():
-            _refuse(connection, matcher.get_error())
-            if spec["kind"] == "json_schema":
-                schema = json.loads(spec["source"])
-                place = culprit(schema, lambda part: _matcher(tokenizer, part).is_error())
-                connection.send_bytes(json.dumps({"place": place}).encode())
-            return
-        first = matcher.deep_copy()  # some grammars show only now that they take too much
-        first.consume_tokens(first.compute_ff_tokens())
-        first.compute_bitmask()
-        if first.is_error():
-            _refuse(connection, first.get_error())
-            return
+    try:
+        grammar = to_llguidance(spec["kind"], spec["source"])
+    except BrokenGrammarError as error:
+        _refuse(connection, str(error))
+        return
+    matcher = _matcher(tokenizer, grammar)
+    if matcher.is_error():
+        _refuse(connection, matcher.get_error())
+        if spec["kind"] == "json_schema":
+            schema = json.loads(spec["source"])
+            place = culprit(schema, lambda part: _matcher(tokenizer, part).is_error())
+            connection.send_bytes(json.dumps({"place": place}).encode())
+        return
+    first = matcher.deep_copy()  # some grammars show only now that they take too much
+    first.consume_tokens(first.compute_ff_tokens())
+    first.compute_bitmask()
+    if first.is_error():
+        _refuse(connection, first.get_error())
+        return
     taken = max(0, resident_memory() - before) + PROCESS_BYTES
     connection.send_bytes(json.dumps({"bytes": taken}).encode())
     while True:
         command, descriptors, _, _ = socket.recv_fds(server, 1, 1)
         if not command:
             return
+        limit_cpu(COMPILE_SECONDS)
         if descriptors:
             answer = socket.socket(fileno=descriptors[0])
             fork(answer, server, partial(_follow, matcher, num_bytes))
@@ -126,29 +126,29 @@ def _follow(matcher: LLMatcher, num_bytes: int, server: socket.socket) -> None:
     """Follow one answer: a token comes, what it forces goes back, then the next mask."""
     token_id = GO_ON
     while True:
-        with cpu_limit(STEP_SECONDS):
-            if token_id != GO_ON:
-                matcher.consume_token(token_id)
-            ids = array("i", _forced(matcher)).tobytes()
-            if matcher.is_error():
-                reason = matcher.get_error()[:LONGEST_REASON].encode()
-                server.sendall(HEAD.pack(False, True, len(reason)) + reason)
-                return
-            ends = matcher.is_stopped()
-            server.sendall(HEAD.pack(ends, False, len(ids)) + ids)
-            if not ends:
-                server.sendall(matcher.compute_bitmask()[:num_bytes])
+        limit_cpu(STEP_SECONDS)
+        if token_id != GO_ON:
+            matcher.consume_token(token_id)
+        ids = _forced(matcher)
+        if matcher.is_error():
+            reason = matcher.get_error()[:LONGEST_REASON].encode()
+            server.sendall(HEAD.pack(False, True, len(reason)) + reason)
+            return
+        ends = matcher.is_stopped()
+        server.sendall(HEAD.pack(ends, False, len(ids)) + ids)
+        if not ends:
+            server.sendall(matcher.compute_bitmask()[:num_bytes])
         message = server.recv(TOKEN.size)
         if not message:
             return
         (token_id,) = TOKEN.unpack(message)
 
 
-def _forced(matcher: LLMatcher) -> Iterable[int]:
+def _forced(matcher: LLMatcher) -> bytes:
     """Take the tokens that are the only ones that may come next, as far as one reply goes."""
-    count = 0
-    while count < MOST_FORCED and (tokens := matcher.compute_ff_tokens()):
-        tokens = tokens[: MOST_FORCED - count]
+    forced: list[int] = []
+    while len(forced) < MOST_FORCED and (tokens := matcher.compute_ff_tokens()):
+        tokens = tokens[: MOST_FORCED - len(forced)]
         matcher.consume_tokens(tokens)
-        count += len(tokens)
-        yield from tokens
+        forced += tokens
+    return array("i", forced).tobytes()
