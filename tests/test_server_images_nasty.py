@@ -93,9 +93,7 @@ def test_processes_are_replaced_after_many_images(monkeypatch: pytest.MonkeyPatc
         decoder.close()
 
 
-def sometimes(
-    data: bytes, max_pixels: int, longest_ratio: float
-) -> tuple[tuple[int, int], bytes]:
+def sometimes(data: bytes, max_pixels: int, longest_ratio: float) -> tuple[tuple[int, int], bytes]:
     """Stands in for a decoder with faults that no file is known to bring about."""
     if data == b"hang":
         time.sleep(1000)

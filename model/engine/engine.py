@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -29,7 +31,6 @@ from model.engine.lookup import Lookup
 from model.engine.pacing import Pacing
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.runner import Runner
-from model.engine.sampler import Sample
 from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 TOWER_SECONDS = 0.25  # per step when nobody is stalled, so that an abort is heard soon
 
 Key = tuple[int, int]  # request id and index of the answer
+Result = TextDelta | ModelError
 
 
 class StepFailedError(ModelError):
@@ -60,7 +62,7 @@ class Output:
     """What a step yields for one sequence: a delta, or the error that ended it."""
 
     key: Key
-    result: TextDelta | ModelError
+    result: Result
 
 
 class Engine:
@@ -231,8 +233,8 @@ class Engine:
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
         # Half a character at the end of an answer that was cut off would not match its grammar.
-        partial = REPLACEMENT if params.grammar is None else ""
-        return Detokenizer(self.processor.tokenizer, params.stop, partial)
+        half = REPLACEMENT if params.grammar is None else ""
+        return Detokenizer(self.processor.tokenizer, params.stop, half)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; its blocks are free at once."""
@@ -254,7 +256,7 @@ class Engine:
         now = time.perf_counter()
         if failed:
             self._totals.failed_steps += 1
-        else:
+        elif not any(chunk.sequence.is_late for chunk in chunks):  # for which the step has waited
             num_decoding = sum(chunk.decodes for chunk in chunks)
             self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
         outputs += [self._fail(chunk.sequence, error) for chunk, error in failed]
@@ -264,7 +266,8 @@ class Engine:
             unsampled = chunk.num_sampled > 0 and not samples
             self.scheduler.computed(chunk.sequence, chunk.end - unsampled)
             if samples:
-                outputs.append(self._accept(chunk, samples, now, until))
+                accept = partial(self._acceptance, chunk, samples, now, until)
+                outputs += self._accept(chunk.sequence, accept)
         return outputs
 
     def _begin(self, chunks: list[Chunk], now: float) -> None:
@@ -279,13 +282,11 @@ class Engine:
 
     def _catch_up(self) -> list[Output]:
         """Go on with the sequences whose grammars were late and are no more."""
-        outputs = []
+        outputs: list[Output] = []
         for sequence in [each for each in self._sequences.values() if each.is_late]:
             state = sequence.grammar_state
             if state is not None and state.catch_up():
-                result = self._acceptance.resume(sequence)
-                if result is not None:
-                    outputs.append(self._output(sequence, result))
+                outputs += self._accept(sequence, partial(self._acceptance.resume, sequence))
         return outputs
 
     def _wait_for_grammars(self) -> None:
@@ -307,21 +308,20 @@ class Engine:
         self._totals.failed_steps += bool(failures)
         return [self._fail(sequence, error) for sequence, error in failures]
 
-    def _accept(self, chunk: Chunk, samples: list[Sample], now: float, until: float) -> Output:
-        """Make an answer longer by what was sampled, and forget it where it ends."""
+    def _accept(self, sequence: Sequence, accept: Callable[[], Result | None]) -> list[Output]:
+        """Make an answer longer by what was sampled or is forced, and forget it where it ends."""
         try:
-            result = self._acceptance(chunk, samples, now, until)
+            result = accept()
         except Exception as error:
             logger.exception("failed to process sampled tokens")
             self._totals.failed_steps += 1
-            return self._fail(chunk.sequence, error)
-        return self._output(chunk.sequence, result)
-
-    def _output(self, sequence: Sequence, result: TextDelta | ModelError) -> Output:
+            return [self._fail(sequence, error)]
+        if result is None:
+            return []
         reason = "error" if isinstance(result, ModelError) else result.finish_reason
         if reason is not None:
             self._finish(sequence, reason)
-        return Output(sequence.key, result)
+        return [Output(sequence.key, result)]
 
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._finish(sequence, "error")

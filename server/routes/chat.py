@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -55,6 +55,7 @@ AZURE_ROUTE = {
 }
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
+T = TypeVar("T")
 Body = Annotated[object, Depends(json_body)]
 
 
@@ -104,8 +105,10 @@ async def _answer(
 ) -> Response:
     chat = parse(body, policy, service.settings.max_messages)
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    question = await convert(service, chat, images, salt)
-    answering = await question.begin(admission.reserve)
+    question = await convert(service, chat, images, salt, request.state.caller)
+    answering = await _unless_disconnected(request, question.begin(admission.reserve))
+    if answering is None:
+        return Response(status_code=CLIENT_CLOSED)
     generation = answering.generation
     # For the access log.
     request.state.generation, request.state.envelope = generation, answering.envelope
@@ -125,20 +128,21 @@ async def _answer(
     return JSONResponse(answer.model_dump())
 
 
-async def _unless_disconnected(
-    request: Request, answer: Coroutine[Any, Any, ChatCompletion]
-) -> ChatCompletion | None:
-    """The result, or None as soon as the client has gone away."""
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result, or None when the client has gone away and the work has ended."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working = asyncio.ensure_future(answer)
+    working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+        return None if working.cancelled() else working.result()
     finally:
         working.cancel()
         watching.cancel()

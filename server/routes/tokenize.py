@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from server.convert import parse_tokenize, to_messages
 from server.dependencies import (
@@ -27,6 +27,7 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
     openapi_extra=documented_body("TokenizeRequest"),
 )
 async def tokenize(
+    request: Request,
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
@@ -34,17 +35,18 @@ async def tokenize(
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
-    request = parse_tokenize(body, settings.max_messages)
-    if request.messages is not None:
-        messages = await to_messages(request.messages, images, settings.max_images)
-        tokens = await engine.tokenize(messages)
+    wanted, caller = parse_tokenize(body, settings.max_messages), request.state.caller
+    if wanted.messages is not None:
+        messages = await to_messages(wanted.messages, images, settings.max_images)
+        tokens = await engine.tokenize(messages, caller)
     else:
-        tokens = await engine.tokenize_text(request.prompt or "", request.add_special_tokens)
+        prompt = wanted.prompt or ""
+        tokens = await engine.tokenize_text(prompt, wanted.add_special_tokens, caller)
     return Tokenized(
         count=len(tokens),
         max_model_len=engine.max_model_len,
         tokens=tokens,
         token_strs=[engine.token_text(token) for token in tokens]
-        if request.return_token_strs
+        if wanted.return_token_strs
         else None,
     )

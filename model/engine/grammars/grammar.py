@@ -163,7 +163,7 @@ class Grammars:
             worker.end()
             raise spec.error(
                 f"compiling it took more than {COMPILE_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
-                "nests too deep; make it smaller, or less deep"
+                "nests too deep; make it smaller, flatter or less ambiguous"
             ) from error
         except BaseException:
             worker.end()

@@ -157,6 +157,6 @@ class GrammarState:
 
     def _fail(self) -> None:
         self.error = self._spec.error(
-            f"it took more than {STEP_SECONDS:g} seconds or {MEMORY >> 20} MiB at a token, or nested "
-            "too deep; make it less ambiguous or smaller"
+            f"the next token took more than {STEP_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it nests "
+            "too deep; make it smaller, flatter or less ambiguous"
         )
