@@ -47,29 +47,23 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._pass_on()  # it had just been given the seat
-            else:
-                self._forget(caller, turn)
             raise
 
     def _pass_on(self) -> None:
         """Give a seat to the caller that has waited longest since it had one."""
-        if not self._waiting:
-            self._free += 1
-            return
-        caller, turns = next(iter(self._waiting.items()))
-        turn = turns[0]
-        self._forget(caller, turn)
-        if caller in self._waiting:
-            self._waiting.move_to_end(caller)
-        turn.set_result(None)
-
-    def _forget(self, caller: str, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting[caller]
-        turns.remove(turn)
-        if not turns:
-            del self._waiting[caller]
+        while self._waiting:
+            caller, turns = next(iter(self._waiting.items()))
+            turn = turns.popleft()
+            if not turns:
+                del self._waiting[caller]
+            if not turn.cancelled():
+                if turns:
+                    self._waiting.move_to_end(caller)
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 class Pool:
