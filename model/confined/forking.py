@@ -38,16 +38,17 @@ def main(descriptor: int) -> None:
         command, descriptors, _, _ = socket.recv_fds(control, COMMAND.size, 1)
         if not command:
             return
+        # What ends meanwhile is reaped afterwards: until then its process id is nobody else's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         kind, number = COMMAND.unpack(command)
         if kind == KILL:
-            for pid in [pid for pid, other in numbers.items() if other == number]:
-                os.kill(pid, signal.SIGKILL)
+            for pid, other in numbers.items():
+                if other == number:
+                    os.kill(pid, signal.SIGKILL)
         elif kind == FORK and descriptors:
-            # A worker that ends at once must not be reaped before it is noted.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
             pid = fork(socket.socket(fileno=descriptors[0]), control, work)
             numbers[pid] = number
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
 def fork(theirs: socket.socket, parents: socket.socket, work: Work) -> int:

@@ -142,7 +142,8 @@ class Grammars:
                 self._kept.popitem(last=False)
 
     def _compile(self, spec: GrammarSpec, unwanted: threading.Event) -> Grammar:
-        taken = _bytes(self._all)
+        with self._lock:
+            taken = _bytes(self._all)
         if taken > MOST_BYTES:
             raise OverloadedError(
                 f"the grammars of other requests take {taken} bytes and the limit is {MOST_BYTES}; "

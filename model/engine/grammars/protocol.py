@@ -4,10 +4,10 @@ The process that compiles gets ``{"kind", "source"}`` in JSON and answers with `
 memory; or with ``{"error"}`` and, for a schema, ``{"place"}``. Then each ``BEGIN`` comes with a
 socket, for a child that follows an answer.
 
-That child is sent tokens. A reply begins with ``HEAD``: whether the answer must end, whether
-something is wrong, and how many bytes follow: ids of the forced tokens, or the text of what is
-wrong. After it comes the mask of what may come next, as soon as it has been computed; unless the
-answer ends or something is wrong. The first reply comes unasked.
+That child is sent tokens, and replies to each, and once unasked, with one message or two: the ids of
+the forced tokens; and, unless the answer must end, the mask of what may come next, as soon as it has
+been computed. A message begins with ``HEAD``: whether the answer must end, whether something is wrong,
+and how many bytes follow. Where something is wrong they say what, and are the last.
 """
 
 from __future__ import annotations

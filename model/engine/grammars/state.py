@@ -39,6 +39,7 @@ class GrammarState:
         self._has_more = False  # whether more may be forced after these
         self._ends = False
         self._mask: bytes | None = None
+        self._unneeded = 0  # masks still to come that nobody waits for
         self._awaits_reply = True
         self._asked_at = time.monotonic()
         self.error: GrammarError | None = None
@@ -107,8 +108,8 @@ class GrammarState:
         return self.error is not None or bool(self._forced) or self._mask is not None
 
     def _ask(self, token_id: int) -> None:
+        self._unneeded += self._mask is None
         self._mask = None
-        self._received.clear()  # a mask that nobody needed
         self._awaits_reply = True
         self._asked_at = time.monotonic()
         try:
@@ -137,23 +138,24 @@ class GrammarState:
 
     def _parse(self) -> None:
         received = self._received
-        if self._awaits_reply and len(received) >= HEAD.size:
+        while len(received) >= HEAD.size and self.error is None:
             ends, is_error, size = HEAD.unpack_from(received)
             if len(received) < HEAD.size + size:
                 return
             content = bytes(received[HEAD.size : HEAD.size + size])
             del received[: HEAD.size + size]
-            self._awaits_reply = False
             if is_error:
                 self.error = self._spec.error(content.decode(errors="replace"))
-                return
-            ids = array("i")
-            ids.frombytes(content)
-            self._forced.extend(ids)
-            self._ends, self._has_more = bool(ends), len(ids) == MOST_FORCED
-        if not self._awaits_reply and len(received) >= self._num_bytes:
-            self._mask = bytes(received[: self._num_bytes])
-            received.clear()
+            elif self._unneeded:
+                self._unneeded -= 1
+            elif self._awaits_reply:
+                self._awaits_reply = False
+                ids = array("i")
+                ids.frombytes(content)
+                self._forced.extend(ids)
+                self._ends, self._has_more = bool(ends), len(ids) == MOST_FORCED
+            elif size == self._num_bytes:
+                self._mask = content
 
     def _fail(self) -> None:
         self.error = self._spec.error(

@@ -130,18 +130,25 @@ def _follow(matcher: LLMatcher, num_bytes: int, server: socket.socket) -> None:
         if token_id != GO_ON:
             matcher.consume_token(token_id)
         ids = _forced(matcher)
-        if matcher.is_error():
-            reason = matcher.get_error()[:LONGEST_REASON].encode()
-            server.sendall(HEAD.pack(False, True, len(reason)) + reason)
+        if not _sent(server, matcher, ids):
             return
-        ends = matcher.is_stopped()
-        server.sendall(HEAD.pack(ends, False, len(ids)) + ids)
-        if not ends:
-            server.sendall(matcher.compute_bitmask()[:num_bytes])
+        if not matcher.is_stopped():
+            mask = matcher.compute_bitmask()[:num_bytes]
+            if not _sent(server, matcher, mask):  # it may have become too much only now
+                return
         message = server.recv(TOKEN.size)
         if not message:
             return
         (token_id,) = TOKEN.unpack(message)
+
+
+def _sent(server: socket.socket, matcher: LLMatcher, content: bytes) -> bool:
+    """Send something; or, where something is wrong, what that is."""
+    is_error = matcher.is_error()
+    if is_error:
+        content = matcher.get_error()[:LONGEST_REASON].encode()
+    server.sendall(HEAD.pack(matcher.is_stopped(), is_error, len(content)) + content)
+    return not is_error
 
 
 def _forced(matcher: LLMatcher) -> bytes:
