@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import model
 from server import completions
-from server.convert import sampling_params, to_messages
+from server.convert import to_messages
 from server.images import Images
 from server.schemas.answers import ChatCompletion, ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest
@@ -54,22 +54,27 @@ class Question:
 
 
 async def convert(
-    backend: Backend, chat: ChatCompletionRequest, images: Images, salt: str
+    backend: Backend,
+    chat: ChatCompletionRequest,
+    params: model.SamplingParams,
+    images: Images,
+    salt: str,
 ) -> Question:
     """What the engine takes of a request; its images are fetched.
 
     Args:
         backend: makes the answer.
         chat: the request.
+        params: how it wants its answers sampled.
         images: takes those of the request.
         salt: what is computed of the prompt is shared with requests of the same one.
 
     Raises:
-        ApiError: a message or parameter that the model does not take, or no engine to take it.
+        ApiError: a message that the model does not take, or no engine to take it.
         ModelError: see ``to_messages``.
     """
     engine, envelope = backend.engine, completions.Envelope(backend.info.name)
-    params = replace(sampling_params(chat), cache_salt=salt)
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+    params = replace(params, cache_salt=salt)
     return Question(engine, messages, params, envelope, include_usage)

@@ -16,13 +16,14 @@ from server.answering import Answering, Question, convert
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.bodies import decode
+from server.bodies import Json, decode
 from server.convert import parse
 from server.errors import ApiError, error_body, from_model_error, from_validation_error
 from server.fetching import FetchError
 from server.images import Images
 from server.schemas.answers import ChatCompletion
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
+from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
 logger = logging.getLogger(__name__)
@@ -93,13 +94,14 @@ class Answers:
             return None
         custom_id, may_go_better = None, False
         try:
-            value = await self._decode(line)
+            decoded = await self._decode(line)
+            value = decoded.value
             given = _custom_id_of(value)
             if given is not None and not self._results.claim(given):
                 self._progress.earlier()
                 return None
             custom_id = given
-            answer = await self._answer(_request_of(value))
+            answer = await self._answer(decoded)
         except ApiError as error:
             failure = error
         except model.ModelError as error:
@@ -125,7 +127,7 @@ class Answers:
         result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
         return result
 
-    async def _decode(self, line: Line) -> object:
+    async def _decode(self, line: Line) -> Json:
         """The line as a JSON value; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
@@ -133,9 +135,9 @@ class Answers:
             raise ApiError(413, "request_too_large", reason)
         return await decode(line.data, "the line")
 
-    async def _answer(self, request: BatchRequest) -> ChatCompletion:
+    async def _answer(self, line: Json) -> ChatCompletion:
         """The whole answer; raises an ApiError or a ModelError."""
-        chat = parse(request.body, "pass-through", self._backend.settings.max_messages)
+        chat, params = await line.read(self._parse)
         if chat.stream:
             raise ApiError(
                 422,
@@ -146,12 +148,16 @@ class Answers:
             )
         # What a line and its image may take is bounded, and so is how many there are.
         images = Images(self._backend.decoder, self._backend.fetcher, hold=lambda _: None)
-        question = await convert(self._backend, chat, images, chat.cache_salt or "")
+        question = await convert(self._backend, chat, params, images, chat.cache_salt or "")
         answering = await self._begin(question)
         try:
             return await answering.complete()
         finally:
             answering.generation.close()
+
+    def _parse(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+        request = _request_of(value)
+        return parse(request.body, "pass-through", self._backend.settings.max_messages)
 
     async def _begin(self, question: Question) -> Answering:
         """Have it answered, as soon as there is room for it and for those that wait already."""

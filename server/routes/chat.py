@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from server.answering import convert
 from server.auth.limits import Admission
+from server.bodies import Json
 from server.convert import ExtraPolicy, parse
 from server.dependencies import (
     KEY_REQUIRED,
@@ -55,7 +56,7 @@ AZURE_ROUTE = {
 }
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
-Body = Annotated[object, Depends(json_body)]
+Body = Annotated[Json, Depends(json_body)]
 
 
 @router.post("/chat/completions", **AZURE_ROUTE)
@@ -99,12 +100,13 @@ async def _answer(
     service: Service,
     admission: Admission,
     images: Images,
-    body: object,
+    body: Json,
     policy: ExtraPolicy,
 ) -> Response:
-    chat = parse(body, policy, service.settings.max_messages)
+    most = service.settings.max_messages
+    chat, params = await body.read(lambda value: parse(value, policy, most))
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    question = await convert(service, chat, images, salt)
+    question = await convert(service, chat, params, images, salt)
     answering = await question.begin(admission.reserve)
     generation = answering.generation
     # For the access log.

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from server.bodies import Json
 from server.convert import parse_tokenize, to_messages
 from server.dependencies import (
     KEY_REQUIRED,
@@ -30,11 +31,11 @@ async def tokenize(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Annotated[object, Depends(json_body)],
+    body: Annotated[Json, Depends(json_body)],
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
-    request = parse_tokenize(body, settings.max_messages)
+    request = await body.read(lambda value: parse_tokenize(value, settings.max_messages))
     if request.messages is not None:
         messages = await to_messages(request.messages, images, settings.max_images)
         tokens = await engine.tokenize(messages)
