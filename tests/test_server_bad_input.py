@@ -119,6 +119,13 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         IMAGE,
     ),
     "truncated base64": (with_image(data_url(GOOD)[:-5]), 422, "invalid_image", IMAGE),
+    "broken percent": (with_image(data_url(GOOD)[:-4] + "%3"), 422, "invalid_image", IMAGE),
+    "percent of no base64": (
+        with_image(data_url(GOOD).replace("A", "%2D")),
+        422,
+        "invalid_image",
+        IMAGE,
+    ),
     "empty image": (with_image("data:image/png;base64,"), 422, "invalid_image", IMAGE),
     "text as image": (with_image(data_url(b"hello " * 50)), 422, "invalid_image", IMAGE),
     "truncated png": (with_image(data_url(GOOD[: len(GOOD) // 2])), 422, "invalid_image", IMAGE),
