@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections import Counter
 
 from torch import Tensor
 
+from model.engine.counts import Counts
 from model.engine.detokenizer import Detokenizer
 from model.engine.grammar import Guide
 from model.engine.lookup import Lookup
@@ -41,6 +41,7 @@ class Sequence:
         image_embedding: ``(image tokens, hidden)``, from then to the end.
         followers: other answers to the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
+        counts, output_counts: of its tokens, and of those generated.
         seed: of its sampling.
         guide: how far it has come in the grammar that it must match, if any.
         lookup: guesses its next tokens, if it may be guessed.
@@ -80,7 +81,8 @@ class Sequence:
         self.num_cached: int | None = None
         self.block_table: list[int] = []
         self.regime = RopeRegime.SHORT
-        self.output_counts: Counter[int] = Counter()
+        self.counts = Counts(0)
+        self.output_counts = Counts(self.prompt_len)
         self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
@@ -105,7 +107,6 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take a sampled token."""
         self.token_ids.append(token_id)
-        self.output_counts[token_id] += 1
 
     @property
     def is_decoding(self) -> bool:
