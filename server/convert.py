@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 import model
 from server.errors import (
+    LONGEST_MESSAGE,
     LONGEST_SHOWN_PATH,
     MOST_PROBLEMS,
     ApiError,
@@ -72,7 +73,7 @@ def parse(
         raise ApiError(
             400,
             "extra_forbidden",
-            f"Extra parameters {[short_name(name) for name in extras[:MOST_PROBLEMS]]} are not "
+            f"Extra parameters {_names(extras)} are not "
             "allowed when extra-parameters is not set or set to be 'error'. Set extra-parameters "
             "to 'pass-through' to pass to the model.",
             (extras[0],),
@@ -86,6 +87,14 @@ def parse(
         raise from_validation_error(error, given) from error
     _refuse_unsupported(request)
     return request, _sampling_params(request)
+
+
+def _names(extras: list[str]) -> list[str]:
+    """The first of them, as many as leave room for the rest of the sentence, which stays whole."""
+    names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
+    while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
+        names.pop()
+    return names
 
 
 def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
