@@ -9,7 +9,8 @@ import model
 from server import completions
 from server.convert import to_messages
 from server.images import Images
-from server.schemas.answers import ChatCompletion, ChatCompletionChunk
+from server.logprobs import Numbers, as_json_writes
+from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
@@ -32,9 +33,9 @@ class Answering:
         """Its chunks; raises a ModelError."""
         return completions.stream(self.generation, self.envelope, self._n, self.include_usage)
 
-    async def complete(self) -> ChatCompletion:
+    async def complete(self, numbers: Numbers = as_json_writes) -> completions.Answer:
         """All of it; raises a ModelError."""
-        return await completions.complete(self.generation, self.envelope, self._n)
+        return await completions.complete(self.generation, self.envelope, self._n, numbers)
 
 
 @dataclass(frozen=True)

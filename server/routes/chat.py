@@ -7,11 +7,11 @@ from collections.abc import Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 
 from server.answering import convert
 from server.auth.limits import Admission
 from server.bodies import Json
+from server.completions import Answer
 from server.convert import ExtraPolicy, parse
 from server.dependencies import (
     KEY_REQUIRED,
@@ -24,6 +24,7 @@ from server.dependencies import (
 )
 from server.errors import CLIENT_CLOSED, responses
 from server.images import Images
+from server.pieces import JsonInPieces
 from server.schemas.answers import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
@@ -112,24 +113,30 @@ async def _answer(
     # For the access log.
     request.state.generation, request.state.envelope = generation, answering.envelope
 
+    def settle() -> None:
+        admission.settle(generation.prompt_tokens + generation.completion_tokens)
+
     def end() -> None:
         generation.close()
-        admission.settle(generation.prompt_tokens + generation.completion_tokens)
+        settle()
 
     if chat.stream:
         return ChunkStream(answering.stream(), end, answering.include_usage)
     try:
         answer = await _unless_disconnected(request, answering.complete())
-    finally:
+        if answer is not None:
+            settle()  # the response's headers tell of it
+            return JsonInPieces(answer.pieces(), generation.close)
+    except BaseException:
         end()
-    if answer is None:
-        return Response(status_code=CLIENT_CLOSED)
-    return JSONResponse(answer.model_dump())
+        raise
+    end()
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _unless_disconnected(
-    request: Request, answer: Coroutine[Any, Any, ChatCompletion]
-) -> ChatCompletion | None:
+    request: Request, answer: Coroutine[Any, Any, Answer]
+) -> Answer | None:
     """The result, or None as soon as the client has gone away."""
 
     async def disconnected() -> None:
