@@ -109,7 +109,7 @@ class InFlight:
                     f"prompts of {self.tokens} tokens are in the making, this one has {load.tokens} "
                     f"and the limit is {config.max_waiting_tokens}; try again in a moment"
                 )
-            if self.bytes + load.bytes > config.max_waiting_bytes:
+            if load.bytes and self.bytes + load.bytes > config.max_waiting_bytes:
                 raise OverloadedError(
                     f"images and log probabilities of {self.bytes} bytes are in the making, this "
                     f"request's take {load.bytes} and the limit is {config.max_waiting_bytes}; "
