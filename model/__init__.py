@@ -22,6 +22,7 @@ from model import hub
 from model.engine.config import LoadOptions, ModelInfo
 from model.engine.request import (
     Alternative,
+    Describe,
     FinishReason,
     GrammarSpec,
     SamplingParams,
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncEngine",
     "CheckpointError",
     "ContextLengthError",
+    "Describe",
     "EngineDeadError",
     "Finding",
     "FinishReason",

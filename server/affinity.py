@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from server.bodies import MOST_COMMAS
+from server.bodies import check_size
+from server.errors import ApiError
 
 # What is looked at, so that a digest costs the same whatever is sent.
 MESSAGES = 16
@@ -27,11 +28,10 @@ def affinity(body: bytes) -> str:
     Returns:
         hexadecimal digits; nothing where the body is no conversation.
     """
-    if body.count(b",") > MOST_COMMAS:
-        return ""
     try:
+        check_size(body)
         document = from_json(body)
-    except ValueError:
+    except (ApiError, ValueError):
         return ""
     seen: list[str] = []
     for message in _items(document, "messages", MESSAGES):

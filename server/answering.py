@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import model
 from server import completions
-from server.convert import sampling_params, to_messages
+from server.convert import to_messages
 from server.images import Images
-from server.schemas.answers import ChatCompletion, ChatCompletionChunk
+from server.logprobs import Numbers, as_json_writes
+from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
@@ -32,9 +33,9 @@ class Answering:
         """Its chunks; raises a ModelError."""
         return completions.stream(self.generation, self.envelope, self._n, self.include_usage)
 
-    async def complete(self) -> ChatCompletion:
+    async def complete(self, numbers: Numbers = as_json_writes) -> completions.Answer:
         """All of it; raises a ModelError."""
-        return await completions.complete(self.generation, self.envelope, self._n)
+        return await completions.complete(self.generation, self.envelope, self._n, numbers)
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,29 @@ class Question:
 
 
 async def convert(
-    backend: Backend, chat: ChatCompletionRequest, images: Images, salt: str, caller: str = ""
+    backend: Backend,
+    chat: ChatCompletionRequest,
+    params: model.SamplingParams,
+    images: Images,
+    salt: str,
+    caller: str = "",
 ) -> Question:
     """What the engine takes of a request; its images are fetched.
 
     Args:
         backend: makes the answer.
         chat: the request.
+        params: how it wants its answers sampled.
         images: takes those of the request.
         salt: what is computed of the prompt is shared with requests of the same one.
         caller: who asks; callers take turns.
 
     Raises:
-        ApiError: a message or parameter that the model does not take, or no engine to take it.
+        ApiError: a message that the model does not take, or no engine to take it.
         ModelError: see ``to_messages``.
     """
     engine, envelope = backend.engine, completions.Envelope(backend.info.name)
-    params = replace(sampling_params(chat), cache_salt=salt)
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+    params = replace(params, cache_salt=salt)
     return Question(engine, messages, params, envelope, include_usage, caller)

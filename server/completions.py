@@ -5,13 +5,16 @@ Knows the wire's shapes, nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
 import model
+from server.logprobs import Numbers, spelled
 from server.schemas.answers import (
     AnswerMessage,
     ChatCompletion,
@@ -63,6 +66,8 @@ async def stream(
                     )
                 ]
             )
+        if delta.logprobs:
+            await asyncio.sleep(0)  # many may have gathered
         if delta.finish_reason is not None:
             unfinished -= 1
             last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
@@ -73,15 +78,50 @@ async def stream(
         yield envelope.chunk([], _usage(generation))
 
 
-async def complete(generation: model.Generation, envelope: Envelope, n: int) -> ChatCompletion:
-    """The whole answer."""
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, whose log probabilities are JSON already.
+
+    Attributes:
+        completion: the rest of it.
+        logprobs: of each choice; each piece has one token or several, and a comma before them if
+            it is not the first.
+    """
+
+    completion: ChatCompletion
+    logprobs: list[list[bytes]]
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its JSON, which together is what dumping all of it would give."""
+        whole = self.completion.model_dump()
+        choices, whole["choices"] = whole["choices"], []
+        begin, mark, end = _dumped(whole).partition(b'"choices":[')  # a string has no such quotes
+        yield begin + mark
+        for choice, logprobs in zip(choices, self.logprobs, strict=True):
+            text = (b"," if choice["index"] else b"") + _dumped(choice)
+            if not logprobs:
+                yield text
+                continue
+            yield text.removesuffix(b"null}") + b'{"content":['
+            yield from logprobs
+            yield b"]}}"
+        yield end
+
+
+async def complete(
+    generation: model.Generation, envelope: Envelope, n: int, numbers: Numbers
+) -> Answer:
+    """The whole answer; log probabilities are written as ``numbers`` does."""
     texts: list[list[str]] = [[] for _ in range(n)]
-    logprobs: list[list[model.TokenLogprob]] = [[] for _ in range(n)]
+    logprobs: list[list[bytes]] = [[] for _ in range(n)]
     async for delta in generation:
         texts[delta.index].append(delta.text)
-        logprobs[delta.index] += delta.logprobs
+        if delta.logprobs:
+            own = logprobs[delta.index]
+            own.append((b"," if own else b"") + spelled(delta.logprobs, numbers))
+            await asyncio.sleep(0)  # many may have gathered
     reasons = cast("list[model.FinishReason]", generation.finish_reasons)  # none was aborted
-    return ChatCompletion(
+    completion = ChatCompletion(
         id=envelope.id,
         created=envelope.created,
         model=envelope.model,
@@ -90,12 +130,18 @@ async def complete(generation: model.Generation, envelope: Envelope, n: int) -> 
                 index=index,
                 message=AnswerMessage(content="".join(texts[index])),
                 finish_reason=reasons[index],
-                logprobs=_logprobs(tuple(logprobs[index])),
+                logprobs=None,
             )
             for index in range(n)
         ],
         usage=_usage(generation),
     )
+    return Answer(completion, logprobs)
+
+
+def _dumped(value: object) -> bytes:
+    """As a route's JSON response is dumped."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _usage(generation: model.Generation) -> Usage:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 import model
 from server.errors import (
+    LONGEST_MESSAGE,
+    LONGEST_SHOWN_PATH,
     MOST_PROBLEMS,
     ApiError,
     Loc,
@@ -50,8 +52,10 @@ MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
 
-def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCompletionRequest:
-    """Validate a decoded JSON body.
+def parse(
+    body: object, extra_policy: ExtraPolicy, max_messages: int
+) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+    """Validate a decoded JSON body; returns the request, and how it wants its answers sampled.
 
     Args:
         body: the JSON value.
@@ -69,7 +73,7 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
         raise ApiError(
             400,
             "extra_forbidden",
-            f"Extra parameters {[short_name(name) for name in extras[:MOST_PROBLEMS]]} are not "
+            f"Extra parameters {_names(extras)} are not "
             "allowed when extra-parameters is not set or set to be 'error'. Set extra-parameters "
             "to 'pass-through' to pass to the model.",
             (extras[0],),
@@ -82,7 +86,15 @@ def parse(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ChatCom
     except ValidationError as error:
         raise from_validation_error(error, given) from error
     _refuse_unsupported(request)
-    return request
+    return request, _sampling_params(request)
+
+
+def _names(extras: list[str]) -> list[str]:
+    """The first of them, as many as leave room for the rest of the sentence, which stays whole."""
+    names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
+    while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
+        names.pop()
+    return names
 
 
 def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
@@ -134,11 +146,15 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
             reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
             raise ApiError(422, "invalid_parameter", reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
-        waiting += [((*loc, key), item) for key, item in items if isinstance(item, dict | list)]
+        shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
+        waiting += [
+            ((*loc, key) if shown else loc, item)
+            for key, item in items
+            if isinstance(item, dict | list)
+        ]
 
 
-def sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
-    """The request's sampling parameters."""
+def _sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
     return model.SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,

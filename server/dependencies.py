@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from server.auth.limits import Admission, Caller
-from server.bodies import decode
+from server.bodies import Json, decode
 from server.convert import ExtraPolicy
 from server.errors import ApiError, short_name
 from server.images import Images
@@ -105,7 +105,7 @@ def images_of(service: ServiceOf, held: HeldBytes) -> Images:
 ImagesOf = Annotated[Images, Depends(images_of)]
 
 
-async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> object:
+async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> Json:
     """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
     content_type = request.headers.get("content-type") or "application/json"
     media_type = content_type.split(";")[0].strip()
@@ -125,7 +125,7 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> ob
     return await decode(await read_body(request, service.settings.max_body_bytes, held))
 
 
-async def read_body(request: Request, limit: int, held: Held) -> bytes:
+async def read_body(request: Request, limit: int, held: Held) -> bytearray:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     too_large = ApiError(
         413,
@@ -141,7 +141,7 @@ async def read_body(request: Request, limit: int, held: Held) -> bytes:
         if len(parts) > limit:
             raise too_large
         held(len(part))
-    return bytes(parts)
+    return parts
 
 
 def extra_policy(request: Request) -> ExtraPolicy:

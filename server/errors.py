@@ -25,9 +25,11 @@ RETRY_AFTER = {"Retry-After": "1"}  # seconds, of answers that will be different
 CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
 MOST_PROBLEMS = 10  # shown of a body with many faults
 LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
+LONGEST_MESSAGE = 1500  # characters; an error never repeats a whole grammar
 LONGEST_SHOWN_NAME = 100  # characters of a key that a client made up
 LONGEST_SHOWN_PATH = 10  # steps; nothing that is defined here lies deeper
 LARGEST_SHOWN_NUMBER = 2**64  # clients may not be able to read larger ones
+ELLIPSIS = "..."
 # What pydantic says in Python's words, in JSON's.
 IN_JSON = {
     "model_type": "Input should be an object",
@@ -56,13 +58,20 @@ def short_path(loc: Loc) -> Loc:
     )
 
 
+def clipped(message: str) -> str:
+    """A message as errors tell it, and logs."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return message[: LONGEST_MESSAGE - len(ELLIPSIS)] + ELLIPSIS
+
+
 class ApiError(Exception):
     """An answer other than 200.
 
     Args:
         status: HTTP status.
         code: machine-readable, also in ``x-ms-error-code``.
-        message: a sentence naming the field, the limit and the remedy.
+        message: a sentence naming the field, the limit and the remedy; a long one is clipped.
         loc: path of the field in the body, without ``body`` itself.
         value: what was there.
         headers: further response headers.
@@ -79,13 +88,17 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
         problems: Sequence[Problem] = (),
     ) -> None:
+        message = clipped(message)
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.loc = short_path(loc)
         self.headers = headers or {}
-        self.problems = problems or [Problem(self.loc, value, message)]
+        self.problems = [
+            problem._replace(message=clipped(problem.message))
+            for problem in problems or [Problem(self.loc, value, message)]
+        ]
 
 
 # The first class in an error's MRO that is listed here decides.
@@ -290,7 +303,7 @@ def _shown(value: object) -> object:
     if isinstance(value, int) and abs(value) > LARGEST_SHOWN_NUMBER:
         value = str(value)
     if isinstance(value, str) and len(value) > LARGEST_SHOWN_INPUT:
-        return value[:LARGEST_SHOWN_INPUT] + "..."
+        return value[:LARGEST_SHOWN_INPUT] + ELLIPSIS
     if value is None or isinstance(value, str | int | bool):
         return value
     if isinstance(value, float):

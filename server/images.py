@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from urllib.parse import unquote_to_bytes
 
 import httpx2
 from PIL import Image
@@ -18,6 +19,7 @@ DATA_URL = re.compile(
     r"data:image/(jpeg|jpg|png|webp|gif|bmp|tiff)(;[^,;]{0,100}){0,8}?;base64,", re.IGNORECASE
 )
 WHITE_SPACE = b" \t\r\n\f\v"
+PIECE = 1 << 20  # characters of base64
 Loc = tuple[str | int, ...]
 
 
@@ -115,10 +117,30 @@ class DataUrl:
         """
         try:
             # Bytes, because to search text for white space would stop all threads for seconds.
-            characters = self._url[self._start :].encode("ascii").translate(None, WHITE_SPACE)
-            data = base64.b64decode(characters, validate=True)
+            characters = self._url[self._start :].encode("ascii")
+            if b"%" in characters:  # as URLs may spell any character
+                characters = unquote_to_bytes(characters)
+            data = _from_base64(characters)
         except ValueError as error:
             raise model.ImageError(
                 f"the image's base64 is broken or cut off ({error}); encode the whole file again"
             ) from error
         return self._decoder(data)
+
+
+def _from_base64(characters: bytes) -> bytes:
+    """The bytes that base64 stands for, white space in it or not; raises ValueError.
+
+    Made in pieces, between which other threads run.
+    """
+    pieces: list[bytes] = []
+    rest = b""
+    for at in range(0, len(characters), PIECE):
+        rest += characters[at : at + PIECE].translate(None, WHITE_SPACE)
+        if at + PIECE < len(characters):
+            whole = (len(rest) - 1) // 4 * 4  # at least one character is left
+            piece, rest = rest[:whole], rest[whole:]
+            if piece.endswith(b"="):
+                raise ValueError("Excess data after padding")
+            pieces.append(base64.b64decode(piece, validate=True))
+    return b"".join([*pieces, base64.b64decode(rest, validate=True)])

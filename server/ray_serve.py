@@ -26,7 +26,7 @@ import model
 from server import logs, relay
 from server.affinity import affinity
 from server.app import create_app, outermost
-from server.bodies import PARSE_ON_THREAD_ABOVE
+from server.bodies import READ_ON_THREAD_ABOVE
 from server.dependencies import Held, read_body, require_caller
 from server.errors import (
     CLIENT_CLOSED,
@@ -96,7 +96,7 @@ class Gateway:
         if request.method == "POST":  # all others have no body
             await require_caller(request, self._service)
             body = await self._read(request, held)
-            at_once = len(body) <= PARSE_ON_THREAD_ABOVE
+            at_once = len(body) <= READ_ON_THREAD_ABOVE
             key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
             key = key or uuid.uuid4().hex
         seconds = self._settings.request_timeout
@@ -112,7 +112,7 @@ class Gateway:
         seconds = self._settings.body_timeout
         try:
             async with asyncio.timeout(seconds):
-                return await read_body(request, self._settings.max_body_bytes, held)
+                return bytes(await read_body(request, self._settings.max_body_bytes, held))
         except TimeoutError as error:
             raise too_slow("body", seconds) from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.engine.config import LoadOptions
@@ -16,8 +18,10 @@ from model.engine.loading import load_engine
 from model.phi3v.vision import _merge_patches
 from scripts.demo_training.codes import CODE, PARTS, codes, heard, spoken
 from scripts.demo_training.naming import Names
+from scripts.demo_training.optimizers import Optimizers
 from scripts.demo_training.scenes import Scene, Thing, random_scene
 from scripts.demo_training.shifts import ShiftTower, clip_tower
+from scripts.demo_training.states import State, averaged
 from scripts.demo_training.tower import MERGED, TowerTrainee, set_reading
 from scripts.demo_training.training import train
 
@@ -84,6 +88,34 @@ def test_what_words_name() -> None:
     assert {words[at]: thing for at, thing in enumerate(named) if thing >= 0} == {
         "star": 2, "blue": 1, "circle": 1, "BLUE": 1,
     }  # fmt: skip
+
+
+def test_a_stage_goes_on_from_its_file(tmp_path: Path) -> None:
+    """Weights, average and optimizers; a file that would run code is refused."""
+    path = tmp_path / "stage.pt"
+
+    def begun() -> tuple[State, nn.Module]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        return State(path, network, Optimizers([network], 10, 1e-2, slow=("1.",))), network
+
+    def step(state: State, network: nn.Module) -> None:
+        network(torch.ones(2, 4)).square().sum().backward()
+        state.advance()
+
+    state, network = begun()
+    step(state, network)
+    state.save()
+    step(state, network)
+    other, again = begun()
+    step(other, again)
+    assert other.step == 2
+    for name, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert averaged(path).keys() == network.state_dict().keys()
+    torch.save({"average": Names}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        averaged(path)
 
 
 class _Words:

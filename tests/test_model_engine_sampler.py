@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.engine.detokenizer import Detokenizer
+from model.engine.logits_processors import process
 from model.engine.request import SamplingParams
 from model.engine.sampler import sample, uniform
 from model.engine.sequence import Sequence
@@ -32,10 +34,12 @@ def logits() -> torch.Tensor:
     return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(5)) * 2
 
 
-def sequence(tokenizer: Phi3VTokenizer, **params: Any) -> Sequence:
+def sequence(
+    tokenizer: Phi3VTokenizer, prompt: tuple[int, ...] | list[int] = (1, 7, 8), **params: Any
+) -> Sequence:
     return Sequence(
         (0, 0),
-        PromptInputs([1, 7, 8]),
+        PromptInputs(list(prompt)),
         SamplingParams(**params),
         100,
         frozenset({2}),
@@ -192,6 +196,62 @@ def test_repetition_penalty_sees_the_prompt(tokenizer: Phi3VTokenizer) -> None:
     logits[0, 7], logits[0, 9] = 2.0, 1.9
     made = sequence(tokenizer, temperature=0, repetition_penalty=1.5)
     assert sample(logits, [made])[0].token_id == 9
+
+
+@given(
+    st.lists(st.integers(-1, 40), max_size=60),
+    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3), max_size=10),
+    st.fixed_dictionaries(
+        {
+            "repetition_penalty": st.floats(0.5, 3),
+            "presence_penalty": st.floats(-2, 2),
+            "frequency_penalty": st.floats(-2, 2),
+        }
+    ),
+)
+def test_penalties_of_a_growing_sequence(
+    tokenizer: Phi3VTokenizer,
+    prompt: list[int],
+    steps: list[list[int]],
+    penalties: dict[str, float],
+) -> None:
+    """The same bits as when all tokens are counted anew in each step, however it is tried again."""
+    made = sequence(tokenizer, prompt, **penalties)
+    random = torch.Generator().manual_seed(1)
+    for step in [[], *steps]:
+        for token_id in step:
+            made.append(token_id)
+        logits = torch.randn(1, 50, generator=random) * 3
+        expected = counted_anew(logits[0], prompt, made.token_ids[len(prompt) :], penalties)
+        assert torch.equal(process(logits, [made])[0], expected)
+        assert torch.equal(process(logits, [made])[0], expected)
+
+
+def counted_anew(
+    logits: torch.Tensor, prompt: list[int], output: list[int], penalties: dict[str, float]
+) -> torch.Tensor:
+    logits = logits.clone()
+    ids = [token_id for token_id in {*prompt, *output} if token_id >= 0]
+    values, penalty = logits[ids], penalties["repetition_penalty"]
+    logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
+    counts = Counter(output)
+    times = torch.tensor(list(counts.values()), dtype=torch.float32)
+    subtracted = penalties["presence_penalty"] + penalties["frequency_penalty"] * times
+    logits[list(counts)] -= subtracted
+    return logits
+
+
+def test_a_long_prompt_is_counted_once(tokenizer: Phi3VTokenizer) -> None:
+    made = sequence(tokenizer, list(range(VOCABULARY)) * 2000, repetition_penalty=1.2)
+    logits = torch.zeros(1, VOCABULARY)
+    started = time.thread_time()
+    process(logits, [made])
+    first = time.thread_time() - started
+    started = time.thread_time()
+    for token_id in range(20):
+        made.append(token_id)
+        process(logits, [made])
+    assert time.thread_time() - started < first
 
 
 def test_stop_tokens_wait_for_min_tokens(tokenizer: Phi3VTokenizer) -> None:

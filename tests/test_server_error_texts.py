@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import httpx2
@@ -62,6 +63,50 @@ def test_little_of_what_was_sent_is_repeated(server: LiveServer) -> None:
     for response, status in zip(responses, [404, 405, 415, 400, 422, 400, 422], strict=True):
         assert response.status_code == status
         assert len(response.content) < 2000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"guided_regex": "(" + "a\x00" * 90_000},
+        {"guided_grammar": "start: " + "b" * 180_000},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"type": "x" * 90_000}},
+            }
+        },
+        {"tools": ["x" * 180_000]},
+        {"messages": [{"role": "x" * 180_000, "content": ""}] * 10},
+        {"messages": [{"role": "user", "content": "x", "\U000e0001" * 90_000: 1}]},
+    ],
+)
+def test_a_message_is_never_long(
+    server: LiveServer, parameters: dict[str, Any], stream: bool
+) -> None:
+    response = chat(server, "/v1/chat/completions", stream=stream, **parameters)
+    body = response.json()
+    texts = [body["message"], body["error"]["message"], *(each["msg"] for each in body["detail"])]
+    assert response.status_code == 422
+    assert all(0 < len(text) <= 1500 for text in texts)
+    assert len(response.content) < 50_000
+
+
+@pytest.mark.parametrize("name", ["k", "\x00", "\U000e0001", "'"])
+def test_azures_sentence_stays_whole(server: LiveServer, name: str) -> None:
+    """LiteLLM evaluates the list in it."""
+    extras = {f"{i}{name * 500}": 1 for i in range(20)}
+    message = check_status(chat(server, **extras), 400)["message"]
+    assert message.startswith("Extra parameters [")
+    assert message.endswith("Set extra-parameters to 'pass-through' to pass to the model.")
+    names = ast.literal_eval(message.removeprefix("Extra parameters ").split(" are not allowed")[0])
+    assert names == [f"{i}{name * 99}" for i in range(len(names))]
+
+
+def check_status(response: httpx2.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status
+    return response.json()
 
 
 def test_an_empty_content_type_is_none(server: LiveServer) -> None:

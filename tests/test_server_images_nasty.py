@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import httpx2
 import psutil
@@ -153,3 +154,25 @@ def test_white_space_in_base64_costs_little(decoder: Decoder) -> None:
     started = time.thread_time()  # what others do on the machine does not count
     assert DataUrl(url, decoder, ()).decode().size == (64, 48)
     assert time.thread_time() - started < 0.5
+
+
+def test_percent_encoded_base64(decoder: Decoder) -> None:
+    """Its padding, its plus signs and slashes, or all of it."""
+    head, _, data = data_url(saved("PNG")).partition(",")
+    pixels = DataUrl(f"{head},{data}", decoder, ()).decode().tobytes()
+    for url in (
+        f"{head},{data.replace('=', '%3D').replace('=', '%3d')}",
+        f"{head},{quote(data, safe='')}",
+        head + "," + "".join(f"%{ord(character):02X}" for character in data),
+    ):
+        assert DataUrl(url, decoder, ()).decode().tobytes() == pixels
+
+
+@pytest.mark.parametrize("data", ["QQ==QQ==", "QUJD-", "Q%UJD", "QUJDé"])
+def test_broken_base64_of_any_length(decoder: Decoder, data: str) -> None:
+    """It is found broken wherever in a file that is."""
+    for before in (0, 3 << 18, 1 << 20, 5 << 19):
+        for after in ("", "QUJD" * 300_000):
+            url = "data:image/png;base64," + "A" * before + data + after
+            with pytest.raises(ImageError, match="base64 is broken"):
+                DataUrl(url, decoder, ()).decode()

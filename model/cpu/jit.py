@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+logger = logging.getLogger(__name__)
 
 PHASES = 6  # most that a kernel has
 PATIENCE = 1000  # pauses, some 20 microseconds, before a waiting thread offers its core to others
@@ -45,7 +49,10 @@ def _cache_directory() -> str:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:  # no home, or a read-only one: compile anew at each start
-        return tempfile.mkdtemp(prefix="phi3v-kernels-")
+        try:
+            return tempfile.mkdtemp(prefix="phi3v-kernels-")
+        except OSError:
+            return os.devnull  # is no directory, so that numba looks for one itself
     return str(directory)
 
 
@@ -72,6 +79,9 @@ _yield = types.ExternalFunction("phi3v_yield", types.int32())
 
 # Results may be summed in any order and fused; infinities and NaN keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+_cfunc = partial(
+    numba.cfunc, types.void(types.intp), nogil=True, fastmath=FASTMATH, error_model="numpy"
+)
 inner = njit(nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 
@@ -163,11 +173,22 @@ class Kernel:
         fields: of the record: names and numpy types; addresses are ``np.intp``.
     """
 
+    _are_kept = True  # on disk, for the next start
+
     def __init__(self, function: Callable[[int], None], fields: dict[str, Any]) -> None:
         self.record_type = record_type(fields)
-        self._compiled = numba.cfunc(
-            types.void(types.intp), cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy"
-        )(function)
+        self._compiled = self._compile(function)
+
+    def _compile(self, function: Callable[[int], None]) -> Any:
+        if Kernel._are_kept:
+            try:
+                return _cfunc(cache=True)(function)
+            except (OSError, RuntimeError) as error:  # a full disk; no directory
+                logger.warning(
+                    "compiled kernels cannot be kept, and each start takes longer for it: %s", error
+                )
+                Kernel._are_kept = False
+        return _cfunc(cache=False)(function)
 
     def records(self, /, count: Any = 1, **values: Any) -> np.ndarray:
         """Records to be filled further, e.g. one for each layer; a value is set in all of them."""

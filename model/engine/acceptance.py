@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from array import array
 
-from model.engine.request import Alternative, FinishReason, TextDelta, TokenLogprob
+from model.engine.request import FinishReason, TextDelta, TokenLogprob
 from model.engine.sampler import Sample
 from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import MOST_TOGETHER, Sequence
@@ -75,7 +76,7 @@ class Acceptance:
         samples = samples[: len(sequence) - length]
         if chunk.guess:
             self._verified(chunk, len(samples) - 1)
-        logprobs = tuple(self._describe(s, s.logprob) for s in samples if s.logprob is not None)
+        logprobs = tuple(self._logprobs(s, s.logprob) for s in samples if s.logprob is not None)
         return self._go_on(sequence, length, text, reason, logprobs, until)
 
     def resume(self, sequence: Sequence) -> TextDelta | ModelError | None:
@@ -167,13 +168,11 @@ class Acceptance:
         rest, stopped = sequence.detokenizer.finish()
         return rest, "stop" if stopped else reason
 
-    def _describe(self, chosen: Sample, logprob: float) -> TokenLogprob:
-        def alternative(token_id: int, value: float) -> Alternative:
-            text = self._tokenizer.token_text(token_id)
-            raw = self._tokenizer.token_bytes(token_id) or text.encode()
-            # JSON has no infinity; OpenAI's own floor for "never" is -9999.
-            return Alternative(text, raw, max(value, -9999.0))
-
+    def _logprobs(self, chosen: Sample, logprob: float) -> TokenLogprob:
+        pairs = [(chosen.token_id, logprob), *chosen.top]
         return TokenLogprob(
-            alternative(chosen.token_id, logprob), tuple(alternative(*pair) for pair in chosen.top)
+            array("i", [token_id for token_id, _ in pairs]),
+            # JSON has no infinity; OpenAI's own floor for "never" is -9999.
+            array("f", [max(value, -9999.0) for _, value in pairs]),
+            self._tokenizer.describe,
         )

@@ -8,22 +8,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.engine.config import EngineConfig
+from model.engine.request import SamplingParams
 from model.errors import OverloadedError, RequestError
 from model.phi3v.processing import PromptInputs
+
+MOST_ALTERNATIVES = 1_000_000  # tokens whose log probabilities a request may be told
+BYTES_OF_ALTERNATIVE = 128  # as it is told, in JSON
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a request holds: tokens of its prompt, and bytes of its image."""
+    """What a request holds.
+
+    Attributes:
+        tokens: of its prompt.
+        image_bytes: of its image.
+        logprob_bytes: of its answers' log probabilities, if those become as long as they may.
+    """
 
     tokens: int
-    image_bytes: int
+    image_bytes: int = 0
+    logprob_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all its parts."""
+        return self.image_bytes + self.logprob_bytes
 
     @classmethod
-    def of(cls, inputs: PromptInputs) -> Load:
-        """What ``inputs`` hold."""
+    def of(cls, inputs: PromptInputs, params: SamplingParams, longest: int) -> Load:
+        """What ``inputs`` hold, and answers of ``longest`` tokens.
+
+        Raises:
+            RequestError: they would have too many log probabilities.
+        """
         image_bytes = 0 if inputs.image is None else inputs.image.pixels.nbytes
-        return cls(len(inputs.token_ids), image_bytes)
+        alternatives = 0
+        if params.logprobs is not None:
+            alternatives = params.n * longest * (1 + params.logprobs)
+        if alternatives > MOST_ALTERNATIVES:
+            raise RequestError(
+                f"n={params.n} answers of up to {longest} tokens (max_tokens) with the log "
+                f"probabilities of each and of {params.logprobs} more (top_logprobs) are "
+                f"{alternatives} log probabilities; the limit is {MOST_ALTERNATIVES}: ask for fewer "
+                "answers, tokens or alternatives",
+                ("top_logprobs",),
+                params.logprobs,
+            )
+        return cls(len(inputs.token_ids), image_bytes, alternatives * BYTES_OF_ALTERNATIVE)
 
 
 class InFlight:
@@ -32,14 +64,14 @@ class InFlight:
     Attributes:
         answers: how many there are.
         tokens: of their prompts.
-        image_bytes: of their images.
+        bytes: of what else they hold, see ``Load``.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self.answers = 0
         self.tokens = 0
-        self.image_bytes = 0
+        self.bytes = 0
 
     def add(self, n: int) -> None:
         """Let in ``n`` answers, which ``remove`` lets go.
@@ -77,15 +109,16 @@ class InFlight:
                     f"prompts of {self.tokens} tokens are in the making, this one has {load.tokens} "
                     f"and the limit is {config.max_waiting_tokens}; try again in a moment"
                 )
-            if self.image_bytes + load.image_bytes > config.max_waiting_bytes:
+            if load.bytes and self.bytes + load.bytes > config.max_waiting_bytes:
                 raise OverloadedError(
-                    f"images of {self.image_bytes} bytes are in the making and the limit is "
-                    f"{config.max_waiting_bytes}; try again in a moment"
+                    f"images and log probabilities of {self.bytes} bytes are in the making, this "
+                    f"request's take {load.bytes} and the limit is {config.max_waiting_bytes}; "
+                    "try again in a moment"
                 )
         self.tokens += load.tokens
-        self.image_bytes += load.image_bytes
+        self.bytes += load.bytes
 
     def release(self, load: Load) -> None:
         """Let go of what answers held."""
         self.tokens -= load.tokens
-        self.image_bytes -= load.image_bytes
+        self.bytes -= load.bytes

@@ -25,7 +25,7 @@ from model.engine.grammars.grammar import Grammar
 from model.engine.pool import Pool
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, OverloadedError, TookTooLongError
+from model.errors import EngineDeadError, ModelError, TookTooLongError
 from model.phi3v.chat import Message
 from model.phi3v.processing import PromptInputs
 
@@ -110,10 +110,11 @@ class AsyncEngine:
         limit = self._engine.config.request_timeout
         deadline = self._loop.time() + limit
         inputs, grammar = await self._prepare(params.n, self._inputs(messages, params, caller))
-        load = Load.of(inputs)
+        longest = self._engine.longest_answer(len(inputs.token_ids), params)
         try:
+            load = Load.of(inputs, params, longest)
             self._in_flight.hold(load)
-        except OverloadedError:
+        except ModelError:
             self._in_flight.remove(params.n)
             raise
         request_id = next(self._ids)
@@ -125,7 +126,6 @@ class AsyncEngine:
         try:
             self._require_alive()  # it may have ended meanwhile, and have told those who waited
             if admit is not None:
-                longest = self._engine.longest_answer(len(inputs.token_ids), params)
                 admit(len(inputs.token_ids), params.n * longest)
         except BaseException:
             generation.close()

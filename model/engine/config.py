@@ -18,7 +18,7 @@ class LoadOptions:
         model: a checkpoint's directory or hub id.
         revision: of the hub's model; None is the pinned one, or the newest.
         quantization: of the decoder's linear layers' weights.
-        max_waiting_gib: memory for images of all answers in the making, in GiB.
+        max_waiting_gib: memory for images and log probabilities of all answers in the making, in GiB.
         pipeline_parallel_size: GPUs that the decoder's layers are spread over.
         gpu_memory_utilization: share of the GPU memory that is free at the start.
         kv_cache_gib: memory for KV blocks, in GiB.
@@ -66,7 +66,7 @@ class EngineConfig:
         max_num_seqs: sequences computed together in one batch.
         max_waiting: requests that may wait beyond those running before new ones are refused.
         max_waiting_tokens: prompt tokens of all answers in the making before new ones are refused.
-        max_waiting_bytes: the same for the memory of their images.
+        max_waiting_bytes: the same for the memory of their images and log probabilities.
         request_timeout: seconds that an answer may take.
         prefill_chunk: most prefill tokens in one step; fewer where they would stall many streams.
         default_max_tokens: answer length when the request names none.

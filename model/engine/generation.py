@@ -12,12 +12,14 @@ from typing import Literal
 from model.engine.request import FinishReason, TextDelta
 from model.errors import ModelError
 
+MOST_ALTERNATIVES = 1000  # described in one delta, but for those of a step
+
 
 class Generation:
     """The answers to one request as they come; iterate it once, and close it.
 
-    A reader slower than the model gets what has gathered of an answer in one delta; what waits for
-    it is never more than the answers themselves.
+    A reader slower than the model gets what has gathered of an answer in one delta, or in several
+    where there are many log probabilities; what waits for it is never more than the answers.
 
     Attributes:
         prompt_tokens: length of the prompt, image included.
@@ -54,11 +56,22 @@ class Generation:
             assert self.error is not None
             raise self.error
         index = next(iter(self._gathered))
-        delta = _joined(self._gathered.pop(index))
+        delta = _joined(self._taken(index))
         if not self._gathered and self.error is None:
             self._news.clear()
         self._unfinished -= delta.finish_reason is not None
         return delta
+
+    def _taken(self, index: int) -> list[TextDelta]:
+        """The next deltas of an answer, as many as a reader can deal with without a pause."""
+        gathered = self._gathered.pop(index)
+        end = alternatives = 0
+        while end < len(gathered) and alternatives < MOST_ALTERNATIVES:
+            alternatives += sum(len(token.token_ids) for token in gathered[end].logprobs)
+            end += 1
+        if end < len(gathered):
+            self._gathered[index] = gathered[end:]
+        return gathered[:end]
 
     def put(self, result: TextDelta | ModelError) -> None:
         """Called on the event loop for each delta, or the error that ends the generation."""

@@ -9,7 +9,6 @@ Shape suffixes: S sequences sampled in the step, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,19 +50,18 @@ def _repetition(logits_V: Tensor, sequence: Sequence) -> None:
     penalty = sequence.params.repetition_penalty
     if penalty == 1:
         return
-    seen = set(chain(sequence.token_ids[: sequence.prompt_len], sequence.output_counts))
-    ids = _ids([i for i in seen if i >= 0], logits_V)
-    values = logits_V[ids]
-    logits_V[ids] = torch.where(values > 0, values / penalty, values * penalty)
+    seen_V = sequence.counts(sequence.token_ids, logits_V) > 0
+    changed_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+    logits_V.copy_(torch.where(seen_V, changed_V, logits_V))
 
 
 def _presence_and_frequency(logits_V: Tensor, sequence: Sequence) -> None:
-    params, counts = sequence.params, sequence.output_counts
-    if not counts or not (params.presence_penalty or params.frequency_penalty):
+    params = sequence.params
+    if not (params.presence_penalty or params.frequency_penalty):
         return
-    times = torch.tensor(list(counts.values()), dtype=logits_V.dtype, device=logits_V.device)
-    penalty = params.presence_penalty + params.frequency_penalty * times
-    logits_V[_ids(list(counts), logits_V)] -= penalty
+    times_V = sequence.output_counts(sequence.token_ids, logits_V)
+    penalty_V = params.presence_penalty + params.frequency_penalty * times_V
+    logits_V.copy_(torch.where(times_V > 0, logits_V - penalty_V, logits_V))
 
 
 def _bias(logits_V: Tensor, sequence: Sequence) -> None:

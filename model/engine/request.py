@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,12 +90,35 @@ class Alternative:
     logprob: float
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The chosen token and the most probable ones, from the raw logits in float32."""
+Describe = Callable[[int], tuple[str, bytes]]
 
-    chosen: Alternative
-    top: tuple[Alternative, ...]
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The chosen token and the most probable ones, from the raw logits in float32.
+
+    Attributes:
+        token_ids: the chosen one, then the most probable ones, best first.
+        logprobs: theirs.
+        describe: from a token's id to its text and its bytes.
+    """
+
+    token_ids: array[int]
+    logprobs: array[float]
+    describe: Describe = field(repr=False)
+
+    @property
+    def chosen(self) -> Alternative:
+        """The chosen token."""
+        return self._alternative(0)
+
+    @property
+    def top(self) -> tuple[Alternative, ...]:
+        """The most probable ones."""
+        return tuple(map(self._alternative, range(1, len(self.token_ids))))
+
+    def _alternative(self, position: int) -> Alternative:
+        return Alternative(*self.describe(self.token_ids[position]), self.logprobs[position])
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections import Counter
 
 from torch import Tensor
 
+from model.engine.counts import Counts
 from model.engine.detokenizer import Detokenizer
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
@@ -42,6 +42,7 @@ class Sequence:
         image_embedding: ``(image tokens, hidden)``, from then to the end.
         followers: other answers to the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
+        counts, output_counts: of its tokens, and of those generated.
         seed: of its sampling.
         grammar: what it must match, if anything.
         grammar_state: how far it has come in that, from its first step on.
@@ -82,7 +83,8 @@ class Sequence:
         self.num_cached: int | None = None
         self.block_table: list[int] = []
         self.regime = RopeRegime.SHORT
-        self.output_counts: Counter[int] = Counter()
+        self.counts = Counts(0)
+        self.output_counts = Counts(self.prompt_len)
         self._hashes: list[bytes] = []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = seed + key[1]
@@ -108,7 +110,6 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take a sampled token."""
         self.token_ids.append(token_id)
-        self.output_counts[token_id] += 1
 
     @property
     def is_decoding(self) -> bool:

@@ -137,6 +137,11 @@ class Phi3VTokenizer:
             return self._pieces[token_id]
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
+    def describe(self, token_id: int) -> tuple[str, bytes]:
+        """The token's text, and its bytes: those of its name where it adds nothing."""
+        text = self.token_text(token_id)
+        return text, self.token_bytes(token_id) or text.encode()
+
 
 def _piece_bytes(piece: str) -> bytes:
     if match := BYTE_PIECE.fullmatch(piece):

@@ -27,7 +27,7 @@ class State:
         self.average = MovingAverage(model)
         self.step = 0
         if path.exists():
-            state = torch.load(path, weights_only=False)
+            state = torch.load(path, weights_only=True)
             model.load_state_dict(state["model"])
             self.average.module.load_state_dict(state["average"])
             optimizers.load_state_dict(state["optimizers"])
@@ -53,4 +53,4 @@ class State:
 
 def averaged(path: Path) -> dict[str, Tensor]:
     """The averaged weights that were kept."""
-    return dict(torch.load(path, weights_only=False)["average"])
+    return dict(torch.load(path, weights_only=True)["average"])

@@ -6,23 +6,25 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 import model
 from server.answering import Answering, Question, convert
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.bodies import decode
+from server.bodies import Json, decode
+from server.completions import Answer
 from server.convert import parse
 from server.errors import ApiError, error_body, from_model_error, from_validation_error
 from server.fetching import FetchError
 from server.images import Images
-from server.schemas.answers import ChatCompletion
+from server.logprobs import as_pydantic_writes
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
+from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
 logger = logging.getLogger(__name__)
@@ -81,25 +83,26 @@ class Answers:
         while not self._stopping and (line := next(lines, None)) is not None:
             result = await self._result(line)
             if result is not None:
-                self._results.write(result)
+                self._results.write(*result)
             self._progress.advance(line.size)
             self._ended.set()
             self._ended = asyncio.Event()
             await asyncio.sleep(0)  # many lines that need no work must not keep a signal waiting
 
-    async def _result(self, line: Line) -> BatchResult | None:
+    async def _result(self, line: Line) -> tuple[BatchResult, Iterable[bytes]] | None:
         """What is to be written for a line; None if nothing is. Raises BatchEndedError."""
         if line.is_empty:
             return None
         custom_id, may_go_better = None, False
         try:
-            value = await self._decode(line)
+            decoded = await self._decode(line)
+            value = decoded.value
             given = _custom_id_of(value)
             if given is not None and not self._results.claim(given):
                 self._progress.earlier()
                 return None
             custom_id = given
-            answer = await self._answer(_request_of(value))
+            answer = await self._answer(decoded)
         except ApiError as error:
             failure = error
         except model.ModelError as error:
@@ -109,8 +112,8 @@ class Answers:
             logger.exception("line %d failed", line.number)
             failure = ApiError(500, "internal_error", "this line failed; the log says why")
         else:
-            self._progress.answered(answer.usage.completion_tokens)
-            return _result(custom_id, 200, answer.model_dump())
+            self._progress.answered(answer.completion.usage.completion_tokens)
+            return _result(custom_id, 200), answer.pieces()
         if failure.status == 503:
             raise BatchEndedError(f"{failure.message}; run the batch again for what is left")
         if custom_id is None and self._results.has_line(line.number):
@@ -121,11 +124,11 @@ class Answers:
             self._progress.left += 1
             return None
         self._progress.failed()
-        result = _result(custom_id, failure.status, error_body(failure))
+        result = _result(custom_id, failure.status)
         result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
-        return result
+        return result, [to_json(error_body(failure))]
 
-    async def _decode(self, line: Line) -> object:
+    async def _decode(self, line: Line) -> Json:
         """The line as a JSON value; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
@@ -133,9 +136,9 @@ class Answers:
             raise ApiError(413, "request_too_large", reason)
         return await decode(line.data, "the line")
 
-    async def _answer(self, request: BatchRequest) -> ChatCompletion:
+    async def _answer(self, line: Json) -> Answer:
         """The whole answer; raises an ApiError or a ModelError."""
-        chat = parse(request.body, "pass-through", self._backend.settings.max_messages)
+        chat, params = await line.read(self._parse)
         if chat.stream:
             raise ApiError(
                 422,
@@ -146,12 +149,16 @@ class Answers:
             )
         # What a line and its image may take is bounded, and so is how many there are.
         images = Images(self._backend.decoder, self._backend.fetcher, hold=lambda _: None)
-        question = await convert(self._backend, chat, images, chat.cache_salt or "")
+        question = await convert(self._backend, chat, params, images, chat.cache_salt or "")
         answering = await self._begin(question)
         try:
-            return await answering.complete()
+            return await answering.complete(as_pydantic_writes)
         finally:
             answering.generation.close()
+
+    def _parse(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+        request = _request_of(value)
+        return parse(request.body, "pass-through", self._backend.settings.max_messages)
 
     async def _begin(self, question: Question) -> Answering:
         """Have it answered, as soon as there is room for it and for those that wait already."""
@@ -188,6 +195,7 @@ def _request_of(value: object) -> BatchRequest:
         raise from_validation_error(error, value) from error
 
 
-def _result(custom_id: str | None, status: int, body: dict[str, Any]) -> BatchResult:
-    response = BatchResponse(status_code=status, request_id=uuid.uuid4().hex, body=body)
+def _result(custom_id: str | None, status: int) -> BatchResult:
+    """A result without its body."""
+    response = BatchResponse(status_code=status, request_id=uuid.uuid4().hex, body={})
     return BatchResult(id=f"batch_req_{uuid.uuid4().hex}", custom_id=custom_id, response=response)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from server.errors import ApiError, short_name
 from server.schemas.batch import BatchResult
 
+TOGETHER = 256  # pieces that are written together
 START = b'{"id":"batch_req_'  # of every line
 
 
@@ -105,11 +108,29 @@ class Results:
         """Whether an earlier run has told what is wrong with a line that has no custom_id."""
         return number in self._lines
 
-    def write(self, result: BatchResult) -> None:
-        """Add a result; raises OSError."""
-        line = memoryview(result.model_dump_json().encode() + b"\n")
-        while line:
-            line = line[os.write(self._descriptor, line) :]
+    def write(self, result: BatchResult, body: Iterable[bytes]) -> None:
+        """Add a result.
+
+        Args:
+            result: without the body of its response.
+            body: its JSON, in pieces.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        begin, mark, end = result.model_dump_json().encode().partition(b'"body":{}')
+        pieces = [begin + mark.removesuffix(b"{}")]
+        for piece in chain(body, [end + b"\n"]):
+            pieces.append(piece)
+            if len(pieces) == TOGETHER:
+                self._write(b"".join(pieces))
+                pieces.clear()
+        self._write(b"".join(pieces))
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
 
     def close(self) -> None:
         """Let others have the file."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 
 from server.answering import convert
 from server.auth.limits import Admission
+from server.bodies import Json
 from server.convert import ExtraPolicy, parse
 from server.dependencies import (
     KEY_REQUIRED,
@@ -23,6 +23,7 @@ from server.dependencies import (
 )
 from server.errors import CLIENT_CLOSED, responses
 from server.images import Images
+from server.pieces import JsonInPieces
 from server.schemas.answers import ChatCompletion
 from server.service import Service
 from server.sse import ChunkStream
@@ -56,7 +57,7 @@ AZURE_ROUTE = {
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 T = TypeVar("T")
-Body = Annotated[object, Depends(json_body)]
+Body = Annotated[Json, Depends(json_body)]
 
 
 @router.post("/chat/completions", **AZURE_ROUTE)
@@ -100,36 +101,53 @@ async def _answer(
     service: Service,
     admission: Admission,
     images: Images,
-    body: object,
+    body: Json,
     policy: ExtraPolicy,
 ) -> Response:
-    chat = parse(body, policy, service.settings.max_messages)
+    most = service.settings.max_messages
+    chat, params = await body.read(lambda value: parse(value, policy, most))
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    question = await convert(service, chat, images, salt, request.state.caller)
-    answering = await _unless_disconnected(request, question.begin(admission.reserve))
+    question = await convert(service, chat, params, images, salt, request.state.caller)
+    answering = await _unless_disconnected(
+        request, question.begin(admission.reserve), lambda begun: begun.generation.close()
+    )
     if answering is None:
         return Response(status_code=CLIENT_CLOSED)
     generation = answering.generation
     # For the access log.
     request.state.generation, request.state.envelope = generation, answering.envelope
 
+    def settle() -> None:
+        admission.settle(generation.prompt_tokens + generation.completion_tokens)
+
     def end() -> None:
         generation.close()
-        admission.settle(generation.prompt_tokens + generation.completion_tokens)
+        settle()
 
     if chat.stream:
         return ChunkStream(answering.stream(), end, answering.include_usage)
     try:
         answer = await _unless_disconnected(request, answering.complete())
-    finally:
+        if answer is not None:
+            settle()  # the response's headers tell of it
+            return JsonInPieces(answer.pieces(), generation.close)
+    except BaseException:
         end()
-    if answer is None:
-        return Response(status_code=CLIENT_CLOSED)
-    return JSONResponse(answer.model_dump())
+        raise
+    end()
+    return Response(status_code=CLIENT_CLOSED)
 
 
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result, or None when the client has gone away and the work has ended."""
+async def _unless_disconnected(
+    request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], None] = lambda _: None
+) -> T | None:
+    """The result, or None when the client has gone away; the work has ended in any case.
+
+    Args:
+        request: of the client.
+        work: what it waits for.
+        discard: gets a result that nobody will.
+    """
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -139,10 +157,13 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     watching = asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+    finally:
+        watching.cancel()
         if not working.done():
             working.cancel()
             await asyncio.wait({working})
-        return None if working.cancelled() else working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
+            if not working.cancelled() and working.exception() is None:
+                discard(working.result())
+    return None

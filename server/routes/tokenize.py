@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from server.bodies import Json
 from server.convert import parse_tokenize, to_messages
 from server.dependencies import (
     KEY_REQUIRED,
@@ -31,11 +32,12 @@ async def tokenize(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Annotated[object, Depends(json_body)],
+    body: Annotated[Json, Depends(json_body)],
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
-    wanted, caller = parse_tokenize(body, settings.max_messages), request.state.caller
+    most, caller = settings.max_messages, request.state.caller
+    wanted = await body.read(lambda value: parse_tokenize(value, most))
     if wanted.messages is not None:
         messages = await to_messages(wanted.messages, images, settings.max_images)
         tokens = await engine.tokenize(messages, caller)

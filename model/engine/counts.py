@@ -1,0 +1,31 @@
+"""How often each token occurs in a sequence, kept from step to step.
+
+Shape suffix: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Counts:
+    """How often each token occurs in a sequence that only grows.
+
+    Args:
+        start: the position from which on they are counted.
+    """
+
+    def __init__(self, start: int) -> None:
+        self._counted = start
+        self._counts_V: Tensor | None = None
+
+    def __call__(self, token_ids: list[int], logits_V: Tensor) -> Tensor:
+        """The counts ``(V,)`` in the type of the logits and where those are; only what is new costs."""
+        if self._counts_V is None:
+            self._counts_V = torch.zeros_like(logits_V)
+        new = [token_id for token_id in token_ids[self._counted :] if token_id >= 0]
+        ids = torch.tensor(new, dtype=torch.int64, device=logits_V.device)
+        self._counts_V.index_add_(0, ids, torch.ones_like(ids, dtype=logits_V.dtype))
+        self._counted = len(token_ids)
+        return self._counts_V

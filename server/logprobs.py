@@ -1,0 +1,48 @@
+"""Log probabilities as JSON, made as the tokens come: what is kept of an answer is its bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+from pydantic_core import to_json
+
+import model
+
+Numbers = Callable[[Sequence[float]], list[str]]
+
+
+def as_json_writes(numbers: Sequence[float]) -> list[str]:
+    """Numbers in the words of Python's ``json``, as in the answers of routes."""
+    return [float.__repr__(number) for number in numbers]
+
+
+def as_pydantic_writes(numbers: Sequence[float]) -> list[str]:
+    """Numbers in pydantic's words, as in the results of a batch."""
+    return to_json(list(numbers)).decode()[1:-1].split(",")
+
+
+def spelled(tokens: Sequence[model.TokenLogprob], numbers: Numbers) -> bytes:
+    """The tokens as ``server.schemas.answers.TokenLogprob`` is dumped, parted by commas."""
+    return ",".join(map("".join, (_parts(token, numbers) for token in tokens))).encode()
+
+
+def _parts(token: model.TokenLogprob, numbers: Numbers) -> Iterator[str]:
+    logprobs = numbers(token.logprobs)
+    around = [_around(token.describe, token_id) for token_id in token.token_ids]
+    (begin, end), *others = around
+    yield f'{begin}{logprobs[0]}{end},"top_logprobs":['
+    yield ",".join(
+        f"{begin}{logprob}{end}}}"
+        for (begin, end), logprob in zip(others, logprobs[1:], strict=True)
+    )
+    yield "]}"
+
+
+@lru_cache(1 << 16)  # more than the vocabulary
+def _around(describe: model.Describe, token_id: int) -> tuple[str, str]:
+    """What of a token's JSON stands before its log probability, and what after."""
+    text, raw = describe(token_id)
+    token = json.dumps(text, ensure_ascii=False)
+    return f'{{"token":{token},"logprob":', f',"bytes":[{",".join(map(str, raw))}]'

@@ -1,0 +1,46 @@
+"""A JSON answer that is sent in pieces, so that however large it is it holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+PIECE = 1 << 16  # bytes
+
+
+class JsonInPieces(Response):
+    """A JSON answer.
+
+    Args:
+        pieces: of it, small ones; they are sent several at a time.
+        end: called when all is sent or the client has gone away.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, pieces: Iterable[bytes], end: Callable[[], None]) -> None:
+        self._pieces = list(pieces)
+        self._end = end
+        super().__init__(headers={"content-length": str(sum(map(len, self._pieces)))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            together = bytearray()
+            for piece in self._pieces:
+                together += piece
+                if len(together) >= PIECE:
+                    await send(_body(bytes(together), more=True))
+                    together.clear()
+                    await asyncio.sleep(0)  # a client that reads at once would have all of it
+            await send(_body(bytes(together), more=False))
+        finally:
+            self._end()
+
+
+def _body(data: bytes, more: bool) -> dict[str, object]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
