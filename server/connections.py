@@ -13,6 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
+from server.heads import Heads
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why
@@ -34,6 +35,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = Heads()
         self._refused = False
         self._awaited: str | None = None  # the part of a request that is to come
         self._arrival: asyncio.TimerHandle | None = None

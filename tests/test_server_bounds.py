@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from live_server import API_KEY, LiveServer, check_log, start_server
+from raw import check_raw, connection, everything
 from waiting import TRIES
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, image_message, png
 
@@ -65,33 +65,6 @@ def until_none_is_open(server: LiveServer) -> None:
     while [c for c in process.net_connections("tcp") if c.status == "ESTABLISHED"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def connection(server: LiveServer, *parts: bytes) -> Iterator[socket.socket]:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as made:
-        for part in parts:
-            made.sendall(part)
-        yield made
-
-
-def everything(made: socket.socket) -> bytes:
-    """What comes until the server closes; the time that takes is bounded by the socket's."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while part := made.recv(65536):
-            received += part
-    return received
-
-
-def check_raw(raw: bytes, status: int, code: str) -> dict[str, Any]:
-    head, _, body = raw.partition(b"\r\n\r\n")
-    assert head.startswith(f"HTTP/1.1 {status} ".encode()), raw
-    parsed = json.loads(body)
-    assert (parsed["code"], parsed["error"]["status"]) == (code, status)
-    assert f"x-ms-error-code: {code}".encode() in head.lower()
-    return parsed
 
 
 HEAD = (
