@@ -97,6 +97,8 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
         (["--entra-authority", "http://plain.example"], "--entra-authority"),
         (["--allow-image-hosts", "a.example,https://b.example"], "https://b.example is no host"),
         (["--allow-image-hosts", "a.example:70000"], "a.example:70000 is no host"),
+        (["--allowed-hosts", "https://b.example"], "https://b.example is no host"),
+        (["--allowed-hosts", "[::g]"], "[::g] is no host"),
         (["--api-key", ""], "the value of a flag is empty"),
         (["--api-key="], "the value of a flag is empty"),
         (["--ssl-certfile", "/no/such/file"], "--ssl-certfile"),
