@@ -276,6 +276,13 @@ class Settings(ModelSettings):
     def _names_are_hosts(cls, hosts: list[str]) -> list[str]:
         return hosts if hosts == ["*"] else _hosts(hosts)
 
+    @field_validator("api_key", "api_keys")
+    @classmethod
+    def _keys_are_not_blank(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not keys.get_secret_value().strip():  # requests without one have it
+            raise PydanticCustomError("blank_key", "it is blank; set a key, or leave it out")
+        return keys
+
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:
         if self.ssl_keyfile and not self.ssl_certfile:
