@@ -100,7 +100,10 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
         (["--allowed-hosts", "https://b.example"], "https://b.example is no host"),
         (["--allowed-hosts", "[::g]"], "[::g] is no host"),
         (["--api-key", ""], "the value of a flag is empty"),
-        (["--api-key", " "], "--api-key (or its PHI3V_ variable): it is blank; set a key, or leave"),
+        (
+            ["--api-key", " "],
+            "--api-key (or its PHI3V_ variable): it is blank; set a key, or leave",
+        ),
         (["--api-keys", " "], "--api-keys (or its PHI3V_ variable): it is blank"),
         (["--api-keys", 'alice = ""', "--port", "0"], "alice.key: String should match pattern"),
         (["--api-key="], "the value of a flag is empty"),
