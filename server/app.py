@@ -24,7 +24,7 @@ from server.middleware import (
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, health, info, playground, tokenize
+from server.routes import chat, docs, health, info, playground, tokenize
 from server.routes import metrics as metrics_route
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
@@ -45,18 +45,19 @@ def create_app(
         traces: of requests, if there are to be any.
         faces_browsers: whether nothing before it says which pages may use it.
     """
-    app = FastAPIOffline(  # its /docs loads nothing from elsewhere
+    app = FastAPIOffline(  # it brings the files of /docs
         title="Phi-3-vision",
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-files",
+        static_url=docs.FILES,
         redirect_slashes=False,
     )
     app.state.service = service
     app.state.metrics = metrics.Metrics(service.stats)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for routes in (info, chat, tokenize, health, metrics_route):
+    for routes in (info, chat, tokenize, health, metrics_route, docs):
         app.include_router(routes.router)
     if service.settings.playground:
         app.include_router(playground.router)
