@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server import errors, metrics
 from server.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
 from server.auth.limits import RATE_LIMIT_HEADERS
+from server.guard import Guard
 from server.middleware import (
     REQUEST_IDS,
     AnswerBugs,
@@ -23,7 +24,7 @@ from server.middleware import (
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, health, info, playground, tokenize
+from server.routes import chat, docs, health, info, playground, tokenize
 from server.routes import metrics as metrics_route
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
@@ -34,20 +35,29 @@ from server.traces import Traces
 READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
 
 
-def create_app(service: Service, traces: Traces | None = None) -> FastAPI:
-    """The application that serves ``service``, and leaves traces of requests if there are to be."""
-    app = FastAPIOffline(  # its /docs loads nothing from elsewhere
+def create_app(
+    service: Service, traces: Traces | None = None, faces_browsers: bool = True
+) -> FastAPI:
+    """The application that serves ``service``.
+
+    Args:
+        service: the model and its callers.
+        traces: of requests, if there are to be any.
+        faces_browsers: whether nothing before it says which pages may use it.
+    """
+    app = FastAPIOffline(  # it brings the files of /docs
         title="Phi-3-vision",
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-files",
+        static_url=docs.FILES,
         redirect_slashes=False,
     )
     app.state.service = service
     app.state.metrics = metrics.Metrics(service.stats)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for routes in (info, chat, tokenize, health, metrics_route):
+    for routes in (info, chat, tokenize, health, metrics_route, docs):
         app.include_router(routes.router)
     if service.settings.playground:
         app.include_router(playground.router)
@@ -56,13 +66,17 @@ def create_app(service: Service, traces: Traces | None = None) -> FastAPI:
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     trace = None if traces is None else traces.record
-    for outer in outermost(service.settings, app.state.metrics.count_request, trace):
+    count = app.state.metrics.count_request
+    for outer in outermost(service.settings, count, trace, faces_browsers):
         app.add_middleware(outer.cls, *outer.args, **outer.kwargs)
     return app
 
 
 def outermost(
-    settings: Settings, count: CountRequest, trace: TraceRequest | None = None
+    settings: Settings,
+    count: CountRequest,
+    trace: TraceRequest | None = None,
+    faces_browsers: bool = True,
 ) -> list[Middleware]:
     """What is around all answers, refusals too, from the inside out."""
     allowed = Middleware(
@@ -73,11 +87,13 @@ def outermost(
         expose_headers=READABLE_BY_SCRIPTS,
         allow_private_network=True,  # pages on the web may call a server on localhost
     )
+    guard = Middleware(Guard, settings=settings)
     return [
+        *([guard] if faces_browsers else []),
         Middleware(RequestIds),
         Middleware(RateLimits),
         Middleware(ReadBeforeRefusing),
-        *([allowed] if settings.allowed_origins else []),
+        *([allowed] if faces_browsers and settings.allowed_origins else []),
         Middleware(AccessLog, count=count, trace=trace),
     ]
 

@@ -1,26 +1,37 @@
 """What a connection may cost before and after its request: uvicorn's protocol with time limits.
 
-Slow heads and bodies get a 408, clients that do not read are cut off, and connections beyond the limit
-get a 503. Knows nothing of routes.
+Slow heads and bodies get a 408, and clients that do not read are cut off. Connections beyond the limit
+are for probes of health alone, other requests on them get a 503.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, ClassVar
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
+from server.heads import Heads
+from server.middleware import plain_path
+from server.places import RESERVE, Places
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why
+# A client that sends nothing more may have gone altogether: seconds between looks whether it has, and
+# from the first knock to the second; each next one takes ten times as long. Some take five at most.
+LOOK_EVERY = 0.1
+KNOCK_AFTER = 1.0
+RESERVE_TIMEOUT = 5.0  # seconds for a head to arrive on a connection of the reserve
 
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol with the limits of ``settings``."""
-    return type("Protocol", (BoundedProtocol,), {"settings": settings})
+    """The protocol with the limits of ``settings``, for one server."""
+    places: Places[BoundedProtocol] = Places(settings.max_connections)
+    return type("Protocol", (BoundedProtocol,), {"settings": settings, "places": places})
 
 
 class BoundedProtocol(H11Protocol):
@@ -28,44 +39,72 @@ class BoundedProtocol(H11Protocol):
 
     Attributes:
         settings: its limits.
+        places: of all connections of its server.
     """
 
     settings: ClassVar[Settings]
+    places: ClassVar[Places[BoundedProtocol]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn: Heads = Heads()
+        self._in_reserve = False
         self._refused = False
         self._awaited: str | None = None  # the part of a request that is to come
         self._arrival: asyncio.TimerHandle | None = None
         self._departure: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._knocked = 0.0
+        self._knock_after = KNOCK_AFTER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse it if there are too many."""
+        """Give it a place, or one of the reserve if those are taken."""
         super().connection_made(transport)
+        if not self.places.take(self):
+            self._in_reserve = True
+            self.app = self._answer_probe
+            last = self.places.take_reserve(self)
+            if last is not None:
+                last.refuse_one_too_many()
+        self._await("head")
+
+    def refuse_one_too_many(self) -> None:
+        """Say that there are too many connections, and close this one."""
         limit = self.settings.max_connections
-        if len(self.connections) > 2 * limit:
-            transport.abort()
-        elif len(self.connections) > limit:
-            self._refuse(
-                ApiError(
-                    503,
-                    "overloaded",
-                    f"there are {limit} connections, the limit here; try again in a moment",
-                    headers=RETRY_AFTER,
-                )
-            )
-        else:
-            self._await("head")
+        reason = f"there are {limit} connections, the limit here; try again in a moment"
+        self._refuse(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
 
     def data_received(self, data: bytes) -> None:
         """Take what came; what is still to come of the request must do so in time."""
         if self._refused:
             return
         super().data_received(data)
+        request: RequestResponseCycle | None = self.cycle
+        if self._in_reserve and request is not None:
+            self._take_probe()
+        if self._refused:
+            return
         if self.conn.their_state is h11.IDLE:
             self._await("head" if self.timeout_keep_alive_task is None else None)
         else:
             self._await("body" if self.conn.their_state is h11.SEND_BODY else None)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that sends nothing more gets its answers, unless it has gone altogether.
+
+        Its system tells the two apart where something is sent to it: it refuses that for nobody.
+        """
+        request: RequestResponseCycle | None = self.cycle
+        if self._refused or request is None or request.response_complete:
+            return False
+        if self.scheme == "https" or self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE):
+            return False  # asyncio's TLS closes then; and of this request there is more to come
+        if self.scope["http_version"] == "1.0" and self.scope["method"] not in ("GET", "HEAD"):
+            return False  # HTTP/1.0 has nothing to send it, and an answer may take long
+        if self._look is None:
+            self._knock()
+            self._look_for_reader()
+        return True
 
     def pause_writing(self) -> None:
         """The client reads too slowly, or not at all."""
@@ -82,6 +121,8 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """A closed transport waits for the client to read the rest: not for ever."""
         super().on_response_complete()
+        if self._look is not None and self.cycle.response_complete:
+            self.transport.close()  # the last answer to one that sends nothing more
         if self.transport.is_closing():
             self._let_go_by(self.settings.write_timeout)
 
@@ -92,16 +133,57 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
-        for timer in (self._arrival, self._departure):
+        for timer in (self._arrival, self._departure, self._look):
             if timer is not None:
                 timer.cancel()
-        self._arrival = self._departure = None
+        self._arrival = self._departure = self._look = None
+        self.places.leave(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP: uvicorn's own answer is text, and fails after the first byte."""
         reason = f"{msg.rstrip('.')}; send HTTP/1.1, with no more than 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
+
+    def _knock(self) -> None:
+        """Send what changes nothing for a client, where there is such a thing."""
+        self._knocked = self.loop.time()
+        if self.scope["http_version"] == "1.0" or self.scope["method"] == "HEAD":
+            return
+        if self.conn.our_state is h11.SEND_RESPONSE:
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(interim))
+        elif self.conn.our_state is h11.SEND_BODY and self.conn.sends_chunks:
+            self.transport.write(b"0")  # the first digit of the next chunk's size
+
+    def _look_for_reader(self) -> None:
+        """Leave as soon as the client's system has refused what was sent."""
+        connected: socket.socket = self.transport.get_extra_info("socket")
+        if connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        elif self.loop.time() > self._knocked + self._knock_after:
+            self._knock_after *= 10
+            self._knock()
+        self._look = self.loop.call_later(LOOK_EVERY, self._look_for_reader)
+
+    def _take_probe(self) -> None:
+        """Refuse a request in the reserve that does not ask after health."""
+        if self.scope["method"] in ("GET", "HEAD") and _is_of_health(self.scope["path"]):
+            self.places.ask(self)
+        else:
+            self.refuse_one_too_many()
+
+    async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is answered in the reserve is the last on its connection."""
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                closing = (b"connection", b"close")
+                message = {**message, "headers": [*message["headers"], closing]}
+            await send(message)
+
+        if not self._refused:
+            await self.config.loaded_app(scope, receive, send_and_close)
 
     def _await(self, part: str | None) -> None:
         """Start the time that ``part`` of a request may take, unless it runs."""
@@ -114,10 +196,15 @@ class BoundedProtocol(H11Protocol):
         if part is not None:
             settings = self.settings
             seconds = settings.header_timeout if part == "head" else settings.body_timeout
+            if self._in_reserve:
+                seconds = min(seconds, RESERVE_TIMEOUT)
             self._arrival = self.loop.call_later(seconds, self._too_slow, part, seconds)
 
     def _too_slow(self, part: str, seconds: float) -> None:
-        self._refuse(too_slow(part, seconds))
+        if self._in_reserve:
+            self.refuse_one_too_many()
+        else:
+            self._refuse(too_slow(part, seconds))
 
     def _let_go_by(self, seconds: float) -> None:
         if self._departure is None and self.transport.get_write_buffer_size():
@@ -125,6 +212,11 @@ class BoundedProtocol(H11Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer, if no answer has begun, and take nothing more."""
+        if self._in_reserve:
+            self.places.leave(self)
+            if len(self.connections) > 2 * self.settings.max_connections + RESERVE:
+                self.transport.abort()  # there are too many of those that linger
+                return
         self._refused = True
         self._await(None)
         self._unset_keepalive_if_required()
@@ -149,3 +241,7 @@ class BoundedProtocol(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _is_of_health(path: str) -> bool:
+    return (plain_path(path) + "/").startswith("/health/")

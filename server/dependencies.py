@@ -107,7 +107,15 @@ ImagesOf = Annotated[Images, Depends(images_of)]
 
 async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> Json:
     """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
-    content_type = request.headers.get("content-type") or "application/json"
+    content_type = request.headers.get("content-type", "")
+    if not content_type and service.settings.has_callers:
+        content_type = "application/json"
+    if not content_type:  # a page of another site may send that without being asked
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            "the request has no Content-Type; send Content-Type: application/json",
+        )
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
         raise ApiError(

@@ -199,7 +199,8 @@ def error_response(error: ApiError) -> JSONResponse:
 DESCRIPTIONS = {
     400: "not JSON, an extra parameter, or a prompt longer than the context window",
     401: "no API key or token, or a wrong one",
-    403: "the token has none of the roles and scopes that are asked for",
+    403: "the token lacks the roles and scopes that are asked for; or, where no key is asked for, "
+    "the host or the page's origin is not allowed",
     404: "no such model",
     408: "the request or its answer took longer than the limit",
     413: "the body is larger than the limit",

@@ -17,6 +17,11 @@ READ_AT_MOST = 256_000_000  # bytes of a refused body
 READ_FOR_AT_MOST = 5.0  # seconds
 
 
+def plain_path(path: str) -> str:
+    """A path with single slashes and none at its end; the root stays ``/``."""
+    return "/" + "/".join(filter(None, path.split("/")))
+
+
 class PlainPaths:
     """Routes ``//chat/completions`` and ``/info/`` as if their slashes were single.
 
@@ -27,10 +32,9 @@ class PlainPaths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its path in plain form; the root stays ``/``."""
+        """Pass the request on with its path in plain form."""
         if scope["type"] == "http":
-            path = "/" + "/".join(filter(None, scope["path"].split("/")))
-            scope = {**scope, "path": path}
+            scope = {**scope, "path": plain_path(scope["path"])}
         await self._app(scope, receive, send)
 
 

@@ -144,13 +144,11 @@ class Replica:
 
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
-        # The gateway says which pages may read the answers.
-        changes: dict[str, Any] = {"allowed_origins": []}
         if not settings.gpus:  # Ray hides GPUs from nobody
-            changes["device"] = "cpu"
-        self._service = Service(settings.model_copy(update=changes))
+            settings = settings.model_copy(update={"device": "cpu"})
+        self._service = Service(settings)
         self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        self._app = create_app(self._service, self._traces)
+        self._app = create_app(self._service, self._traces, faces_browsers=False)  # gateways do
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
         await self._service.load()

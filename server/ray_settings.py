@@ -52,6 +52,11 @@ class RaySettings(Settings):
     gateways: int = Field(1, ge=1, description="processes that hand requests to replicas")
 
     @property
+    def checks_hosts(self) -> bool:
+        """Whether requests must be for a name of the server; Ray listens, not on ``host``."""
+        return bool(self.allowed_hosts) and not self.has_callers
+
+    @property
     def most_replicas(self) -> int:
         """Replicas that run at most."""
         return self.max_replicas or self.min_replicas

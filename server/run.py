@@ -26,6 +26,10 @@ from server.sse import says_more_than_a_broken_stream
 from server.traces import Traces, TracesError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEAD_FOR = 2.0  # seconds that a server without an engine goes on, to say so
+TELL_FOR = 5  # seconds that its answers then get to reach their readers
+
+logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> int:
@@ -92,8 +96,8 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
     if loading.done():
         try:
             loading.result()
-        except model.ModelError as error:
-            logs.complain(service.settings.log_format, str(error))
+        except Exception as error:
+            logs.complain(service.settings.log_format, _why_not_loaded(error))
             status = 1
             server.should_exit = True
         else:
@@ -108,7 +112,16 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
     loading.cancel()
     following.cancel()
     service.close()
-    return status
+    return status or server.status
+
+
+def _why_not_loaded(error: Exception) -> str:
+    """What is said of an error that ends the server before it is ready."""
+    if isinstance(error, model.ModelError):
+        return str(error)
+    logger.debug("loading failed", exc_info=error)
+    words = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+    return f"the model cannot be loaded: {': '.join(words)}; --log-level debug says where it failed"
 
 
 def _hangups(settings: Settings) -> asyncio.Event:
@@ -120,16 +133,20 @@ def _hangups(settings: Settings) -> asyncio.Event:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with status 0 when a signal asks it to end.
+    """uvicorn's server, which ends when a signal asks it to end, or when its engine has ended.
 
     It listens until the last answer is finished, so that load balancers read in ``/health`` that it
     is draining, and requests get a 503 instead of a refused connection.
+
+    Attributes:
+        status: to exit with.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
         self._end_by: float | None = None
+        self.status = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen. uvicorn's own leaves a TLS handshake a minute, beside all other limits."""
@@ -169,13 +186,26 @@ class Server(uvicorn.Server):
         self._end_by = time.monotonic() + self._service.settings.drain_timeout
         self._service.drain()
 
+    def _end_dead(self) -> None:
+        """Whoever started the server starts it anew when it ends; nothing else brings an engine."""
+        self.status = 1
+        self._end_by = time.monotonic() + DEAD_FOR
+        self.config.timeout_graceful_shutdown = TELL_FOR
+        logs.complain(
+            self._service.settings.log_format,
+            "the engine has failed and the server ends, to be started anew; the log says how it failed",
+        )
+
     async def on_tick(self, counter: int) -> bool:
         """End when nothing is left to finish, or when its time is up."""
+        if self._service.state == "dead" and not self.status:
+            self._end_dead()
         if self._end_by is not None:
             left = self._end_by - time.monotonic()
-            if left <= 0 or not self._service.busy:
+            if left <= 0 or not (self.status or self._service.busy):
                 # What is left is for uvicorn to send the rest of the answers.
-                self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
+                if not self.status:
+                    self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
                 self.should_exit = True
         return await super().on_tick(counter)
 

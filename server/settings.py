@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -11,6 +9,8 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.hosts import is_loopback, parse_host
 
 
 def _parted_by_commas(value: Any) -> Any:
@@ -30,7 +30,16 @@ Revision = Annotated[
     ),
 ]
 
-HOST = re.compile(r"([A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+
+def _hosts(hosts: list[str]) -> list[str]:
+    for host in hosts:
+        if parse_host(host) is None:
+            raise PydanticCustomError(
+                "no_host",
+                "{host} is no host; give names such as host.example.com, or with a port",
+                {"host": host},
+            )
+    return hosts
 
 
 class ModelSettings(BaseSettings):
@@ -141,15 +150,7 @@ class ModelSettings(BaseSettings):
     @field_validator("allow_image_hosts")
     @classmethod
     def _hosts_are_names(cls, hosts: list[str]) -> list[str]:
-        for host in hosts:
-            match = HOST.fullmatch(host)
-            if match is None or int(match[2] or 0) > 65535:
-                raise PydanticCustomError(
-                    "no_host",
-                    "{host} is no host; give names such as images.example.com, or with a port",
-                    {"host": host},
-                )
-        return hosts
+        return _hosts(hosts)
 
 
 class Settings(ModelSettings):
@@ -217,6 +218,11 @@ class Settings(ModelSettings):
         description="web origins whose pages may call the server (CORS), parted by commas; * for "
         "all, none by default",
     )
+    allowed_hosts: Words = Field(
+        [],
+        description="names of the server, besides localhost, that requests without a key may be "
+        "for, HOST or HOST:PORT, parted by commas; * for all",
+    )
     isolate_caches: bool = Field(
         False, description="share what was computed before only between requests of one caller"
     )
@@ -249,6 +255,12 @@ class Settings(ModelSettings):
         return self._names_callers or self.needs_generated_key
 
     @property
+    def checks_hosts(self) -> bool:
+        """Whether requests must be for a name of the server, as nothing else tells whose they are."""
+        reachable = bool(self.allowed_hosts) or is_loopback(self.host)
+        return reachable and not self.has_callers
+
+    @property
     def needs_generated_key(self) -> bool:
         """Whether the key of ``generated_key_file`` is the only one."""
         wanted = self.generated_key_file is not None and not self.insecure
@@ -258,6 +270,18 @@ class Settings(ModelSettings):
     def _names_callers(self) -> bool:
         keys = (self.api_key, self.api_keys, self.api_keys_file)
         return self.entra_tenant is not None or any(key is not None for key in keys)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_are_hosts(cls, hosts: list[str]) -> list[str]:
+        return hosts if hosts == ["*"] else _hosts(hosts)
+
+    @field_validator("api_key", "api_keys")
+    @classmethod
+    def _keys_are_not_blank(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not keys.get_secret_value().strip():  # requests without one have it
+            raise PydanticCustomError("blank_key", "it is blank; set a key, or leave it out")
+        return keys
 
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:
@@ -279,7 +303,7 @@ class Settings(ModelSettings):
 
     @model_validator(mode="after")
     def _others_need_a_key(self) -> Self:
-        if not (self.has_callers or self.insecure or _is_loopback(self.host)):
+        if not (self.has_callers or self.insecure or is_loopback(self.host)):
             raise PydanticCustomError(
                 "insecure",
                 "--host {host} lets other machines use the server and nothing asks who they are; "
@@ -287,10 +311,3 @@ class Settings(ModelSettings):
                 {"host": self.host},
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

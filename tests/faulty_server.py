@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from model.engine.runner import Runner
 from model.engine.scheduler import Chunk
 from model.errors import EngineDeadError
 from server.cli import main
+from server.decoding import Decoder
 
 PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
 STEP = 0.3  # seconds that a step of a slow request takes at least
@@ -43,7 +45,13 @@ def faulty_prepare(self: Engine, messages: Any, params: Any) -> Any:
     return prepare(self, messages, params)
 
 
+def faulty_start(self: Decoder) -> None:
+    raise RuntimeError(f"first line\nsecond line {SECRET}")
+
+
 if __name__ == "__main__":
     Runner.run = faulty_run  # type: ignore[method-assign]
     Engine.prepare = faulty_prepare  # type: ignore[method-assign]
+    if "FAULTY_LOADING" in os.environ:
+        Decoder.start = faulty_start  # type: ignore[method-assign]
     sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,10 @@ import openai
 import pytest
 import trustme
 
-from faulty_server import SLOW, STEP
+from faulty_server import KILL, SLOW, STEP
 from live_server import API_KEY, ROOT, LiveServer, start_server
 from server.settings import Settings
-from wire import AUTHORIZED, HELLO
+from wire import AUTHORIZED, HELLO, check_error
 
 pytestmark = pytest.mark.slow  # in all
 
@@ -138,10 +141,9 @@ def wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
             return
 
 
-@pytest.fixture(scope="module")
-def balanced(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+@contextlib.contextmanager
+def balancing(tiny: Path, folder: Path) -> Iterator[Balanced]:
     assert NGINX is not None
-    folder = tmp_path_factory.mktemp("nginx")
     program = (str(Path(__file__).with_name("faulty_server.py")),)
     # Without lookup a step is a token.
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY, "--no-prompt-lookup")
@@ -162,6 +164,19 @@ def balanced(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
         process.wait(20)
         for server in servers.values():
             server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def balanced(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    with balancing(tiny, tmp_path_factory.mktemp("nginx")) as made:
+        yield made
+
+
+@pytest.fixture
+def doomed(tiny: Path, tmp_path: Path) -> Iterator[Balanced]:
+    """Servers of the test's own, for those that end them."""
+    with balancing(tiny, tmp_path) as made:
+        yield made
 
 
 @needs_nginx
@@ -250,9 +265,93 @@ def test_the_servers_own_errors_pass(balanced: Balanced) -> None:
 
 
 @needs_nginx
-def test_metrics_are_not_for_everybody(balanced: Balanced) -> None:
-    url = f"{balanced.url}/metrics"
-    assert httpx2.get(url, headers=AUTHORIZED, verify=balanced.trust).status_code == 404
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics",
+        "/metrics/",
+        "/metrics//",
+        "//metrics",
+        "/metrics%2f",
+        "/%6detrics",
+        "/./metrics/.",
+    ],
+)
+def test_metrics_are_not_for_everybody(balanced: Balanced, path: str) -> None:
+    port = int(balanced.url.rsplit(":", 1)[1])
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=balanced.trust)
+    connection.request("GET", path, headers=AUTHORIZED)  # as it is, where others make it plain
+    with contextlib.closing(connection), connection.getresponse() as answer:
+        assert answer.status == 404
+        assert "x-request-id" not in answer.headers  # nginx's own
+
+
+def posts(server: LiveServer) -> list[str]:
+    """The lines of the log about answers that were asked for."""
+    assert httpx2.get(f"{server.url}/health/live", headers={"x-request-id": "last"}).is_success
+    while not any("request_id=last" in line for line in server.log):
+        time.sleep(0.01)
+    found = [line for line in server.log if " method=POST " in line]
+    server.log.clear()
+    return found
+
+
+@needs_nginx
+def test_what_may_have_killed_a_server_is_not_sent_to_another(doomed: Balanced) -> None:
+    one, two = doomed.servers.values()
+    header = {"X-Conversation-Id": a_chat_of(doomed, "one"), "extra-parameters": "pass-through"}
+    posts(two)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(doomed.ask, header, seed=SLOW, ignore_eos=True, max_tokens=400)
+        wait_until_running(one, 1)
+        one.stop(signal.SIGKILL)
+        answer = asked.result(60)
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    assert int(answer.headers["retry-after"]) > 0
+    assert posts(two) == []
+    assert (
+        doomed.ask(header).json()["model"] == "two"
+    )  # what comes now has not been sent to anybody
+
+
+@needs_nginx
+def test_what_an_engine_failed_at_is_not_sent_to_another(doomed: Balanced) -> None:
+    two = doomed.servers["two"]
+    header = {"X-Conversation-Id": a_chat_of(doomed, "one"), "extra-parameters": "pass-through"}
+    posts(two)
+    more = {"seed": KILL, "ignore_eos": True, "max_tokens": 20}
+    check_error(doomed.ask(header, **more), 503, "engine_dead", [])
+    assert posts(two) == []
+    assert doomed.ask(header).json()["model"] == "two"
+
+
+@needs_nginx
+def test_a_draining_server_is_left_and_when_all_drain_they_say_so(doomed: Balanced) -> None:
+    one, two = doomed.servers.values()
+    chats = {name: {"X-Conversation-Id": a_chat_of(doomed, name)} for name in ("one", "two")}
+    with doomed.long_answer(chats["one"]) as first, doomed.long_answer(chats["two"]) as second:
+        held = [first.iter_lines(), second.iter_lines()]  # they hang up when they are dropped
+        for lines in held:
+            next(lines)
+        drain(one)
+        assert doomed.who(**chats["one"]) == "two"
+        drain(two)
+        refused = doomed.ask(chats["one"])
+    assert refused.headers.pop("retry-after") == "1"
+    body = check_error(refused, 503, "overloaded", [])
+    assert body["message"] == "the server is shutting down"
+
+
+def a_chat_of(balanced: Balanced, name: str) -> str:
+    """A conversation that is that server's."""
+    chats = (f"chat-{number}" for number in range(100))
+    return next(chat for chat in chats if balanced.who(X_Conversation_Id=chat) == name)
+
+
+def drain(server: LiveServer) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    while httpx2.get(f"{server.url}/health").json() != {"status": "draining"}:
+        time.sleep(0.01)
 
 
 @needs_nginx

@@ -161,10 +161,10 @@ def test_the_page_can_be_turned_off() -> None:
     from server.service import Service
     from server.settings import Settings
 
-    with TestClient(create_app(Service(Settings(playground=False)))) as client:
+    with TestClient(create_app(Service(Settings(playground=False))), "http://localhost") as client:
         for path in ("/", "/playground/main.js", "/playground/settings.json"):
             assert client.get(path).status_code == 404
-    with TestClient(create_app(Service(Settings()))) as client:
+    with TestClient(create_app(Service(Settings())), "http://localhost") as client:
         assert client.get("/").status_code == 200
 
 

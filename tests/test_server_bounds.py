@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import psutil
 import pytest
 
 from live_server import API_KEY, LiveServer, check_log, start_server
+from raw import check_raw, connection, everything
+from server.places import RESERVE
 from waiting import TRIES
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, image_message, png
 
@@ -65,33 +66,6 @@ def until_none_is_open(server: LiveServer) -> None:
     while [c for c in process.net_connections("tcp") if c.status == "ESTABLISHED"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def connection(server: LiveServer, *parts: bytes) -> Iterator[socket.socket]:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as made:
-        for part in parts:
-            made.sendall(part)
-        yield made
-
-
-def everything(made: socket.socket) -> bytes:
-    """What comes until the server closes; the time that takes is bounded by the socket's."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while part := made.recv(65536):
-            received += part
-    return received
-
-
-def check_raw(raw: bytes, status: int, code: str) -> dict[str, Any]:
-    head, _, body = raw.partition(b"\r\n\r\n")
-    assert head.startswith(f"HTTP/1.1 {status} ".encode()), raw
-    parsed = json.loads(body)
-    assert (parsed["code"], parsed["error"]["status"]) == (code, status)
-    assert f"x-ms-error-code: {code}".encode() in head.lower()
-    return parsed
 
 
 HEAD = (
@@ -182,22 +156,71 @@ def test_what_is_no_http(bounded: LiveServer, raw: bytes) -> None:
         check_raw(everything(made), 400, "bad_request")
 
 
+@contextlib.contextmanager
+def taken(server: LiveServer) -> Iterator[None]:
+    """All connections are, by clients that say nothing."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(connection(server))
+        yield
+
+
 def test_connections_beyond_the_limit(bounded: LiveServer) -> None:
     """Some that do nothing: others are told to come again, and get in once those are cut off."""
+    url = f"{bounded.url}/info"
     for _ in range(TRIES):  # some may be cut off before all have come
-        with contextlib.ExitStack() as stack:
-            for _ in range(CONNECTIONS):
-                stack.enter_context(connection(bounded))
-            response = httpx2.get(f"{bounded.url}/health")
+        with taken(bounded):
+            response = httpx2.get(url, headers=AUTHORIZED)
         if response.status_code == 503:
             break
         until_none_is_open(bounded)
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json()["code"] == "overloaded"
+    assert response.headers["connection"] == "close"
+    body = response.json()
+    assert body["code"] == "overloaded"
+    assert f"there are {CONNECTIONS} connections, the limit here" in body["message"]
     deadline = time.monotonic() + 60
-    while httpx2.get(f"{bounded.url}/health").status_code != 200:
+    while httpx2.get(url, headers=AUTHORIZED).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("others", [0, RESERVE, 100])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "//health/ready/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_probes_beyond_the_limit(bounded: LiveServer, method: str, path: str, others: int) -> None:
+    """Whatever else there is: also where others, that say nothing, take the place of probes."""
+    for _ in range(TRIES):
+        with taken(bounded), contextlib.ExitStack() as stack:
+            for _ in range(others):
+                stack.enter_context(connection(bounded))
+            answer = httpx2.request(method, bounded.url + path)
+            assert answer.status_code == 200
+        until_none_is_open(bounded)
+        if "connection" in answer.headers:
+            break
+    assert answer.headers["connection"] == "close"  # its place is for the next
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        HEAD + b"Content-Length: 2\r\n\r\n{}",
+        HEAD + b"Content-Length: 1000\r\n\r\n",
+        b"GET /healthy HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ],
+    ids=["body", "slow body", "other path", "other method", "nothing"],
+)
+def test_what_is_no_probe_beyond_the_limit(bounded: LiveServer, ask: bytes) -> None:
+    for _ in range(TRIES):
+        with taken(bounded), connection(bounded, ask) as made:
+            received = everything(made)
+        until_none_is_open(bounded)
+        if received.startswith(b"HTTP/1.1 503"):
+            break
+    check_raw(received, 503, "overloaded")
 
 
 def test_a_client_that_does_not_read_is_cut_off(bounded: LiveServer) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,11 +25,13 @@ FAULT = [{"role": "user", "content": "FAULT"}]
 BODY = {"messages": HELLO, "max_tokens": 40, "ignore_eos": True, "temperature": 0}
 
 
+FAULTY = str(Path(__file__).with_name("faulty_server.py"))
+
+
 def start(tiny: Path, style: str = "text") -> LiveServer:
-    program = str(Path(__file__).with_name("faulty_server.py"))
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
     flags += ("--log-format", style)
-    return start_server(*flags, program=(program,), PYTHONPATH=str(ROOT))
+    return start_server(*flags, program=(FAULTY,), PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +98,50 @@ def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:
 
 
 def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
+    """Those who ask are told, then the server ends, for whoever watches it to start it anew."""
     live = start(tiny)
-    try:
-        lines: list[str] = []
-        more = {"max_tokens": 6000}
-        reader = threading.Thread(target=read_stream, args=(live, lines), kwargs=more)
-        reader.start()
-        while not lines:
-            time.sleep(0.01)
-        response = ask(live, seed=KILL)
-        assert (response.status_code, response.json()["code"]) == (503, "engine_dead")
-        assert SECRET not in response.text
-        reader.join(60)
-        assert lines[-1] == "broken off"
-        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
-        health = httpx2.get(f"{live.url}/health")
-        assert (health.status_code, health.json()) == (503, {"status": "dead"})
+    lines: list[str] = []
+    more = {"max_tokens": 6000}
+    reader = threading.Thread(target=read_stream, args=(live, lines), kwargs=more)
+    reader.start()
+    while not lines:
+        time.sleep(0.01)
+    response = ask(live, seed=KILL)
+    assert (response.status_code, response.json()["code"]) == (503, "engine_dead")
+    assert SECRET not in response.text
+    died = time.monotonic()
+    states = []
+    with contextlib.suppress(httpx2.TransportError):
         refused = ask(live)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    finally:
-        assert live.stop() == 0
+        while time.monotonic() < died + 60:
+            health = httpx2.get(f"{live.url}/health/live")
+            states.append((health.status_code, health.json()["status"]))
+    assert states
+    assert set(states) == {(503, "dead")}
+    reader.join(60)
+    assert lines[-1] == "broken off"
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
+    assert live.process.wait(60) == 1
+    (said,) = [line for line in live.log if line.startswith("phi3v-server: ")]
+    assert "the engine has failed and the server ends" in said
+    check_log("".join(live.log), ["the engine thread ends"])
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_fault_in_loading_ends_in_one_sentence(tiny: Path, level: str) -> None:
+    done = subprocess.run(
+        [sys.executable, FAULTY, "--port", "0", "--model", str(tiny), "--log-level", level],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FAULTY_LOADING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("phi3v-server: ")]
+    assert "the model cannot be loaded: RuntimeError: first line; --log-level debug" in said
+    assert ("Traceback" in done.stderr) == (SECRET in done.stderr) == (level == "debug")
 
 
 @pytest.mark.parametrize("style", ["text", pytest.param("json", marks=pytest.mark.slow)])

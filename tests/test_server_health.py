@@ -53,7 +53,7 @@ def test_states_that_take_no_requests(alive: bool | None, state: str, live: int)
 
     async def ask(path: str) -> httpx2.Response:
         transport = httpx2.ASGITransport(create_app(service))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path)
 
     for path, status in (("/health", 503), ("/health/ready", 503), ("/health/live", live)):

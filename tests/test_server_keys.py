@@ -259,7 +259,7 @@ def test_the_caller_is_there_for_the_log() -> None:
 
     async def ask(key: str) -> int:
         transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             response = await client.get("/metrics", headers={"api-key": key})
             return response.status_code
 

@@ -22,7 +22,7 @@ def test_a_bug_is_answered_as_any_error_is() -> None:
 
     async def ask(raises: bool) -> httpx2.Response:
         transport = httpx2.ASGITransport(app, raise_app_exceptions=raises)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             headers = {"x-ms-client-request-id": "mine", "origin": "https://page.example"}
             return await client.get("/bug", headers=headers)
 

@@ -1,0 +1,99 @@
+"""What keeps pages of other sites off a server that asks nobody for a key.
+
+A browser sends what any page asks of it, also to its own machine. It says in ``Origin`` which page
+that was, and in ``Host`` which name the page had for the server: one that is not the server's is
+another site's, whose name server has given it this machine's address for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import ApiError, error_response, short_name
+from server.hosts import is_loopback, parse_host
+from server.settings import Settings
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+USUAL_PORTS = {"http": 80, "https": 443}
+
+
+class Guard:
+    """Refuses what a page of another site sends, where no key tells it from the user.
+
+    Args:
+        app: what answers the others.
+        settings: which hosts and origins are let in; with keys all are.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http" and not self._settings.has_callers:
+            headers = Headers(scope=scope)
+            refusal = self._host_refusal(headers)
+            if refusal is None and scope["method"] not in SAFE:
+                refusal = self._origin_refusal(headers)
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _host_refusal(self, headers: Headers) -> ApiError | None:
+        """Whether the request is for another server; browsers always say for which it is."""
+        host = headers.get("host")
+        if not self._settings.checks_hosts or host is None:
+            return None
+        if _is_this_machine(host) or _is_among(host, self._settings.allowed_hosts):
+            return None
+        return ApiError(
+            403,
+            "host_not_allowed",
+            f"the Host is {short_name(host)!r}, and without a key only localhost and loopback "
+            "addresses are taken; list the host in --allowed-hosts",
+        )
+
+    def _origin_refusal(self, headers: Headers) -> ApiError | None:
+        """Whether the request is of a page from elsewhere."""
+        origin, allowed = headers.get("origin"), self._settings.allowed_origins
+        if "*" in allowed or origin in allowed:
+            return None
+        elsewhere = headers.get("sec-fetch-site") == "cross-site"
+        if origin is not None:
+            elsewhere = elsewhere or not _is_own(origin, headers.get("host", ""))
+        if not elsewhere:
+            return None
+        return ApiError(
+            403,
+            "origin_not_allowed",
+            f"the request is of a page from {short_name(origin or 'another site')!r}, and without "
+            "a key only the server's own pages are let in; list the origin in --allowed-origins",
+        )
+
+
+def _is_this_machine(text: str) -> bool:
+    host = parse_host(text)
+    return host is not None and (is_loopback(host.name) or host.name.endswith(".localhost"))
+
+
+def _is_among(text: str, allowed: Sequence[str]) -> bool:
+    """Whether a host is allowed, at any port where none is named."""
+    host = parse_host(text)
+    if host is None or "*" in allowed:
+        return "*" in allowed
+    return not {host, host._replace(port=None)}.isdisjoint(map(parse_host, allowed))
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page came from this server, over http or https."""
+    scheme, _, place = origin.partition("://")
+    its, own = parse_host(place), parse_host(host)
+    if its is None or own is None:
+        return False
+    usual = USUAL_PORTS.get(scheme.lower())
+    return (its.name, its.port or usual) == (own.name, own.port or usual)

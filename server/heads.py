@@ -1,0 +1,60 @@
+"""Heads of requests as the application takes them: no larger than a limit, and for a path.
+
+h11 bounds only heads of which it waits for more, and leaves the absolute form of a target (``GET
+http://host/info``), which clients send to proxies, to whoever reads it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import h11
+
+LARGEST_HEAD = 16 * 1024  # bytes, with the empty line at its end
+END = re.compile(rb"\n\r?\n")
+ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
+
+
+class Heads(h11.Connection):
+    """The server's side of a connection.
+
+    Attributes:
+        sends_chunks: whether the body of the answer that has begun goes in chunks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, LARGEST_HEAD)
+        self.sends_chunks = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """What came next; raises h11.RemoteProtocolError where a head is too large."""
+        if self.their_state is h11.IDLE:
+            received, _ = self.trailing_data
+            if len(received) > LARGEST_HEAD and not END.search(received, 0, LARGEST_HEAD):
+                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        event = super().next_event()
+        return _for_a_path(event) if isinstance(event, h11.Request) else event
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """What to send of an event."""
+        if isinstance(event, h11.Response):
+            known = any(name == b"content-length" for name, _ in event.headers)
+            self.sends_chunks = not known and (self.their_http_version or b"") >= b"1.1"
+        return super().send_with_data_passthrough(event)
+
+
+def _for_a_path(request: h11.Request) -> h11.Request:
+    """The request with its target in origin form; of an absolute one the authority is the Host."""
+    found = ABSOLUTE.fullmatch(request.target)
+    if found is None:
+        return request
+    authority, path = found.groups()
+    return h11.Request(
+        method=request.method,
+        headers=[
+            (b"host", authority),
+            *((name, value) for name, value in request.headers if name != b"host"),
+        ],
+        target=path if path.startswith(b"/") else b"/" + path,
+        http_version=request.http_version,
+    )
