@@ -49,6 +49,9 @@ class Acceptance:
             state = chunk.sequence.grammar_state
             if state is not None and samples and samples[0].token_id not in chunk.sequence.stop_ids:
                 state.accept(samples[0].token_id)
+        for chunk, _ in computed:
+            if chunk.sequence.grammar_state is not None:
+                chunk.sequence.grammar_state.send()
         return time.monotonic() + self._patience
 
     def __call__(

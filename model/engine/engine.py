@@ -23,8 +23,8 @@ from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import make_decode_graphs
 from model.engine.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.embedding_cache import EmbeddingCache
+from model.engine.grammars.follower import STALL_SECONDS
 from model.engine.grammars.grammar import Grammar, Grammars
-from model.engine.grammars.state import STALL_SECONDS
 from model.engine.guidance import PATIENCE, Guidance
 from model.engine.kv_caches import make_kv_cache
 from model.engine.lookup import Lookup

@@ -11,11 +11,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 from model.confined import Worker, WorkerError, Zygote
 from model.confined.zygote import readable
-from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, mask_bytes
+from model.engine.grammars.follower import Follower
+from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY
 from model.engine.grammars.state import GrammarState
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
@@ -43,10 +45,10 @@ class Grammar:
         num_bytes: memory of the process that is its own.
     """
 
-    def __init__(self, worker: Worker, spec: GrammarSpec, num_bytes: int, mask_bytes: int) -> None:
+    def __init__(self, worker: Worker, spec: GrammarSpec, num_bytes: int) -> None:
         self._worker = worker
         self._spec = spec
-        self._mask_bytes = mask_bytes
+        self._follower: Follower | None = None
         self.num_bytes = num_bytes
         weakref.finalize(self, worker.end)
 
@@ -56,11 +58,10 @@ class Grammar:
         return not self._worker.has_ended
 
     def begin(self) -> GrammarState:
-        """A state at the start of the grammar; does not wait."""
-        mine, theirs = socket.socketpair()
-        with theirs, contextlib.suppress(OSError):  # the state finds nobody at the other end
-            socket.send_fds(self._worker.socket, [BEGIN], [theirs.fileno()])
-        return GrammarState(mine, self._mask_bytes, self._spec)
+        """A state at the start of the grammar; does not wait. The engine's thread alone."""
+        if self._follower is None or self._follower.is_closed:
+            self._follower = Follower(partial(_fork, self._worker))
+        return GrammarState(self._follower, self._spec)
 
 
 class Grammars:
@@ -75,7 +76,6 @@ class Grammars:
     def __init__(
         self, tokenizer: Phi3VTokenizer, vocabulary: int, stop_ids: frozenset[int]
     ) -> None:
-        self._mask_bytes = mask_bytes(vocabulary)
         words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
         inner = tokenizer.inner_json()
         self._zygote = Zygote(WORKER, words, sorted(stop_ids), inner)
@@ -158,7 +158,7 @@ class Grammars:
             worker.connection.send_bytes(json.dumps(request).encode())
             reply = self._receive(worker, unwanted)
             if "bytes" in reply:
-                return Grammar(worker, spec, reply["bytes"], self._mask_bytes)
+                return Grammar(worker, spec, reply["bytes"])
             raise self._error(worker, spec, reply["error"], unwanted)
         except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
             worker.end()
@@ -193,6 +193,14 @@ class Grammars:
         if not isinstance(reply, dict):
             raise ValueError("no object")
         return reply
+
+
+def _fork(worker: Worker) -> socket.socket:
+    """The connection to a new process that follows answers to the worker's grammar."""
+    mine, theirs = socket.socketpair()
+    with theirs, contextlib.suppress(OSError):  # nobody will be found at the other end
+        socket.send_fds(worker.socket, [BEGIN], [theirs.fileno()])
+    return mine
 
 
 def _require(unwanted: threading.Event) -> None:

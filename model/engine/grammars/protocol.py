@@ -2,12 +2,14 @@
 
 The process that compiles gets ``{"kind", "source"}`` in JSON and answers with ``{"bytes"}``, its
 memory; or with ``{"error"}`` and, for a schema, ``{"place"}``. Then each ``BEGIN`` comes with a
-socket, for a child that follows an answer.
+socket, for a child that follows answers.
 
-That child is sent tokens, and replies to each, and once unasked, with one message or two: the ids of
-the forced tokens; and, unless the answer must end, the mask of what may come next, as soon as it has
-been computed. A message begins with ``HEAD``: whether the answer must end, whether something is wrong,
-and how many bytes follow. Where something is wrong they say what, and are the last.
+That child gets batches of 32-bit integers: how many there are, and for each answer its number, how
+many tokens it goes on by, and those. An answer begins with its first tokens, which may be none, and ends
+with ``DROP`` in place of a count. The child answers a batch with messages: for each answer the ids of
+the tokens that are forced then; and after all of these, for each that need not end, the mask of what
+may come next. A message begins with ``HEAD``: the answer's number, whether it must end, whether
+something is wrong with it, and how many bytes follow. Where something is wrong they say what.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from __future__ import annotations
 import struct
 
 COMPILE_SECONDS = 2.0  # of processor time
-STEP_SECONDS = 0.5  # of processor time, for a reply and a mask
+STEP_SECONDS = 0.1  # of processor time, for an answer's part of a batch
 MEMORY = 256 << 20  # bytes beyond what a process begins with
-MOST_FORCED = 256  # tokens in a reply
+MOST_FORCED = 256  # tokens in a message
 BEGIN = b"b"
-TOKEN = struct.Struct("<i")
-GO_ON = -1  # in place of a token: the forced ones have been taken, and there may be more
-HEAD = struct.Struct("<BBI")
+COUNT = struct.Struct("<i")
+DROP = -1
+HEAD = struct.Struct("<iBBI")
 
 
 def mask_bytes(vocabulary: int) -> int:

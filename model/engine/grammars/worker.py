@@ -1,10 +1,11 @@
-"""What happens in a grammar's processes: one compiles it, a child of that one follows each answer."""
+"""What happens in a grammar's processes: one compiles it, a child of that one follows answers."""
 
 from __future__ import annotations
 
 import json
 import socket
 from array import array
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,18 +19,19 @@ from model.confined.limits import resident_memory
 from model.confined.zygote import Work
 from model.engine.grammars.protocol import (
     COMPILE_SECONDS,
-    GO_ON,
+    COUNT,
+    DROP,
     HEAD,
     MEMORY,
     MOST_FORCED,
     STEP_SECONDS,
-    TOKEN,
     mask_bytes,
 )
 from model.engine.grammars.source import BrokenGrammarError, culprit, to_llguidance
 
 PROCESS_BYTES = 4 << 20  # of a worker, besides what it has compiled
 LONGEST_REASON = 1000  # characters
+MOST_AT_ONCE = 1000  # tokens
 # What one grammar may take within the library: some 10 ms to begin with and 3 ms per token.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
@@ -72,7 +74,7 @@ def prepare(words: list[bytes], stop_ids: list[int], inner: str) -> Work:
 
 
 def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.socket) -> None:
-    """Compile the grammar that the server sends, then have children follow answers."""
+    """Compile the grammar that the server sends, then fork a child that follows answers when asked to."""
     confine(MEMORY)
     limit_cpu(COMPILE_SECONDS)
     before = resident_memory()
@@ -122,32 +124,65 @@ def _refuse(connection: Connection, told: str) -> None:
     connection.send_bytes(json.dumps({"error": reason}).encode())
 
 
-def _follow(matcher: LLMatcher, num_bytes: int, server: socket.socket) -> None:
-    """Follow one answer: a token comes, what it forces goes back, then the next mask."""
-    token_id = GO_ON
-    while True:
-        limit_cpu(STEP_SECONDS)
-        if token_id != GO_ON:
-            matcher.consume_token(token_id)
-        ids = _forced(matcher)
-        if not _sent(server, matcher, ids):
-            return
-        if not matcher.is_stopped():
+def _follow(start: LLMatcher, num_bytes: int, server: socket.socket) -> None:
+    """Follow answers, batch by batch."""
+    matchers: dict[int, LLMatcher] = {}
+    while count := server.recv(COUNT.size, socket.MSG_WAITALL):
+        batch = array("i")
+        batch.frombytes(server.recv(4 * COUNT.unpack(count)[0], socket.MSG_WAITALL))
+        go_on = [
+            number
+            for number, tokens in _asked(batch)
+            if _went_on(start, matchers, number, tokens, server)
+        ]
+        for number in go_on:
+            limit_cpu(STEP_SECONDS)
+            matcher = matchers[number]
             mask = matcher.compute_bitmask()[:num_bytes]
-            if not _sent(server, matcher, mask):  # it may have become too much only now
-                return
-        message = server.recv(TOKEN.size)
-        if not message:
-            return
-        (token_id,) = TOKEN.unpack(message)
+            _send(server, number, matcher, mask)  # it may have become too much only now
 
 
-def _sent(server: socket.socket, matcher: LLMatcher, content: bytes) -> bool:
-    """Send something; or, where something is wrong, what that is."""
+def _asked(batch: array[int]) -> Iterator[tuple[int, list[int] | None]]:
+    """The numbers of answers, and the tokens by which they go on; None where one ends."""
+    at = 0
+    while at < len(batch):
+        number, count = batch[at : at + 2]
+        at += 2
+        if count == DROP:
+            yield number, None
+        else:
+            yield number, batch[at : at + count].tolist()
+            at += count
+
+
+def _went_on(
+    start: LLMatcher,
+    matchers: dict[int, LLMatcher],
+    number: int,
+    tokens: list[int] | None,
+    server: socket.socket,
+) -> bool:
+    """Go on with an answer and say what is forced; whether there is a mask to be computed."""
+    if tokens is None:
+        matchers.pop(number, None)
+        return False
+    limit_cpu(STEP_SECONDS)
+    matcher = matchers.get(number)
+    if matcher is None:
+        matcher = matchers[number] = start.deep_copy()
+    for at in range(0, len(tokens), MOST_AT_ONCE):  # many where a process goes on for another
+        limit_cpu(STEP_SECONDS)
+        matcher.consume_tokens(tokens[at : at + MOST_AT_ONCE])
+    return _send(server, number, matcher, _forced(matcher)) and not matcher.is_stopped()
+
+
+def _send(server: socket.socket, number: int, matcher: LLMatcher, content: bytes) -> bool:
+    """Send something of an answer; or, where something is wrong, what that is."""
     is_error = matcher.is_error()
     if is_error:
         content = matcher.get_error()[:LONGEST_REASON].encode()
-    server.sendall(HEAD.pack(matcher.is_stopped(), is_error, len(content)) + content)
+    head = HEAD.pack(number, matcher.is_stopped(), is_error, len(content))
+    server.sendall(head + content)
     return not is_error
 
 
