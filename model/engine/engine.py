@@ -99,7 +99,10 @@ class Engine:
         self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
-        self._grammars = Grammars(processor.tokenizer, self._vocabulary, self._stop_ids)
+        most_answers = config.max_num_seqs + config.max_waiting
+        self._grammars = Grammars(
+            processor.tokenizer, self._vocabulary, self._stop_ids, most_answers
+        )
         # An answer that sat a step out would be computed in other shapes than it is alone.
         patience = 2 * STALL_SECONDS if config.deterministic else PATIENCE
         guidance = Guidance(config.max_num_seqs, self._vocabulary, device, patience)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,9 +45,8 @@ class Guidance:
         self._patience = patience
         num_bytes = mask_bytes(vocabulary)
         # Made once: the system hands out fresh memory of this size page by page, which takes longer
-        # than what is computed in it.
+        # than what is done with it.
         self._masks = torch.empty(rows, num_bytes, dtype=torch.uint8)
-        self._masked = torch.empty(rows, vocabulary, device=device)
         self._mask = make_masking(rows, num_bytes, device)
 
     def wait(self, sequences: Rows[Sequence]) -> None:
@@ -61,18 +59,21 @@ class Guidance:
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
         """The logits, with those that a row's grammar forbids below all others.
 
-        Whatever the weights: nothing that is allowed is NaN or as low as what is not.
+        Whatever the weights: nothing that is allowed is NaN or as low as what is not. Written where the
+        logits are, unless those are to be reported too.
         """
         rows = [i for i, s in enumerate(sequences) if s.grammar_state is not None]
         if not rows:
             return logits_SV
         masks_GB = self._fill([sequences[i] for i in rows])
-        whole, masked_GV = len(rows) == len(logits_SV), self._masked[: len(rows)]
-        self._mask(logits_SV if whole else logits_SV[rows], masks_GB, masked_GV)
-        if whole:
-            return masked_GV
-        logits_SV = logits_SV.clone()
-        logits_SV[rows] = masked_GV
+        if any(sequence.params.logprobs is not None for sequence in sequences):
+            logits_SV = logits_SV.clone()
+        if len(rows) == len(logits_SV):
+            self._mask(logits_SV, masks_GB, logits_SV)
+        else:
+            logits_GV = logits_SV[rows]
+            self._mask(logits_GV, masks_GB, logits_GV)
+            logits_SV[rows] = logits_GV
         return logits_SV
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:
@@ -81,11 +82,12 @@ class Guidance:
         for row, sequence in enumerate(sequences):
             state = sequence.grammar_state
             assert state is not None
+            if state.forced is None and state.mask is not None:
+                masks[row] = state.mask
+                continue
             masks[row] = 0  # of an answer that ends with an error
             if state.forced is not None:
                 masks[row, state.forced // 8] = 1 << state.forced % 8
-            elif state.mask is not None:
-                masks[row] = np.frombuffer(state.mask, np.uint8)
         return masks_GB
 
 

@@ -1,18 +1,22 @@
-"""The engine's end of the process that follows the answers to one grammar.
+"""The engine's end of the process that follows the answers to one grammar. It writes masks where both read.
 
-What it is asked goes out in batches, one for a step, and it answers them in order. So when it ends, it
-is known whose turn it was: that answer fails, and the others are followed anew by another process.
+What it is asked goes out in batches, one for a step. It says which answer it is busy with: when it ends,
+that one fails, and the others are followed anew by another process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from array import array
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model.confined.zygote import readable
 from model.engine.grammars.protocol import COUNT, DROP, HEAD
@@ -28,8 +32,8 @@ class Followed(Protocol):
     def accepted(self) -> list[int]:
         """Its tokens so far."""
 
-    def take(self, ends: bool, content: bytes) -> None:
-        """Take what the process says next of it."""
+    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> None:
+        """Take what the process says next of it; its masks are written to ``mask``."""
 
     def begin_anew(self) -> None:
         """Forget what the process has said."""
@@ -42,21 +46,20 @@ class Follower:
     """Asks the process, and hands on what it says. Used by the engine's thread alone; never blocks.
 
     Args:
-        start: starts a process; returns the connection to it.
+        start: starts a process; returns the connection to it, and the rows that it shares.
     """
 
     _process: socket.socket
+    _shared: NDArray[np.uint8]
     _batch: array[int]
-    _asked: list[int]  # of the batch, whose reply is wanted
     _outbox: bytearray
     _inbox: bytearray
-    _awaited: deque[tuple[int, bool]]  # whose message comes next, and whether it is a mask
+    _awaited: Counter[int]  # how many messages are to come of each answer
     _asked_at: float
 
-    def __init__(self, start: Callable[[], socket.socket]) -> None:
+    def __init__(self, start: Callable[[], tuple[socket.socket, NDArray[np.uint8]]]) -> None:
         self._start = start
         self._answers: dict[int, Followed] = {}
-        self._count = 0
         self._open()
 
     @property
@@ -66,10 +69,11 @@ class Follower:
 
     def join(self, answer: Followed) -> int:
         """Have another answer followed, from its tokens so far on; returns its number."""
-        self._count += 1
-        self._answers[self._count] = answer
-        self.ask(self._count, answer.accepted)
-        return self._count
+        taken = self._answers.keys() | +self._awaited  # of others there may still be messages
+        number = next(number for number in itertools.count() if number not in taken)
+        self._answers[number] = answer
+        self.ask(number, answer.accepted)
+        return number
 
     def leave(self, number: int) -> None:
         """Follow an answer no more; the process ends with the last one."""
@@ -83,17 +87,14 @@ class Follower:
     def ask(self, number: int, tokens: list[int]) -> None:
         """Have an answer go on by some tokens, at the next ``flush``."""
         self._batch.extend((number, len(tokens), *tokens))
-        self._asked.append(number)
+        self._awaited[number] += 2
 
     def flush(self) -> None:
         """Send what was asked."""
         if self._batch:
             self._outbox += COUNT.pack(len(self._batch)) + self._batch.tobytes()
-            # First the replies to a batch, then the masks.
-            self._awaited += [(number, False) for number in self._asked]
-            self._awaited += [(number, True) for number in self._asked]
             self._asked_at = time.monotonic()
-            self._batch, self._asked = array("i"), []
+            self._batch = array("i")
         with contextlib.suppress(OSError):  # too full, or gone; that is noticed in receiving
             while self._outbox:
                 del self._outbox[: self._process.send(self._outbox)]
@@ -111,7 +112,7 @@ class Follower:
             now = time.monotonic()
             if readable(self._process, until - now):
                 return True
-            if self._awaited and now - self._asked_at > STALL_SECONDS:
+            if now - self._asked_at > STALL_SECONDS:
                 self._replace()
                 return True
             return False
@@ -130,11 +131,10 @@ class Follower:
         readable(self._process, until - time.monotonic())
 
     def _open(self) -> None:
-        self._process = self._start()
+        self._process, self._shared = self._start()
         self._process.setblocking(False)
-        self._batch, self._asked = array("i"), []
-        self._outbox, self._inbox = bytearray(), bytearray()
-        self._awaited = deque()
+        self._batch, self._outbox, self._inbox = array("i"), bytearray(), bytearray()
+        self._awaited = Counter()
         self._asked_at = time.monotonic()
 
     def _hand_on(self) -> None:
@@ -145,20 +145,18 @@ class Follower:
                 return
             content = bytes(inbox[HEAD.size : HEAD.size + size])
             del inbox[: HEAD.size + size]
-            _, is_mask = self._awaited.popleft()
-            if not is_mask and (ends or is_error):
-                self._awaited.remove((number, True))
+            self._awaited[number] -= 2 if ends else 1
             answer = self._answers.get(number)
             if answer is None:
                 continue
             if is_error:
                 answer.fail(content.decode(errors="replace"))
             else:
-                answer.take(ends, content)
+                answer.take(ends, content, self._shared[1 + number])
 
     def _replace(self) -> None:
         """Go on with another process; the answer that this one was busy with fails."""
-        culprit = self._awaited[0][0] if self._awaited else None
+        culprit = int(self._shared[0].view(np.int32)[0])
         self._process.close()
         self._open()
         for number, answer in list(self._answers.items()):

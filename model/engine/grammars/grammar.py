@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
+import os
 import socket
+import tempfile
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model.confined import Worker, WorkerError, Zygote
 from model.confined.zygote import readable
 from model.engine.grammars.follower import Follower
-from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY
+from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, NOBODY, mask_bytes
 from model.engine.grammars.state import GrammarState
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
@@ -45,9 +52,12 @@ class Grammar:
         num_bytes: memory of the process that is its own.
     """
 
-    def __init__(self, worker: Worker, spec: GrammarSpec, num_bytes: int) -> None:
+    def __init__(
+        self, worker: Worker, spec: GrammarSpec, num_bytes: int, rows: int, mask_bytes: int
+    ) -> None:
         self._worker = worker
         self._spec = spec
+        self._fork = partial(_fork, worker, rows, mask_bytes)
         self._follower: Follower | None = None
         self.num_bytes = num_bytes
         weakref.finalize(self, worker.end)
@@ -60,7 +70,7 @@ class Grammar:
     def begin(self) -> GrammarState:
         """A state at the start of the grammar; does not wait. The engine's thread alone."""
         if self._follower is None or self._follower.is_closed:
-            self._follower = Follower(partial(_fork, self._worker))
+            self._follower = Follower(self._fork)
         return GrammarState(self._follower, self._spec)
 
 
@@ -71,11 +81,20 @@ class Grammars:
         tokenizer: of the checkpoint.
         vocabulary: size of the logits' rows.
         stop_ids: tokens that may end an answer.
+        most_answers: that are in the making at a time.
     """
 
     def __init__(
-        self, tokenizer: Phi3VTokenizer, vocabulary: int, stop_ids: frozenset[int]
+        self,
+        tokenizer: Phi3VTokenizer,
+        vocabulary: int,
+        stop_ids: frozenset[int],
+        most_answers: int,
     ) -> None:
+        # One to say who is at work, and two for each answer: a number is free again only when all that
+        # was said of it has been read.
+        self._rows = 1 + 2 * most_answers
+        self._mask_bytes = mask_bytes(vocabulary)
         words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
         inner = tokenizer.inner_json()
         self._zygote = Zygote(WORKER, words, sorted(stop_ids), inner)
@@ -158,7 +177,7 @@ class Grammars:
             worker.connection.send_bytes(json.dumps(request).encode())
             reply = self._receive(worker, unwanted)
             if "bytes" in reply:
-                return Grammar(worker, spec, reply["bytes"])
+                return Grammar(worker, spec, reply["bytes"], self._rows, self._mask_bytes)
             raise self._error(worker, spec, reply["error"], unwanted)
         except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
             worker.end()
@@ -195,12 +214,30 @@ class Grammars:
         return reply
 
 
-def _fork(worker: Worker) -> socket.socket:
-    """The connection to a new process that follows answers to the worker's grammar."""
+def _fork(worker: Worker, rows: int, mask_bytes: int) -> tuple[socket.socket, NDArray[np.uint8]]:
+    """A new process that follows answers to the worker's grammar: the connection, and what it shares."""
     mine, theirs = socket.socketpair()
-    with theirs, contextlib.suppress(OSError):  # nobody will be found at the other end
-        socket.send_fds(worker.socket, [BEGIN], [theirs.fileno()])
-    return mine
+    with theirs, _shared_file(rows * mask_bytes) as file:
+        with contextlib.suppress(OSError):  # nobody will be found at the other end
+            socket.send_fds(worker.socket, [BEGIN], [theirs.fileno(), file])
+        shared = np.frombuffer(mmap.mmap(file, 0), np.uint8).reshape(rows, mask_bytes)
+    shared[0].view(np.int32)[0] = NOBODY
+    return mine, shared
+
+
+@contextlib.contextmanager
+def _shared_file(size: int) -> Iterator[int]:
+    """A file in memory, where the system has such, to be mapped while this is open."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("masks")
+    else:
+        file, name = tempfile.mkstemp()
+        Path(name).unlink()
+    try:
+        os.ftruncate(file, size)
+        yield file
+    finally:
+        os.close(file)
 
 
 def _require(unwanted: threading.Event) -> None:

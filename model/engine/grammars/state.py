@@ -5,6 +5,9 @@ from __future__ import annotations
 from array import array
 from collections import deque
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.engine.grammars.follower import Follower
 from model.engine.grammars.protocol import MEMORY, MOST_FORCED, STEP_SECONDS
 from model.engine.request import GrammarSpec
@@ -28,7 +31,7 @@ class GrammarState:
     accepted: list[int]
     error: GrammarError | None
     is_late: bool
-    mask: bytes | None
+    mask: NDArray[np.uint8] | None
     _forced: deque[int]
     _has_more: bool  # whether more may be forced after these
     _ends: bool
@@ -99,7 +102,7 @@ class GrammarState:
         """Follow the answer no more."""
         self._follower.leave(self._number)
 
-    def take(self, ends: bool, content: bytes) -> None:
+    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> None:
         """See ``Followed``."""
         if self._unneeded:
             self._unneeded -= 1
@@ -110,7 +113,7 @@ class GrammarState:
             self._forced.extend(ids)
             self._ends, self._has_more = ends, len(ids) == MOST_FORCED
         else:
-            self.mask = content
+            self.mask = mask
 
     def begin_anew(self) -> None:
         """See ``Followed``; the answer sits steps out until it is followed again."""

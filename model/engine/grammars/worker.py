@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
 import socket
 from array import array
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from model.engine.grammars.protocol import (
     HEAD,
     MEMORY,
     MOST_FORCED,
+    NOBODY,
     STEP_SECONDS,
     mask_bytes,
 )
@@ -102,13 +106,18 @@ def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.so
     taken = max(0, resident_memory() - before) + PROCESS_BYTES
     connection.send_bytes(json.dumps({"bytes": taken}).encode())
     while True:
-        command, descriptors, _, _ = socket.recv_fds(server, 1, 1)
+        command, descriptors, _, _ = socket.recv_fds(server, 1, 2)
         if not command:
             return
         limit_cpu(COMPILE_SECONDS)
         if descriptors:
-            answer = socket.socket(fileno=descriptors[0])
-            fork(answer, server, partial(_follow, matcher, num_bytes))
+            engine, shared = descriptors
+
+            def follow(engine: socket.socket, shared: int = shared) -> None:
+                _Follower(matcher, num_bytes, shared)(engine)
+
+            fork(socket.socket(fileno=engine), server, follow)
+            os.close(shared)
 
 
 def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
@@ -124,66 +133,74 @@ def _refuse(connection: Connection, told: str) -> None:
     connection.send_bytes(json.dumps({"error": reason}).encode())
 
 
-def _follow(start: LLMatcher, num_bytes: int, server: socket.socket) -> None:
-    """Follow answers, batch by batch."""
-    matchers: dict[int, LLMatcher] = {}
-    while count := server.recv(COUNT.size, socket.MSG_WAITALL):
-        batch = array("i")
-        batch.frombytes(server.recv(4 * COUNT.unpack(count)[0], socket.MSG_WAITALL))
-        go_on = [
-            number
-            for number, tokens in _asked(batch)
-            if _went_on(start, matchers, number, tokens, server)
-        ]
-        for number in go_on:
-            limit_cpu(STEP_SECONDS)
-            matcher = matchers[number]
-            mask = matcher.compute_bitmask()[:num_bytes]
-            _send(server, number, matcher, mask)  # it may have become too much only now
+class _Follower:
+    """Follows answers.
 
+    Args:
+        start: a matcher at the start of the grammar.
+        num_bytes: of a mask.
+        shared: the file that is shared with the engine.
+    """
 
-def _asked(batch: array[int]) -> Iterator[tuple[int, list[int] | None]]:
-    """The numbers of answers, and the tokens by which they go on; None where one ends."""
-    at = 0
-    while at < len(batch):
-        number, count = batch[at : at + 2]
-        at += 2
-        if count == DROP:
-            yield number, None
-        else:
-            yield number, batch[at : at + count].tolist()
-            at += count
+    def __init__(self, start: LLMatcher, num_bytes: int, shared: int) -> None:
+        self._start = start
+        self._num_bytes = num_bytes
+        self._matchers: dict[int, LLMatcher] = {}
+        area = mmap.mmap(shared, 0)
+        self._busy_with = memoryview(area).cast("i")
+        self._masks = ctypes.addressof(ctypes.c_char.from_buffer(area, num_bytes))
 
+    def __call__(self, server: socket.socket) -> None:
+        """Answer batches until the engine closes the connection."""
+        while count := server.recv(COUNT.size, socket.MSG_WAITALL):
+            batch = array("i")
+            batch.frombytes(server.recv(4 * COUNT.unpack(count)[0], socket.MSG_WAITALL))
+            go_on: list[int] = []
+            server.sendall(b"".join(self._replies(batch, go_on)))
+            server.sendall(b"".join(map(self._mask, go_on)))
+            self._busy_with[0] = NOBODY
 
-def _went_on(
-    start: LLMatcher,
-    matchers: dict[int, LLMatcher],
-    number: int,
-    tokens: list[int] | None,
-    server: socket.socket,
-) -> bool:
-    """Go on with an answer and say what is forced; whether there is a mask to be computed."""
-    if tokens is None:
-        matchers.pop(number, None)
-        return False
-    limit_cpu(STEP_SECONDS)
-    matcher = matchers.get(number)
-    if matcher is None:
-        matcher = matchers[number] = start.deep_copy()
-    for at in range(0, len(tokens), MOST_AT_ONCE):  # many where a process goes on for another
+    def _replies(self, batch: array[int], go_on: list[int]) -> Iterator[bytes]:
+        """Go on with the answers of a batch; adds to ``go_on`` those whose mask is to be computed."""
+        at = 0
+        while at < len(batch):
+            number, count = batch[at : at + 2]
+            tokens = batch[at + 2 : at + 2 + max(count, 0)].tolist()
+            at += 2 + len(tokens)
+            if count == DROP:
+                self._matchers.pop(number, None)
+                continue
+            self._begin_work(number)
+            matcher = self._matchers.get(number)
+            if matcher is None:
+                matcher = self._matchers[number] = self._start.deep_copy()
+            for first in range(0, count, MOST_AT_ONCE):  # many where it goes on for another process
+                limit_cpu(STEP_SECONDS)
+                matcher.consume_tokens(tokens[first : first + MOST_AT_ONCE])
+            forced = _forced(matcher)
+            if not matcher.is_stopped():
+                go_on.append(number)
+            yield _message(number, matcher, matcher.is_stopped(), forced)
+
+    def _mask(self, number: int) -> bytes:
+        """Compute a mask; it may turn out only now that this takes too much."""
+        self._begin_work(number)
+        matcher = self._matchers[number]
+        address = self._masks + number * self._num_bytes
+        matcher.unsafe_compute_mask_ptr(address, self._num_bytes)
+        return _message(number, matcher, False, b"")
+
+    def _begin_work(self, number: int) -> None:
+        self._busy_with[0] = number
         limit_cpu(STEP_SECONDS)
-        matcher.consume_tokens(tokens[at : at + MOST_AT_ONCE])
-    return _send(server, number, matcher, _forced(matcher)) and not matcher.is_stopped()
 
 
-def _send(server: socket.socket, number: int, matcher: LLMatcher, content: bytes) -> bool:
-    """Send something of an answer; or, where something is wrong, what that is."""
+def _message(number: int, matcher: LLMatcher, ends: bool, content: bytes) -> bytes:
+    """What is said of an answer; or, where something is wrong, what that is."""
     is_error = matcher.is_error()
     if is_error:
         content = matcher.get_error()[:LONGEST_REASON].encode()
-    head = HEAD.pack(number, matcher.is_stopped(), is_error, len(content))
-    server.sendall(head + content)
-    return not is_error
+    return HEAD.pack(number, ends, is_error, len(content)) + content
 
 
 def _forced(matcher: LLMatcher) -> bytes:
