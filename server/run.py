@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import resource
 import signal
 import socket
 import time
@@ -35,11 +36,19 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings) -> int:
     """Serve until a signal; returns the exit status."""
     log = logs.start(settings.log_format, settings.log_level)
+    _allow_open_files()
     logging.getLogger("uvicorn.error").addFilter(says_more_than_a_broken_stream)
     try:
         return _run(settings)
     finally:
         log.finish()
+
+
+def _allow_open_files() -> None:
+    """Have as many open files as the system lets: connections, and processes for grammars."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has no number for "any"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(settings: Settings) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from model.engine.engine import Engine
 from model.engine.runner import Runner
 from model.engine.scheduler import Chunk
 from model.errors import EngineDeadError
+from model.phi3v.processing import Processor
 from server.cli import main
 from server.decoding import Decoder
 
@@ -20,7 +20,7 @@ PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
 STEP = 0.3  # seconds that a step of a slow request takes at least
 SECRET = "/secret/path/of/the/server"
 run = Runner.run
-prepare = Engine.prepare
+draft = Processor.draft
 
 
 def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
@@ -37,12 +37,12 @@ def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
     return run(self, chunks)
 
 
-def faulty_prepare(self: Engine, messages: Any, params: Any) -> Any:
+def faulty_draft(self: Processor, messages: Any, max_tokens: int) -> Any:
     if "FAULT" in messages[0].text:
         raise MemoryError(SECRET)
     if "BUSY" in messages[0].text:
         raise EngineDeadError(SECRET)  # a 503, though the server goes on
-    return prepare(self, messages, params)
+    return draft(self, messages, max_tokens)
 
 
 def faulty_start(self: Decoder) -> None:
@@ -51,7 +51,7 @@ def faulty_start(self: Decoder) -> None:
 
 if __name__ == "__main__":
     Runner.run = faulty_run  # type: ignore[method-assign]
-    Engine.prepare = faulty_prepare  # type: ignore[method-assign]
+    Processor.draft = faulty_draft  # type: ignore[method-assign]
     if "FAULTY_LOADING" in os.environ:
         Decoder.start = faulty_start  # type: ignore[method-assign]
     sys.exit(main())

@@ -27,7 +27,7 @@ from pydantic_core import from_json
 from model import ImageError, ModalityError, ModelError
 from model.phi3v.chat import render
 from nasty_images import saved
-from server.convert import ExtraPolicy, parse, parse_tokenize, sampling_params, to_messages
+from server.convert import ExtraPolicy, parse, parse_tokenize, to_messages
 from server.decoding import decode_image
 from server.errors import ApiError, error_body, error_response, from_model_error
 from server.fetching import Fetcher
@@ -122,8 +122,7 @@ def check_body(given: tuple[Any, ExtraPolicy]) -> bool:
     with contextlib.suppress(ApiError):
         parse_tokenize(body, 50)
     try:
-        request = parse(body, policy, 50)
-        sampling_params(request)
+        request, _ = parse(body, policy, 50)
         images = Images(decoded, Fetcher([], 1, 1), lambda _: None)  # type: ignore[arg-type]
         messages = finished(to_messages(request.messages, images, 20))
         prompt = render(messages)

@@ -49,7 +49,7 @@ def test_a_byte_order_mark_is_called_one(server: LiveServer, mark: bytes) -> Non
 
 
 def test_little_of_what_was_sent_is_repeated(server: LiveServer) -> None:
-    long = "a" * 20_000
+    long = "a" * 12_000  # a head may have 16 kB
     number = int("9" * 4000)
     responses = [
         httpx2.get(f"{server.url}/{long}", headers=AUTHORIZED),

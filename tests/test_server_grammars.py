@@ -163,6 +163,20 @@ def test_grammars_whose_processes_are_killed(guided: LiveServer) -> None:
             assert (outcome.status_code, outcome.json()["code"]) == (422, "invalid_grammar")
 
 
+def test_grammars_all_of_whose_processes_are_killed(guided: LiveServer) -> None:
+    """There is nothing to go on from: the answer ends, and the next one is as ever."""
+    request: dict[str, Any] = {"temperature": 1.0, "max_tokens": 3000}
+    with watched(guided), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(asked, guided, ENDLESS, seed=1, **request)
+        while not (found := followers(guided)):
+            assert not running.done()
+        for process in [*of(guided), *found]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert running.result().status_code == 422
+        assert asked(guided, ENDLESS, max_tokens=9).status_code == 200
+
+
 def test_the_other_processes_are_replaced_too(guided: LiveServer) -> None:
     with watched(guided):
         for worker in of(guided):

@@ -19,6 +19,9 @@ def main(descriptor: int) -> None:
     # The server ends its workers; a service manager that signals them too would end answers early.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a standard stream was closed, and a socket would take its place
+    os.close(opened)
     control = socket.socket(fileno=descriptor)
     with Connection(os.dup(descriptor)) as connection:
         name, arguments = pickle.loads(connection.recv_bytes())
@@ -46,19 +49,24 @@ def main(descriptor: int) -> None:
                 if other == number:
                     os.kill(pid, signal.SIGKILL)
         elif kind == FORK and descriptors:
-            pid = fork(socket.socket(fileno=descriptors[0]), control, work)
-            numbers[pid] = number
+            forked = fork(socket.socket(fileno=descriptors[0]), control, work)
+            if forked is not None:
+                numbers[forked] = number
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
-def fork(theirs: socket.socket, parents: socket.socket, work: Work) -> int:
-    """Fork a process that does ``work`` with ``theirs`` and ends; its id.
+def fork(theirs: socket.socket, parents: socket.socket, work: Work) -> int | None:
+    """Fork a process that does ``work`` with ``theirs`` and ends; its id, or None if that fails.
 
     Args:
         theirs: the worker's end of its connection, closed here.
         parents: a connection of this process alone, closed there.
     """
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # too many processes; whoever has the other end finds it closed
+        theirs.close()
+        return None
     if pid == 0:
         status = 1
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import select
@@ -74,7 +75,6 @@ class Zygote:
     def __init__(self, prepare: str, *arguments: object) -> None:
         self._prepare = (prepare, arguments)
         self._running: _Running | None = None
-        # A worker may be collected, and so ended, at any time: also while this thread has the lock.
         self._lock = threading.RLock()
         self._count = 0
 
@@ -86,11 +86,10 @@ class Zygote:
         """
         with self._lock:
             try:
-                return self._fork()
-            except OSError:  # the zygote has been killed
-                self.close()
-            try:
-                return self._fork()
+                mine, theirs = socket.socketpair()
+                with theirs:
+                    kill = self._fork(theirs)
+                return Worker(mine, kill)
             except OSError as error:
                 raise WorkerError(f"no worker can be started: {error}") from error
 
@@ -101,41 +100,51 @@ class Zygote:
                 self._running.end()
                 self._running = None
 
-    def _fork(self) -> Worker:
+    def _fork(self, theirs: socket.socket) -> Callable[[], None]:
+        """Have a worker forked that gets ``theirs``; returns what kills it."""
+        self._count += 1
+        number = self._count
+        try:
+            running = self._start()
+            running.command(FORK, number, theirs)
+        except OSError:  # the zygote has been killed
+            self.close()
+            running = self._start()
+            running.command(FORK, number, theirs)
+
+        def kill() -> None:
+            with contextlib.suppress(OSError):  # the zygote may be gone
+                running.command(KILL, number)
+
+        return kill
+
+    def _start(self) -> _Running:
         if self._running is None:
             self._running = _Running(self._prepare)
             weakref.finalize(self, self._running.end)
-        self._count += 1
-        number, running = self._count, self._running
-        mine, theirs = socket.socketpair()
-        with theirs:
-            try:
-                running.command(FORK, number, theirs)
-            except OSError:
-                mine.close()
-                raise
-
-        def kill() -> None:
-            with self._lock, contextlib.suppress(OSError):  # the zygote may be gone
-                running.command(KILL, number)
-
-        return Worker(mine, kill)
+        return self._running
 
 
 class _Running:
     """A zygote's process; raises WorkerError if it does not start."""
 
     def __init__(self, prepare: object) -> None:
+        self._lock = threading.RLock()  # never held for long: whoever ends a worker may not wait
         self._control, theirs = socket.socketpair()
         with theirs:
+            # Beyond the standard streams, which may have been closed.
+            passed = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", MAIN, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", MAIN, str(passed)],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[passed],
                 start_new_session=True,  # a terminal's Ctrl-C is for the server alone
             )
+        finally:
+            os.close(passed)
         with Connection(os.dup(self._control.fileno())) as connection:
             try:
                 connection.send_bytes(pickle.dumps(prepare))
@@ -148,7 +157,8 @@ class _Running:
     def command(self, what: bytes, worker: int, theirs: socket.socket | None = None) -> None:
         """Have the zygote do something; raises OSError if it is gone."""
         descriptors = [] if theirs is None else [theirs.fileno()]
-        socket.send_fds(self._control, [COMMAND.pack(what, worker)], descriptors)
+        with self._lock:
+            socket.send_fds(self._control, [COMMAND.pack(what, worker)], descriptors)
 
     def end(self) -> None:
         """End it; may be called again."""

@@ -83,9 +83,11 @@ class Acceptance:
         return self._go_on(sequence, length, text, reason, logprobs, until)
 
     def resume(self, sequence: Sequence) -> TextDelta | ModelError | None:
-        """Go on once a late grammar has said what the newest token forces; None if that is nothing."""
+        """Go on once a late grammar has said what the newest token forces; None if there is nothing."""
         state = sequence.grammar_state
         assert state is not None
+        if not state.catch_up():
+            return None
         length = len(sequence)
         text, reason = self._finish(sequence) if state.is_finished else ("", None)
         result = self._go_on(sequence, length, text, reason, (), time.monotonic())

@@ -254,7 +254,8 @@ class Engine:
             self._wait_for_grammars()
             return outputs
         started = time.perf_counter()
-        self._begin(chunks, started)
+        outputs += self._begin(chunks, started)
+        chunks = [chunk for chunk in chunks if chunk.sequence.key in self._sequences]
         computed, failed = self._compute(chunks)
         now = time.perf_counter()
         if failed:
@@ -273,23 +274,22 @@ class Engine:
                 outputs += self._accept(chunk.sequence, accept)
         return outputs
 
-    def _begin(self, chunks: list[Chunk], now: float) -> None:
-        """Take note of sequences that are computed for the first time."""
+    def _begin(self, chunks: list[Chunk], now: float) -> list[Output]:
+        """Take note of sequences that are computed for the first time; returns those that failed."""
+        failed: list[Output] = []
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.begun_at is None:
                 sequence.begun_at = now
                 self._totals.queued.observe(now - sequence.arrived)
-                if sequence.grammar is not None:
-                    sequence.grammar_state = sequence.grammar.begin()
+                failed += self._accept(sequence, partial(_begin_grammar, sequence))
+        return failed
 
     def _catch_up(self) -> list[Output]:
         """Go on with the sequences whose grammars were late and are no more."""
         outputs: list[Output] = []
         for sequence in [each for each in self._sequences.values() if each.is_late]:
-            state = sequence.grammar_state
-            if state is not None and state.catch_up():
-                outputs += self._accept(sequence, partial(self._acceptance.resume, sequence))
+            outputs += self._accept(sequence, partial(self._acceptance.resume, sequence))
         return outputs
 
     def _wait_for_grammars(self) -> None:
@@ -341,3 +341,13 @@ class Engine:
         self._totals.finished[reason] += 1
         if reason in ("stop", "length"):
             self._totals.e2e.observe(sequence.newest_at - sequence.arrived)
+
+
+def _begin_grammar(sequence: Sequence) -> ModelError | None:
+    """Have a sequence's grammar followed, if it has one; returns why that cannot be."""
+    try:
+        if sequence.grammar is not None:
+            sequence.grammar_state = sequence.grammar.begin()
+    except ModelError as error:
+        return error
+    return None

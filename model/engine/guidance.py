@@ -52,9 +52,11 @@ class Guidance:
     def wait(self, sequences: Rows[Sequence]) -> None:
         """Have the masks of the sequences come; those that do not come soon are late."""
         until = time.monotonic() + self._patience
-        for sequence in sequences:
-            if sequence.grammar_state is not None:
-                sequence.grammar_state.wait_for_mask(until)
+        states = [s.grammar_state for s in sequences if s.grammar_state is not None]
+        for state in states:
+            state.wait_for_mask(until)
+        for state in states:
+            state.look()
 
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
         """The logits, with those that a row's grammar forbids below all others.

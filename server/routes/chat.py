@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -155,15 +156,22 @@ async def _unless_disconnected(
 
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(disconnected())
+    is_taken = False
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
+            is_taken = True
             return working.result()
+        working.cancel()
+        await asyncio.wait({working})
     finally:
         watching.cancel()
-        if not working.done():
+        if not is_taken:
             working.cancel()
-            await asyncio.wait({working})
-            if not working.cancelled() and working.exception() is None:
-                discard(working.result())
+            working.add_done_callback(partial(_discard, discard))
     return None
+
+
+def _discard(discard: Callable[[T], None], work: asyncio.Future[T]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        discard(work.result())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import select
 import socket
 import time
 from array import array
@@ -18,11 +19,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.confined.zygote import readable
-from model.engine.grammars.protocol import COUNT, DROP, HEAD
+from model.engine.grammars.protocol import COUNT, DROP, HEAD, NOBODY
+from model.errors import OverloadedError
 
 STALL_SECONDS = 20.0  # that a reply may take by the clock, were the process not to run at all
 READ_SIZE = 1 << 18
+LONGEST = 1 << 16  # bytes of a message
 
 
 class Followed(Protocol):
@@ -32,8 +34,8 @@ class Followed(Protocol):
     def accepted(self) -> list[int]:
         """Its tokens so far."""
 
-    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> None:
-        """Take what the process says next of it; its masks are written to ``mask``."""
+    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> bool:
+        """Take what the process says next of it, if that makes sense; its masks are in ``mask``."""
 
     def begin_anew(self) -> None:
         """Forget what the process has said."""
@@ -56,6 +58,7 @@ class Follower:
     _inbox: bytearray
     _awaited: Counter[int]  # how many messages are to come of each answer
     _asked_at: float
+    _was_heard: bool  # whether the process has said anything
 
     def __init__(self, start: Callable[[], tuple[socket.socket, NDArray[np.uint8]]]) -> None:
         self._start = start
@@ -68,9 +71,15 @@ class Follower:
         return self._process.fileno() < 0
 
     def join(self, answer: Followed) -> int:
-        """Have another answer followed, from its tokens so far on; returns its number."""
+        """Have another answer followed, from its tokens so far on; returns its number.
+
+        Raises:
+            OverloadedError: there are too many, with those whose clients have just gone away.
+        """
         taken = self._answers.keys() | +self._awaited  # of others there may still be messages
         number = next(number for number in itertools.count() if number not in taken)
+        if number >= len(self._shared) - 1:
+            raise OverloadedError("too many answers to this grammar have been begun; try again")
         self._answers[number] = answer
         self.ask(number, answer.accepted)
         return number
@@ -82,7 +91,7 @@ class Follower:
         if self._answers:
             self._batch.extend((number, DROP))
         else:
-            self._process.close()
+            self._close()
 
     def ask(self, number: int, tokens: list[int]) -> None:
         """Have an answer go on by some tokens, at the next ``flush``."""
@@ -105,44 +114,59 @@ class Follower:
         Args:
             until: how long to wait, by ``time.monotonic``.
         """
+        if self.is_closed:
+            return False
         self.flush()
         try:
             data = self._process.recv(READ_SIZE)
         except BlockingIOError:
-            now = time.monotonic()
-            if readable(self._process, until - now):
+            stalls_at = self._asked_at + STALL_SECONDS
+            if self._is_ready(min(until, stalls_at)):
                 return True
-            if now - self._asked_at > STALL_SECONDS:
-                self._replace()
-                return True
-            return False
+            if time.monotonic() < stalls_at:
+                return False
+            data = b""
         except OSError:
             data = b""
         if data:
+            self._was_heard = True
             self._inbox += data
-            self._hand_on()
-        else:
+        if not (data and self._hand_on()):
             self._replace()
         return True
 
     def wait(self, until: float) -> None:
         """Wait until something has come."""
-        self.flush()
-        readable(self._process, until - time.monotonic())
+        if not self.is_closed:
+            self.flush()
+            self._is_ready(until)
+
+    def _is_ready(self, until: float) -> bool:
+        """Wait until there is something to read, or to go on sending."""
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        return bool(poll.poll(max(0.0, 1000 * (until - time.monotonic()))))
+
+    def _close(self) -> None:
+        self._process.close()
+        self._shared = self._shared[:0].copy()  # or its memory would stay mapped
 
     def _open(self) -> None:
         self._process, self._shared = self._start()
         self._process.setblocking(False)
         self._batch, self._outbox, self._inbox = array("i"), bytearray(), bytearray()
-        self._awaited = Counter()
+        self._awaited, self._was_heard = Counter(), False
         self._asked_at = time.monotonic()
 
-    def _hand_on(self) -> None:
+    def _hand_on(self) -> bool:
+        """Hand on messages that have come whole; whether they make sense."""
         inbox = self._inbox
         while len(inbox) >= HEAD.size:
             number, ends, is_error, size = HEAD.unpack_from(inbox)
+            if size > LONGEST:
+                return False
             if len(inbox) < HEAD.size + size:
-                return
+                break
             content = bytes(inbox[HEAD.size : HEAD.size + size])
             del inbox[: HEAD.size + size]
             self._awaited[number] -= 2 if ends else 1
@@ -151,14 +175,26 @@ class Follower:
                 continue
             if is_error:
                 answer.fail(content.decode(errors="replace"))
-            else:
-                answer.take(ends, content, self._shared[1 + number])
+            elif not answer.take(ends, content, self._shared[1 + number]):
+                return False
+        return True
 
     def _replace(self) -> None:
         """Go on with another process; the answer that this one was busy with fails."""
-        culprit = int(self._shared[0].view(np.int32)[0])
-        self._process.close()
-        self._open()
+        culprit, is_hopeless = int(self._shared[0].view(np.int32)[0]), False
+        self._close()
+        try:
+            # One that did nothing was not started: the one that starts them may be gone.
+            is_hopeless = culprit == NOBODY and not self._was_heard
+            if not is_hopeless:
+                self._open()
+        except OSError:  # too many open files
+            is_hopeless = True
+        if is_hopeless:
+            for answer in self._answers.values():
+                answer.fail("the process that follows its answers has ended; try again")
+            self._answers.clear()
+            return
         for number, answer in list(self._answers.items()):
             if number == culprit:
                 del self._answers[number]
@@ -166,5 +202,7 @@ class Follower:
             else:
                 answer.begin_anew()
                 self.ask(number, answer.accepted)
-        if not self._answers:
-            self._process.close()
+        if self._answers:
+            self.flush()
+        else:
+            self._close()

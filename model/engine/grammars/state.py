@@ -86,6 +86,10 @@ class GrammarState:
         """Get the mask, or a forced token or an error in its place; it is late if there is none."""
         while not self._can_sample and not self.is_finished and self._follower.receive(until):
             pass
+        self.look()
+
+    def look(self) -> None:
+        """Take note whether there is what ``wait_for_mask`` waited for: waiting for others may change it."""
         self.is_late = not self._can_sample
 
     def catch_up(self) -> bool:
@@ -102,18 +106,19 @@ class GrammarState:
         """Follow the answer no more."""
         self._follower.leave(self._number)
 
-    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> None:
+    def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> bool:
         """See ``Followed``."""
+        ids = array("i")
+        ids.frombytes(content[: len(content) // ids.itemsize * ids.itemsize])
         if self._unneeded:
             self._unneeded -= 1
         elif self._awaits_reply:
             self._awaits_reply = False
-            ids = array("i")
-            ids.frombytes(content)
             self._forced.extend(ids)
-            self._ends, self._has_more = ends, len(ids) == MOST_FORCED
+            self._ends, self._has_more = ends, len(ids) == MOST_FORCED and not ends
         else:
             self.mask = mask
+        return all(0 <= token_id < 8 * mask.size for token_id in ids)
 
     def begin_anew(self) -> None:
         """See ``Followed``; the answer sits steps out until it is followed again."""

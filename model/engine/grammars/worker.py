@@ -35,7 +35,7 @@ from model.engine.grammars.source import BrokenGrammarError, culprit, to_llguida
 
 PROCESS_BYTES = 4 << 20  # of a worker, besides what it has compiled
 LONGEST_REASON = 1000  # characters
-MOST_AT_ONCE = 1000  # tokens
+MOST_AT_ONCE = 20  # tokens
 # What one grammar may take within the library: some 10 ms to begin with and 3 ms per token.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
