@@ -105,6 +105,7 @@ class GrammarState:
     def close(self) -> None:
         """Follow the answer no more."""
         self._follower.leave(self._number)
+        self.mask = None  # whose memory is the follower's
 
     def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> bool:
         """See ``Followed``."""
