@@ -136,7 +136,9 @@ class ModelSettings(BaseSettings):
         2_000_000, ge=1, description="prompt tokens of all answers in the making; more get a 429"
     )
     max_waiting_memory: float = Field(
-        2, gt=0, description="GiB for images of all answers in the making; more get a 429"
+        2,
+        gt=0,
+        description="GiB for images and log probabilities of all answers in the making; more get a 429",
     )
     request_timeout: float = Field(
         1800, gt=0, description="seconds that an answer may take, its wait included"

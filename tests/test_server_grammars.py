@@ -104,7 +104,13 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+QUICK = ("a chain of 1000 objects", "an ambiguous lexeme", "90000 parentheses")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HOSTILE],
+)
 def test_what_hangs_or_kills_is_refused(guided: LiveServer, name: str) -> None:
     before = psutil.Process(guided.process.pid).memory_info().rss
     with watched(guided) as noticed:
@@ -141,6 +147,7 @@ def test_one_that_hangs_in_the_middle_of_an_answer(guided: LiveServer) -> None:
     assert '"invalid_grammar"' in broken_off(guided, hanging)
 
 
+@pytest.mark.slow
 def test_grammars_whose_processes_are_killed(guided: LiveServer) -> None:
     """At most the answer that one was busy with ends, with an error; the others are as they were."""
     request: dict[str, Any] = {"temperature": 1.0, "max_tokens": 1500}
@@ -246,6 +253,7 @@ def test_workers_are_confined(guided: LiveServer) -> None:
         assert 0 < worker.rlimit(psutil.RLIMIT_AS)[0] < 16 << 30
 
 
+@pytest.mark.slow
 def test_many_grammars_take_bounded_memory(guided: LiveServer) -> None:
     """Those not asked for lately are forgotten."""
     for number in range(64):
@@ -266,6 +274,7 @@ def test_a_grammar_is_compiled_once(guided: LiveServer) -> None:
     assert len(set(of(guided)) - before) == 1
 
 
+@pytest.mark.slow
 def test_callers_share_no_grammars_when_caches_are_isolated(tiny: Path) -> None:
     keys = 'alice = "key-of-alice"\nbob = "key-of-bob"'
     flags = ("--model", str(tiny), "--dtype", "float32", "--isolate-caches")

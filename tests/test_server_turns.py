@@ -53,6 +53,7 @@ def test_text_does_not_wait_for_pictures(shared: LiveServer) -> None:
         assert {each.result().status_code for each in running} == {200}
 
 
+@pytest.mark.slow
 def test_a_callers_pictures_take_turns_with_those_of_others(shared: LiveServer) -> None:
     pictures = [large(number) for number in range(FLOOD)]
     with ThreadPoolExecutor(FLOOD + 1) as pool:

@@ -36,7 +36,7 @@ from model.engine.sequence import Sequence
 from model.engine.stats import Stats, Totals
 from model.engine.step_runner import StepRunner
 from model.engine.vision_runner import VisionRunner
-from model.errors import ModelError, RequestError
+from model.errors import ModelError
 from model.phi3v.chat import Message
 from model.phi3v.network import Network
 from model.phi3v.processing import Processor, PromptInputs
@@ -124,15 +124,7 @@ class Engine:
 
     def check(self, params: SamplingParams) -> None:
         """Raise RequestError for parameters that do not fit this checkpoint. Any thread."""
-        named = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
-        for field, token_ids in named.items():
-            for token_id in token_ids:
-                if not 0 <= token_id < self._vocabulary:
-                    raise RequestError(
-                        f"{field} names token {token_id}; ids go from 0 to {self._vocabulary - 1}",
-                        (field,),
-                        token_id,
-                    )
+        params.check_tokens(self._vocabulary)
 
     def prepare(
         self, messages: Messages[Message], params: SamplingParams
@@ -282,7 +274,7 @@ class Engine:
             if sequence.begun_at is None:
                 sequence.begun_at = now
                 self._totals.queued.observe(now - sequence.arrived)
-                failed += self._accept(sequence, partial(_begin_grammar, sequence))
+                failed += self._accept(sequence, sequence.begin_grammar)
         return failed
 
     def _catch_up(self) -> list[Output]:
@@ -341,13 +333,3 @@ class Engine:
         self._totals.finished[reason] += 1
         if reason in ("stop", "length"):
             self._totals.e2e.observe(sequence.newest_at - sequence.arrived)
-
-
-def _begin_grammar(sequence: Sequence) -> ModelError | None:
-    """Have a sequence's grammar followed, if it has one; returns why that cannot be."""
-    try:
-        if sequence.grammar is not None:
-            sequence.grammar_state = sequence.grammar.begin()
-    except ModelError as error:
-        return error
-    return None

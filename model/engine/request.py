@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.errors import GrammarError
+from model.errors import GrammarError, RequestError
 
 FinishReason = Literal["stop", "length"]
 
@@ -79,6 +79,18 @@ class SamplingParams:
     grammar: GrammarSpec | None = None
     n: int = 1
     cache_salt: str = ""
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Raise RequestError for ids of tokens that are not in a vocabulary of that size."""
+        named = {"logit_bias": self.logit_bias, "stop_token_ids": self.stop_token_ids}
+        for field_name, token_ids in named.items():
+            for token_id in token_ids:
+                if not 0 <= token_id < vocabulary:
+                    raise RequestError(
+                        f"{field_name} names token {token_id}; ids go from 0 to {vocabulary - 1}",
+                        (field_name,),
+                        token_id,
+                    )
 
 
 @dataclass(frozen=True)

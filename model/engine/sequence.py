@@ -14,6 +14,7 @@ from model.engine.grammars.state import GrammarState
 from model.engine.lookup import Lookup
 from model.engine.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.request import SamplingParams
+from model.errors import ModelError
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
 
@@ -116,6 +117,15 @@ class Sequence:
         """Whether the next token is all that is missing, or some that came together."""
         together = self.num_computed >= self.prompt_len and self.num_pending <= MOST_TOGETHER
         return self.num_pending == 1 or together
+
+    def begin_grammar(self) -> ModelError | None:
+        """Have the grammar followed, if there is one; returns why that cannot be."""
+        try:
+            if self.grammar is not None:
+                self.grammar_state = self.grammar.begin()
+        except ModelError as error:
+            return error
+        return None
 
     @property
     def is_late(self) -> bool:
