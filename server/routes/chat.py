@@ -162,13 +162,12 @@ async def _unless_disconnected(
         if working.done():
             is_taken = True
             return working.result()
-        working.cancel()
-        await asyncio.wait({working})
     finally:
         watching.cancel()
         if not is_taken:
             working.cancel()
             working.add_done_callback(partial(_discard, discard))
+            await asyncio.wait({working})  # what it holds counts until then
     return None
 
 

@@ -181,16 +181,13 @@ class Follower:
 
     def _replace(self) -> None:
         """Go on with another process; the answer that this one was busy with fails."""
-        culprit, is_hopeless = int(self._shared[0].view(np.int32)[0]), False
+        culprit = int(self._shared[0].view(np.int32)[0])
         self._close()
-        try:
-            # One that did nothing was not started: the one that starts them may be gone.
-            is_hopeless = culprit == NOBODY and not self._was_heard
-            if not is_hopeless:
+        # One that did nothing was not started: the one that starts them may be gone.
+        if culprit != NOBODY or self._was_heard:
+            with contextlib.suppress(OSError):  # too many open files
                 self._open()
-        except OSError:  # too many open files
-            is_hopeless = True
-        if is_hopeless:
+        if self.is_closed:
             for answer in self._answers.values():
                 answer.fail("the process that follows its answers has ended; try again")
             self._answers.clear()
