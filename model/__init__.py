@@ -191,7 +191,7 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     directory = find_checkpoint(options.model, options.revision)
     gc.disable()  # libraries are hundreds of thousands of objects that stay; none is garbage
     try:
-        from model.engine import loading
+        from model.engine.loading import load as loading
     finally:
         gc.freeze()
         gc.enable()

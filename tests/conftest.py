@@ -72,7 +72,7 @@ def make_engine(tiny: Path) -> Callable[..., Engine]:
     """Engines on the tiny checkpoint in float32, of the given sizes; caches on unless they are set."""
     from model.engine.config import LoadOptions
     from model.engine.engine import Engine
-    from model.engine.loading import load_engine
+    from model.engine.loading.load import load_engine
 
     loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from model.engine.runner import Runner
-from model.engine.scheduler import Chunk
+from model.engine.execution.runner import Runner
+from model.engine.scheduling.scheduler import Chunk
 from model.errors import EngineDeadError
 from model.phi3v.processing import Processor
 from server.cli import main

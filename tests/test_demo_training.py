@@ -14,7 +14,7 @@ from torch import nn
 
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.engine.config import LoadOptions
-from model.engine.loading import load_engine
+from model.engine.loading.load import load_engine
 from model.phi3v.vision import _merge_patches
 from scripts.demo_training.codes import CODE, PARTS, codes, heard, spoken
 from scripts.demo_training.naming import Names

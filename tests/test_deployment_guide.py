@@ -15,8 +15,8 @@ import torch
 import dockerfile
 from live_server import ROOT, LiveServer, start_server
 from model.engine.config import LoadOptions, Quantization
-from model.engine.machine import Machine
-from model.engine.memory_plan import MemoryPlan, plan_memory
+from model.engine.loading.machine import Machine
+from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from server.settings import Settings
 from test_model_engine_memory_plan import FULL, HEADERS
 

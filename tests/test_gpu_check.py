@@ -15,7 +15,7 @@ from torch.nn.attention import varlen
 from cuda_stand_ins import Tape, paged_attention, refuses
 from live_server import ROOT
 from model.cpu import microkernel
-from model.engine import loading
+from model.engine.loading import load as loading
 from scripts.benchmarks.report import Report
 from scripts.gpu_checking import __main__, device, parity, paths, speed
 
@@ -62,9 +62,9 @@ def test_on_a_gpu() -> None:
 
 
 def test_fast_paths_are_found(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.engine.kv_caches.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
     monkeypatch.setattr(varlen, "varlen_attn", paged_attention)
-    monkeypatch.setattr("model.engine.cuda_graphs.CudaCapture", Tape)
+    monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", Tape)
     report = paths.check(tiny, CPU, torch.float32)
     assert report.rows == [
         ["paged attention", "bfloat16", "works"],
@@ -78,7 +78,7 @@ def test_fast_paths_are_found(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_why_a_path_is_not_taken_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.engine.kv_caches.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
     monkeypatch.setattr(varlen, "varlen_attn", refuses)
     report = paths.check(tiny, CPU, torch.float32)
     reason = "RuntimeError: Paged KV cache block size must be divisible by 256"

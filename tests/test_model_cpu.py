@@ -19,9 +19,9 @@ from model.cpu.linear import TiledLinear
 from model.cpu.masking import Masking
 from model.cpu.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
-from model.engine.guidance import TorchMasking, make_masking
-from model.engine.kv_cache import Span
-from model.engine.kv_cache_cpu import _tiles
+from model.engine.kv_cache.base import Span
+from model.engine.kv_cache.cpu import _tiles
+from model.engine.sampling.token_masks import TorchMasking, make_masking
 
 DTYPES = [
     pytest.param(

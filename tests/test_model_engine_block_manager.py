@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.block_manager import BlockManager
+from model.engine.scheduling.block_manager import BlockManager
 
 NUM_BLOCKS, BLOCK_SIZE = 64, 4
 

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.engine import vision_runner
 from model.engine.config import LoadOptions
-from model.engine.embedding_cache import EmbeddingCache
 from model.engine.engine import Engine, Output, StepFailedError
-from model.engine.loading import load_engine
+from model.engine.execution import vision_runner
+from model.engine.execution.embedding_cache import EmbeddingCache
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
-from model.engine.scheduler import Chunk
+from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.chat import Message, MessageImage
 from model.phi3v.processing import PromptInputs
 from without_kernels import without_kernels

@@ -20,11 +20,11 @@ from torch.nn.attention import varlen
 from cuda_stand_ins import Tape, paged_attention, refuses
 from model.engine.config import EngineConfig, LoadOptions
 from model.engine.engine import Engine
-from model.engine.kv_cache_cuda import CudaKVCache
-from model.engine.kv_caches import block_size
-from model.engine.loading import load_engine
+from model.engine.kv_cache.choice import block_size
+from model.engine.kv_cache.cuda import CudaKVCache
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
-from model.engine.scheduler import Chunk
+from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.chat import Message, MessageImage
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import TorchDecoder
@@ -47,9 +47,9 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         made.append(Tape())
         return made[-1]
 
-    monkeypatch.setattr("model.engine.kv_caches.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
     monkeypatch.setattr(varlen, "varlen_attn", paged_attention)
-    monkeypatch.setattr("model.engine.cuda_graphs.CudaCapture", make)
+    monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", make)
     return made
 
 
@@ -116,7 +116,7 @@ def test_answers_are_those_of_generate(
 ) -> None:
     """Prefill chunks and single tokens mixed, both regimes, a crossing; at last singles alone."""
     if not graphs:
-        monkeypatch.setattr("model.engine.cuda_graphs.CudaCapture", lambda: 1 / 0)
+        monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", lambda: 1 / 0)
     engine = make_engine(model, tiny)
     assert isinstance(engine._runner._cache, CudaKVCache)
     assert run(engine, LENGTHS) == expected
@@ -143,7 +143,7 @@ def test_a_capture_that_fails_midway_leaves_the_plain_path(
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         return compute
 
-    monkeypatch.setattr("model.engine.cuda_graphs.CudaCapture", lambda: capture)
+    monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", lambda: capture)
     engine = make_engine(model, tiny)
     assert "without CUDA graphs and so slower: CUDA error: operation not" in caplog.text
     assert run(engine, LENGTHS[:2]) == expected[:2]

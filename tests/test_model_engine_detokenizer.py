@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model.engine.detokenizer import Detokenizer
+from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.chat import Text
 from model.phi3v.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 

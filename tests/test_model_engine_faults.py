@@ -26,12 +26,12 @@ from model import (
     SamplingParams,
     load_engine,
 )
-from model.engine import step_runner
 from model.engine.async_engine import AsyncEngine
 from model.engine.engine import StepFailedError
-from model.engine.guidance import Guidance
-from model.engine.scheduler import Chunk
-from model.engine.sequence import Sequence
+from model.engine.execution import step_runner
+from model.engine.sampling.token_masks import Guidance
+from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.sequence import Sequence
 from waiting import until
 
 SECRET = "/secret/path/of/the/server"  # what no client may read

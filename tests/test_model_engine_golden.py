@@ -10,7 +10,7 @@ import pytest
 from golden_data import CASES, golden_inputs
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
-from model.engine.loading import load_engine
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.language import TorchDecoder
 from without_kernels import without_kernels

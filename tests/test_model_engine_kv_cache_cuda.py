@@ -14,9 +14,9 @@ from torch.nn.attention import varlen
 
 from cuda_stand_ins import paged_attention, refuses
 from model.engine.config import EngineConfig
-from model.engine.kv_cache import KVCache, Span
-from model.engine.kv_cache_cuda import CudaKVCache
-from model.engine.kv_caches import make_kv_cache
+from model.engine.kv_cache.base import KVCache, Span
+from model.engine.kv_cache.choice import make_kv_cache
+from model.engine.kv_cache.cuda import CudaKVCache
 from model.phi3v.configuration import Phi3VConfig
 
 LAYERS = [torch.device("cpu")] * 2
@@ -25,7 +25,7 @@ LAYERS = [torch.device("cpu")] * 2
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine takes the CPU for a GPU."""
-    monkeypatch.setattr("model.engine.kv_caches.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
 
 
 def small_config(groups: int, layers: int = 2) -> Phi3VConfig:
@@ -125,7 +125,7 @@ def test_a_function_that_does_not_work_is_not_used(
     cache = make_kv_cache(small_config(2), sizes(), dtype, LAYERS)
     assert type(cache) is KVCache
     ((name, level, message),) = caplog.record_tuples
-    assert (name, level) == ("model.engine.kv_caches", logging.WARNING)
+    assert (name, level) == ("model.engine.kv_cache.choice", logging.WARNING)
     assert f"is slower: varlen_attn: {reason}" in message
 
 

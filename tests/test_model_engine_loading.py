@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from model.demo import CHECKPOINT
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.config import LoadOptions
-from model.engine.loading import describe, load_engine
-from model.engine.vision_runner import VisionRunner
+from model.engine.execution.vision_runner import VisionRunner
+from model.engine.loading.load import describe, load_engine
 from model.errors import CheckpointError
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -236,7 +236,7 @@ def test_on_a_gpu_a_picture_is_answered_first(
         seen.append(self.num_images)
         return result
 
-    monkeypatch.setattr("model.engine.loading.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.loading.load.on_cuda", lambda device: True)
     monkeypatch.setattr(VisionRunner, "advance", watch)
     engine = load_engine(tiny, replace(OPTIONS, max_model_len=window))
     assert max(seen, default=0) == images

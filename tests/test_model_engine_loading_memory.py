@@ -12,8 +12,8 @@ import torch
 
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.config import LoadOptions, Quantization
-from model.engine.machine import Machine
-from model.engine.memory_plan import plan_memory
+from model.engine.loading.machine import Machine
+from model.engine.loading.memory_plan import plan_memory
 from model.phi3v.checking import read_headers
 from model.phi3v.configuration import Phi3VConfig
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 import psutil
 from model.engine.config import LoadOptions
-from model.engine.loading import load_engine
+from model.engine.loading.load import load_engine
 
 try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the checkpoint
     from model.cpu.attention import paged_attention

@@ -14,9 +14,9 @@ from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.demo.repeating import make_repeating
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
-from model.engine.loading import load_engine
-from model.engine.lookup import LONGEST_GUESS, Lookup
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams
+from model.engine.text.lookup import LONGEST_GUESS, Lookup
 from model.phi3v.chat import Message
 
 

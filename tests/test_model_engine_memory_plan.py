@@ -16,11 +16,11 @@ from cuda_stand_ins import paged_attention
 from live_server import API_KEY, START_TIMEOUT, start_server
 from model.demo.random_checkpoint import PRESETS, _config, write_checkpoint
 from model.engine.config import LoadOptions
-from model.engine.kv_cache import KVCache
-from model.engine.kv_cache_cuda import CudaKVCache
-from model.engine.loading import load_engine
-from model.engine.machine import GIB, Machine, cgroup_left, look_at
-from model.engine.memory_plan import FLAGS, SHORTEST, MemoryPlan, plan_memory
+from model.engine.kv_cache.base import KVCache
+from model.engine.kv_cache.cuda import CudaKVCache
+from model.engine.loading.load import load_engine
+from model.engine.loading.machine import GIB, Machine, cgroup_left, look_at
+from model.engine.loading.memory_plan import FLAGS, SHORTEST, MemoryPlan, plan_memory
 from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.engine.pacing import SMALLEST_CHUNK, STRETCH, Pacing
+from model.engine.scheduling.pacing import SMALLEST_CHUNK, STRETCH, Pacing
 
 FIXED, PER_TOKEN = 0.01, 0.0005  # seconds
 

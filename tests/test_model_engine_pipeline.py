@@ -20,13 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.engine.config import EngineConfig, LoadOptions, Quantization
 from model.engine.engine import Engine
-from model.engine.kv_cache import KVCache, Span
-from model.engine.kv_cache_pipeline import PipelineKVCache
-from model.engine.kv_caches import make_kv_cache
-from model.engine.loading import load_engine
-from model.engine.machine import GIB, Machine
-from model.engine.memory_plan import MemoryPlan, plan_memory
-from model.engine.placement import device_map, spread
+from model.engine.kv_cache.base import KVCache, Span
+from model.engine.kv_cache.choice import make_kv_cache
+from model.engine.kv_cache.pipeline import PipelineKVCache
+from model.engine.loading.load import load_engine
+from model.engine.loading.machine import GIB, Machine
+from model.engine.loading.memory_plan import MemoryPlan, plan_memory
+from model.engine.loading.placement import device_map, spread
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import CheckpointError
 from model.phi3v.chat import Message, MessageImage
@@ -178,7 +178,7 @@ def test_weights_are_loaded_by_the_map(
     options = LoadOptions("", dtype="float32", max_model_len=2048, quantization=quantization)
     expected = answers(load_engine(tiny, options))
     caplog.set_level("INFO")
-    monkeypatch.setattr("model.engine.loading._devices", lambda options: [CPU, CPU])
+    monkeypatch.setattr("model.engine.loading.load._devices", lambda options: [CPU, CPU])
     assert answers(load_engine(tiny, options)) == expected
 
 
@@ -238,8 +238,8 @@ def test_advice_to_take_more_cards(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     free = 0
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
-    monkeypatch.setattr("model.engine.loading.read_headers", lambda directory: HEADERS)
-    monkeypatch.setattr("model.engine.loading.Phi3VConfig", lambda **raw: FULL)
+    monkeypatch.setattr("model.engine.loading.load.read_headers", lambda directory: HEADERS)
+    monkeypatch.setattr("model.engine.loading.load.Phi3VConfig", lambda **raw: FULL)
     for gib, advice in ((7, "2"), (6, "3"), (2, None)):
         free = gib * GIB
         with pytest.raises(CheckpointError, match="does not fit") as refused:

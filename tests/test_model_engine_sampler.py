@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.detokenizer import Detokenizer
-from model.engine.logits_processors import process
 from model.engine.request import SamplingParams
-from model.engine.sampler import sample, uniform
-from model.engine.sequence import Sequence
+from model.engine.sampling.logits_processors import process
+from model.engine.sampling.sampler import sample, uniform
+from model.engine.scheduling.sequence import Sequence
+from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.processing import PromptInputs
 from model.phi3v.tokenizer import Phi3VTokenizer
 

@@ -15,7 +15,7 @@ from live_server import API_KEY, check_log, start_server
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.config import LoadOptions, Quantization
 from model.engine.engine import Engine
-from model.engine.loading import load_engine
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import CheckpointError
 from model.phi3v import quantization

@@ -13,7 +13,7 @@ import pytest
 
 from golden_data import CASES, user_message
 from live_server import LiveServer, start_server
-from model.engine.detokenizer import Detokenizer
+from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.tokenizer import Phi3VTokenizer
 
 

@@ -49,7 +49,7 @@ def _limit(logit, largest, highest):
 
 
 class Masking:
-    """What ``model.engine.guidance`` does with torch, compiled.
+    """What ``model.engine.sampling.token_masks`` does with torch, compiled.
 
     Args:
         highest: for each byte of a mask, what its eight logits may be at most, float32 ``(256, 8)``.

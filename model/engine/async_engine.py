@@ -18,10 +18,10 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from model.engine.admission import InFlight, Load
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.generation import Generation
 from model.engine.grammars.grammar import Grammar
+from model.engine.in_flight import InFlight, Load
 from model.engine.pool import Pool
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats

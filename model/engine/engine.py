@@ -17,25 +17,25 @@ from functools import partial
 
 import torch
 
-from model.engine.acceptance import Acceptance
-from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
-from model.engine.cuda_graphs import make_decode_graphs
-from model.engine.detokenizer import REPLACEMENT, Detokenizer
-from model.engine.embedding_cache import EmbeddingCache
+from model.engine.execution.cuda_graphs import make_decode_graphs
+from model.engine.execution.embedding_cache import EmbeddingCache
+from model.engine.execution.runner import Runner
+from model.engine.execution.step_runner import StepRunner
+from model.engine.execution.vision_runner import VisionRunner
 from model.engine.grammars.follower import STALL_SECONDS
 from model.engine.grammars.grammar import Grammar, Grammars
-from model.engine.guidance import PATIENCE, Guidance
-from model.engine.kv_caches import make_kv_cache
-from model.engine.lookup import Lookup
-from model.engine.pacing import Pacing
+from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.request import SamplingParams, TextDelta
-from model.engine.runner import Runner
-from model.engine.scheduler import Chunk, Scheduler
-from model.engine.sequence import Sequence
+from model.engine.sampling.acceptance import Acceptance
+from model.engine.sampling.token_masks import PATIENCE, Guidance
+from model.engine.scheduling.block_manager import BlockManager
+from model.engine.scheduling.pacing import Pacing
+from model.engine.scheduling.scheduler import Chunk, Scheduler
+from model.engine.scheduling.sequence import Sequence
 from model.engine.stats import Stats, Totals
-from model.engine.step_runner import StepRunner
-from model.engine.vision_runner import VisionRunner
+from model.engine.text.detokenizer import REPLACEMENT, Detokenizer
+from model.engine.text.lookup import Lookup
 from model.errors import ModelError
 from model.phi3v.chat import Message
 from model.phi3v.network import Network

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from model.demo import CHECKPOINT
 from model.engine.engine import Engine
-from model.engine.kv_cache import Span
-from model.engine.kv_caches import make_kv_cache
+from model.engine.kv_cache.base import Span
+from model.engine.kv_cache.choice import make_kv_cache
 from model.phi3v.chat import Message, MessageImage
 from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope

@@ -12,7 +12,7 @@ import torch
 
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
-from model.engine.loading import load_engine
+from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.processing import PromptInputs
 

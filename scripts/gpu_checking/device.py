@@ -8,7 +8,7 @@ import subprocess
 
 import torch
 
-from model.engine.machine import has_bfloat16
+from model.engine.loading.machine import has_bfloat16
 from scripts.benchmarks import machine
 
 

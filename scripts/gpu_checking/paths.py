@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from model.engine import kv_cache_cuda
 from model.engine.engine import Engine
+from model.engine.kv_cache import cuda as kv_cache_cuda
 from model.phi3v.configuration import Phi3VConfig
 from scripts.benchmarks.driver import load
 from scripts.benchmarks.report import Report

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.cpu.attention import paged_attention
 from model.cpu.blocks import BLOCK
 from model.cpu.jit import address
-from model.engine.kv_cache import KVCache, Span
+from model.engine.kv_cache.base import KVCache, Span
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Attention
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.guidance import Guidance
-from model.engine.logits_processors import process
 from model.engine.request import SamplingParams
-from model.engine.sequence import Sequence
+from model.engine.sampling.logits_processors import process
+from model.engine.sampling.token_masks import Guidance
+from model.engine.scheduling.sequence import Sequence
 
 GREEDY_BELOW = 1e-5  # a temperature below this would overflow the scaled logits
 CANDIDATES = 256  # most probable tokens tried before a row's whole vocabulary is sorted

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from model.engine.grammars.protocol import mask_bytes
-from model.engine.logits_processors import LARGEST
-from model.engine.sequence import Sequence
+from model.engine.sampling.logits_processors import LARGEST
+from model.engine.scheduling.sequence import Sequence
 from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ import secrets
 
 from torch import Tensor
 
-from model.engine.counts import Counts
-from model.engine.detokenizer import Detokenizer
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
-from model.engine.lookup import Lookup
-from model.engine.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.request import SamplingParams
+from model.engine.scheduling.prefix_hash import ImageSpan, prefix_hashes, salt_digest
+from model.engine.scheduling.token_counts import Counts
+from model.engine.text.detokenizer import Detokenizer
+from model.engine.text.lookup import Lookup
 from model.errors import ModelError
 from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime

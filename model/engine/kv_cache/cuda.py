@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.engine.kv_cache import KVCache, Span
+from model.engine.kv_cache.base import KVCache, Span
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.language import Attention

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.embedding_cache import EmbeddingCache
-from model.engine.sequence import Sequence
+from model.engine.execution.embedding_cache import EmbeddingCache
+from model.engine.scheduling.sequence import Sequence
 from model.phi3v.image_processing import ImageInputs
 from model.phi3v.vision import Phi3VImageEmbedding
 

@@ -10,10 +10,10 @@ from itertools import islice
 
 import torch
 
-from model.engine.guidance import Guidance
-from model.engine.runner import Runner
-from model.engine.sampler import Sample, sample
-from model.engine.scheduler import Chunk
+from model.engine.execution.runner import Runner
+from model.engine.sampling.sampler import Sample, sample
+from model.engine.sampling.token_masks import Guidance
+from model.engine.scheduling.scheduler import Chunk
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.engine.kv_cache import KVCache, Span
+from model.engine.kv_cache.base import KVCache, Span
 from model.phi3v.language import Attention
 
 

@@ -8,10 +8,10 @@ from itertools import groupby
 
 import torch
 
-from model.engine import kv_cache_cuda
 from model.engine.config import EngineConfig
-from model.engine.kv_cache import KVCache, PagedCache
-from model.engine.kv_cache_pipeline import PipelineKVCache
+from model.engine.kv_cache import cuda as kv_cache_cuda
+from model.engine.kv_cache.base import KVCache, PagedCache
+from model.engine.kv_cache.pipeline import PipelineKVCache
 from model.phi3v.configuration import Phi3VConfig
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _make_stage(
         return _make_cuda_cache(model_config, *sizes)
     if device.type == "cpu":
         try:
-            from model.engine.kv_cache_cpu import CpuKVCache, why_not
+            from model.engine.kv_cache.cpu import CpuKVCache, why_not
         except ImportError as error:
             reason: str | None = str(error)
         else:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.engine.block_manager import BlockManager
 from model.engine.config import EngineConfig
-from model.engine.lookup import LONGEST_GUESS
-from model.engine.pacing import Pacing
-from model.engine.sequence import Sequence, Status
+from model.engine.scheduling.block_manager import BlockManager
+from model.engine.scheduling.pacing import Pacing
+from model.engine.scheduling.sequence import Sequence, Status
+from model.engine.text.lookup import LONGEST_GUESS
 from model.phi3v.rope import LongRope
 
 

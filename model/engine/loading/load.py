@@ -19,10 +19,10 @@ from tqdm import tqdm
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
-from model.engine.kv_caches import on_cuda
-from model.engine.machine import GIB, has_bfloat16, look_at
-from model.engine.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
-from model.engine.placement import device_map
+from model.engine.kv_cache.choice import on_cuda
+from model.engine.loading.machine import GIB, has_bfloat16, look_at
+from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
+from model.engine.loading.placement import device_map
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError, RequestError
 from model.phi3v.chat import Message, MessageImage

@@ -6,9 +6,9 @@ import time
 from array import array
 
 from model.engine.request import FinishReason, TextDelta, TokenLogprob
-from model.engine.sampler import Sample
-from model.engine.scheduler import Chunk, Scheduler
-from model.engine.sequence import MOST_TOGETHER, Sequence
+from model.engine.sampling.sampler import Sample
+from model.engine.scheduling.scheduler import Chunk, Scheduler
+from model.engine.scheduling.sequence import MOST_TOGETHER, Sequence
 from model.engine.stats import Totals
 from model.errors import ModelError
 from model.phi3v.tokenizer import Phi3VTokenizer

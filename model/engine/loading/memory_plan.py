@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from model.engine.config import LoadOptions
-from model.engine.kv_caches import block_size, on_cuda, storage_dtype
-from model.engine.machine import GIB, Machine
-from model.engine.placement import spread
+from model.engine.kv_cache.choice import block_size, on_cuda, storage_dtype
+from model.engine.loading.machine import GIB, Machine
+from model.engine.loading.placement import spread
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig

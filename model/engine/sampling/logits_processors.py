@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.engine.request import SamplingParams
-from model.engine.sequence import Sequence
+from model.engine.scheduling.sequence import Sequence
 
 LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided by a temperature
 

@@ -1,0 +1,1 @@
+"""What a step runs on the device: vision tower, decoder, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""What an answer does with text: detokenization, and drafts by prompt lookup."""
