@@ -44,9 +44,9 @@ from model.errors import (
     TooManyImagesError,
 )
 from model.hub import OFFICIAL
-from model.phi3v.chat import Message, MessageImage, Role
 from model.phi3v.checkpoint import first_line
-from model.phi3v.pictures import check_sides, to_rgb
+from model.phi3v.inputs.chat import Message, MessageImage, Role
+from model.phi3v.inputs.pictures import check_sides, to_rgb
 
 if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine

@@ -12,7 +12,7 @@ import torch
 from model.engine.execution.runner import Runner
 from model.engine.scheduling.scheduler import Chunk
 from model.errors import EngineDeadError
-from model.phi3v.processing import Processor
+from model.phi3v.inputs.processing import Processor
 from server.cli import main
 from server.decoding import Decoder
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from model.phi3v.chat import Message, MessageImage
-from model.phi3v.image_processing import ImageProcessor
-from model.phi3v.processing import Processor, PromptInputs
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.image_processing import ImageProcessor
+from model.phi3v.inputs.processing import Processor, PromptInputs
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 START, END = "<|user|>\n", "<|end|>\n<|assistant|>\n"
 IMAGE = "<|image_1|>\n"

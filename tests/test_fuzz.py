@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic_core import from_json
 
 from model import ImageError, ModalityError, ModelError
-from model.phi3v.chat import render
+from model.phi3v.inputs.chat import render
 from nasty_images import saved
 from server.convert import ExtraPolicy, parse, parse_tokenize, to_messages
 from server.decoding import decode_image

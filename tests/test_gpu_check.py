@@ -14,7 +14,7 @@ from torch.nn.attention import varlen
 
 from cuda_stand_ins import Tape, paged_attention, refuses
 from live_server import ROOT
-from model.cpu import microkernel
+from model.cpu.linear import microkernel
 from model.engine.loading import load as loading
 from scripts.benchmarks.report import Report
 from scripts.gpu_checking import __main__, device, parity, paths, speed

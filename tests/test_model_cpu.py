@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-pytest.importorskip("model.cpu.jit", reason="torch has no OpenMP that kernels could run on")
+pytest.importorskip(
+    "model.cpu.compiler.jit", reason="torch has no OpenMP that kernels could run on"
+)
 
-from model.cpu import microkernel
 from model.cpu.attention import paged_attention
 from model.cpu.blocks import BLOCK
-from model.cpu.jit import address, record_type
-from model.cpu.linear import TiledLinear
-from model.cpu.masking import Masking
-from model.cpu.packing import pack, pack_pairs
+from model.cpu.compiler.jit import address, record_type
+from model.cpu.linear import microkernel
+from model.cpu.linear.linear import TiledLinear
+from model.cpu.linear.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
+from model.cpu.token_masks import Masking
 from model.engine.kv_cache.base import Span
 from model.engine.kv_cache.cpu import _tiles
 from model.engine.sampling.token_masks import TorchMasking, make_masking

@@ -9,10 +9,10 @@ import torch
 
 from model.engine.config import Quantization
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import TorchDecoder
+from model.phi3v.decoder import TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
-from model.phi3v.quantization import quantize_linears
+from model.phi3v.weights.quantization import quantize_linears
 from test_model_phi3v_quantization import SCHEMES, logits
 
 HEAD_DIM = 16

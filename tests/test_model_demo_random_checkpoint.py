@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 
 from model.demo.random_checkpoint import PRESETS, VISION, write_checkpoint
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
+from model.phi3v.inputs.processing import Processor
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.processing import Processor
 
 
 @pytest.fixture(scope="module")

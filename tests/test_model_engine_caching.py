@@ -20,8 +20,8 @@ from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.scheduling.scheduler import Chunk
-from model.phi3v.chat import Message, MessageImage
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import PromptInputs
 from without_kernels import without_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)

@@ -25,12 +25,12 @@ from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.scheduling.scheduler import Chunk
-from model.phi3v.chat import Message, MessageImage
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import TorchDecoder
+from model.phi3v.decoder import TorchDecoder
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
-from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.transfer import to_device
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from model.engine.text.detokenizer import Detokenizer
-from model.phi3v.chat import Text
-from model.phi3v.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
+from model.phi3v.inputs.chat import Text
+from model.phi3v.inputs.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 
 
 @pytest.fixture(scope="module")

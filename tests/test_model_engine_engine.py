@@ -20,9 +20,9 @@ from PIL import Image
 from model.engine.engine import Engine, StepFailedError
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import RequestError
-from model.phi3v.chat import Message, MessageImage
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.processing import PromptInputs
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 BOUNDARY = 1024

@@ -12,7 +12,7 @@ from model.engine.config import LoadOptions
 from model.engine.engine import Engine
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
-from model.phi3v.language import TorchDecoder
+from model.phi3v.decoder import TorchDecoder
 from without_kernels import without_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
@@ -38,7 +38,7 @@ def engine(request: pytest.FixtureRequest, golden: Path) -> Engine:
         if request.param == "without kernels":
             without_kernels(patch)
         if request.param == "without products":
-            patch.setattr("model.cpu.microkernel.supported", lambda bfloat16: False)
+            patch.setattr("model.cpu.linear.microkernel.supported", lambda bfloat16: False)
         engine = load_engine(golden / "tiny-phi3v", options)
     if isinstance(request.param, str):
         assert isinstance(engine.network.decoder, TorchDecoder)

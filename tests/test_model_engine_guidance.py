@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model.engine.engine import Engine
 from model.engine.request import GrammarSpec, SamplingParams
 from model.errors import GrammarError
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
 
 PERSON = {
     "type": "object",

@@ -20,8 +20,8 @@ from model.engine.execution.vision_runner import VisionRunner
 from model.engine.loading.load import describe, load_engine
 from model.errors import CheckpointError
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.tokenizer import Phi3VTokenizer
 
 OPTIONS = LoadOptions(model="", dtype="float32")
 

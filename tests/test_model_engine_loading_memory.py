@@ -29,7 +29,7 @@ from model.engine.loading.load import load_engine
 try:  # the compiler and its kernels are code, 100 to 200 MB of it, whatever the checkpoint
     from model.cpu.attention import paged_attention
     from model.cpu.decoder import DecoderKernels
-    from model.cpu.linear import linear_kernel
+    from model.cpu.linear.linear import linear_kernel
     from model.cpu.self_attention import attention_kernel
 except ImportError:
     pass

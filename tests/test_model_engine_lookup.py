@@ -17,7 +17,7 @@ from model.engine.engine import Engine
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams
 from model.engine.text.lookup import LONGEST_GUESS, Lookup
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
 
 
 @pytest.fixture(

@@ -29,12 +29,12 @@ from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from model.engine.loading.placement import device_map, spread
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import CheckpointError
-from model.phi3v.chat import Message, MessageImage
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import TorchDecoder
+from model.phi3v.decoder import TorchDecoder
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
-from model.phi3v.processing import Processor, PromptInputs
 from test_model_engine_memory_plan import FULL, HEADERS
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from PIL import Image
 from live_server import LiveServer, start_server
 from model.engine.engine import Engine
 from model.engine.request import SamplingParams, TextDelta
-from model.phi3v.chat import Message, MessageImage
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import PromptInputs
 from wire import check_error, data_url, png
 
 LONG = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 12}]

@@ -18,8 +18,8 @@ from model.engine.sampling.logits_processors import process
 from model.engine.sampling.sampler import sample, uniform
 from model.engine.scheduling.sequence import Sequence
 from model.engine.text.detokenizer import Detokenizer
-from model.phi3v.processing import PromptInputs
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.processing import PromptInputs
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 VOCABULARY = 1000
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from model.errors import ModalityError, RequestError, TooManyImagesError
-from model.phi3v.chat import Control, Message, MessageImage, Text, fold, render
+from model.phi3v.inputs.chat import Control, Message, MessageImage, Text, fold, render
 
 PICTURES = [MessageImage(lambda: Image.new("RGB", (8, 8))) for _ in range(3)]
 

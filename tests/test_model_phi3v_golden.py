@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from golden_data import CASES, golden_inputs
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.processing import PromptInputs
 
 
 @pytest.fixture(scope="module")

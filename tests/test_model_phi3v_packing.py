@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.phi3v import packing
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.packing import PackedLinear, pack_linears
+from model.phi3v.weights import onednn as packing
+from model.phi3v.weights.onednn import PackedLinear, pack_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,11 +18,11 @@ from model.engine.engine import Engine
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import CheckpointError
-from model.phi3v import quantization
-from model.phi3v.language import Decoder, TorchDecoder
+from model.phi3v.decoder import Decoder, TorchDecoder
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.processing import PromptInputs
-from model.phi3v.quantization import (
+from model.phi3v.weights import quantization
+from model.phi3v.weights.quantization import (
     GROUP,
     Int4Linear,
     Int8Linear,

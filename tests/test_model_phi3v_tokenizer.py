@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.errors import CheckpointError, ContextLengthError
-from model.phi3v.chat import Message, MessageImage, Text, render
-from model.phi3v.processing import Processor
-from model.phi3v.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
+from model.phi3v.inputs.chat import Message, MessageImage, Text, render
+from model.phi3v.inputs.processing import Processor
+from model.phi3v.inputs.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 
 LANGUAGES = [
     Message("system", "You are a helpful assistant."),

@@ -36,8 +36,8 @@ def test_every_benchmark_runs_and_reports(tmp_path: Path) -> None:
 
 
 def test_prompts_of_the_load_client_are_as_long_as_asked_for(tiny: Path) -> None:
-    from model.phi3v.chat import Message
-    from model.phi3v.processing import Processor
+    from model.phi3v.inputs.chat import Message
+    from model.phi3v.inputs.processing import Processor
 
     processor = Processor.from_checkpoint(tiny)
     prompts = [processor([Message("user", text(100, 0, number))], 200) for number in range(20)]

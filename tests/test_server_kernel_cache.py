@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("model.cpu.jit", reason="torch has no OpenMP that kernels could run on")
+pytest.importorskip(
+    "model.cpu.compiler.jit", reason="torch has no OpenMP that kernels could run on"
+)
 
 from live_server import check_log, start_server
 from wire import chat

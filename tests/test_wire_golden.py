@@ -14,7 +14,7 @@ import pytest
 from golden_data import CASES, user_message
 from live_server import LiveServer, start_server
 from model.engine.text.detokenizer import Detokenizer
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 
 @pytest.fixture(scope="module", params=[1, 4, 16])

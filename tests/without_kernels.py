@@ -9,5 +9,5 @@ import pytest
 
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
     """Make imports of them fail."""
-    for module in ("model.phi3v.language_cpu", "model.engine.kv_cache.cpu"):
+    for module in ("model.phi3v.decoder_cpu", "model.engine.kv_cache.cpu"):
         patch.setitem(sys.modules, module, None)

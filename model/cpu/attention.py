@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from model.cpu.blocks import BLOCK, add_values, score_keys
+from model.cpu.compiler.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 from model.cpu.elementwise import exp
-from model.cpu.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 
 FIELDS = dict.fromkeys(
     (

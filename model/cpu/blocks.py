@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from model.cpu.vectors import FLOATS, LANES, everywhere, loop, multiply_add, widened
+from model.cpu.compiler.vectors import FLOATS, LANES, everywhere, loop, multiply_add, widened
 
 BLOCK = LANES  # slots
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from model.cpu import attention
+from model.cpu.compiler.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 from model.cpu.elementwise import copy_row, rms_norm, rotate
-from model.cpu.jit import Kernel, array, inner, read, record_type, take, take_next, wait
-from model.cpu.microkernel import PANEL
-from model.cpu.products import gated_product, multiply, multiply_add
-from model.cpu.quantized import weights
+from model.cpu.linear.microkernel import PANEL
+from model.cpu.linear.products import gated_product, multiply, multiply_add
+from model.cpu.linear.quantized import weights
 
 _COMMON = {"epsilon": np.float32}
 BEFORE = _COMMON | dict.fromkeys(

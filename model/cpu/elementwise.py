@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from model.cpu.jit import inner
+from model.cpu.compiler.jit import inner
 
 
 @intrinsic

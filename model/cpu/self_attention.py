@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.cpu.compiler.jit import Kernel, address, array, inner, read, record_type, take, take_next
+from model.cpu.compiler.vectors import LANES
 from model.cpu.elementwise import assign, exp
-from model.cpu.jit import Kernel, address, array, inner, read, record_type, take, take_next
-from model.cpu.linear import TiledLinear
-from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
-from model.cpu.vectors import LANES
+from model.cpu.linear.linear import TiledLinear
+from model.cpu.linear.microkernel import PANEL, TILE_ROWS, compute_tile
 
 _FIELDS = dict.fromkeys(("q", "k", "v", "out", "crops", "patches", "heads", "head_dim"), np.intp)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import ascii_lowercase, printable
 from typing import Any
 
-from model.phi3v.tokenizer import WORD_BOUNDARY
+from model.phi3v.inputs.tokenizer import WORD_BOUNDARY
 
 Words = tuple[list[str], list[list[str]]]  # characters, and pairs of pieces to merge, in order
 TEXT_VOCAB_SIZE = 32000

@@ -26,8 +26,8 @@ from model.engine.pool import Pool
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
 from model.errors import EngineDeadError, ModelError, TookTooLongError
-from model.phi3v.chat import Message
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.chat import Message
+from model.phi3v.inputs.processing import PromptInputs
 
 logger = logging.getLogger(__name__)
 

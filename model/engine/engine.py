@@ -37,9 +37,9 @@ from model.engine.stats import Stats, Totals
 from model.engine.text.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.text.lookup import Lookup
 from model.errors import ModelError
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
+from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.network import Network
-from model.phi3v.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
 
 logger = logging.getLogger(__name__)

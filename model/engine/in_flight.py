@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from model.engine.config import EngineConfig
 from model.engine.request import SamplingParams
 from model.errors import OverloadedError, RequestError
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.processing import PromptInputs
 
 MOST_ALTERNATIVES = 1_000_000  # tokens whose log probabilities a request may be told
 BYTES_OF_ALTERNATIVE = 128  # as it is told, in JSON

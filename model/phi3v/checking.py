@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from model.errors import CheckpointError
 from model.phi3v.checkpoint import first_line, pickles, read_json
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.image_processing import ImageProcessor
+from model.phi3v.inputs.image_processing import ImageProcessor
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from model.phi3v.modeling import IGNORED_ON_LOAD, official_shapes
-from model.phi3v.tokenizer import Phi3VTokenizer
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}  # of the dtypes that weights are taken in

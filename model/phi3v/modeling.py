@@ -2,7 +2,7 @@
 
 Composed of transformers' Phi-3 decoder and CLIP tower under the official tensor names, so that
 ``from_pretrained``, ``save_pretrained``, ``device_map`` and ``generate`` work. The engine reads the
-weights of this class but runs the decoder itself (``model.phi3v.language``); ``generate`` here, one
+weights of this class but runs the decoder itself (``model.phi3v.decoder``); ``generate`` here, one
 prompt at a time, is the oracle that the engine is tested against.
 """
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import Decoder, TorchDecoder
+from model.phi3v.decoder import Decoder, TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.packing import pack_linears
-from model.phi3v.quantization import use_torch_kernels
 from model.phi3v.vision import Phi3VImageEmbedding
+from model.phi3v.weights.onednn import pack_linears
+from model.phi3v.weights.quantization import use_torch_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
         use_torch_kernels(model)
         return TorchDecoder(model)
     try:
-        from model.phi3v.language_cpu import CpuDecoder, why_not
+        from model.phi3v.decoder_cpu import CpuDecoder, why_not
     except ImportError as error:
         reason: str | None = str(error)
     else:

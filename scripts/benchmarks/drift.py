@@ -25,8 +25,8 @@ from model.demo import CHECKPOINT
 from model.engine.engine import Engine
 from model.engine.kv_cache.base import Span
 from model.engine.kv_cache.choice import make_kv_cache
-from model.phi3v.chat import Message, MessageImage
-from model.phi3v.processing import Processor, PromptInputs
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.rope import LongRope
 from scripts.benchmarks.driver import load, random_prompts
 from scripts.benchmarks.machine import describe

@@ -14,7 +14,7 @@ from model.engine.config import LoadOptions
 from model.engine.engine import Engine
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.processing import PromptInputs
 
 
 @dataclass

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.processing import PromptInputs
 from scripts.benchmarks.driver import answer, greedy, load, random_prompts
 from scripts.benchmarks.machine import describe
 from scripts.benchmarks.options import Options

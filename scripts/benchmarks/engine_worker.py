@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.engine.engine import Engine
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
 from scripts.benchmarks.driver import answer, greedy, load
 from scripts.benchmarks.load import text
 

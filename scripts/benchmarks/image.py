@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from model.engine.engine import Engine
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
 from scripts.benchmarks.arithmetic import Operations, operations
 from scripts.benchmarks.driver import answer, greedy, load
 from scripts.benchmarks.machine import describe, matrix_rate

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from model.demo.repeating import FIRST_TOKEN, make_repeating
 from model.engine.engine import Engine
 from model.engine.request import SamplingParams
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.processing import PromptInputs
 from scripts.benchmarks.driver import answer, greedy, load, random_prompts
 from scripts.benchmarks.guidance import sibling
 from scripts.benchmarks.machine import describe

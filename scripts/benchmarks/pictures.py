@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from model.phi3v.chat import MessageImage
+from model.phi3v.inputs.chat import MessageImage
 
 LARGE = (1900, 1069)  # width and height; about 2,500 tokens
 

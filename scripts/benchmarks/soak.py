@@ -27,7 +27,7 @@ from model.engine.async_engine import AsyncEngine
 from model.engine.engine import Engine
 from model.engine.request import SamplingParams
 from model.errors import ModelError
-from model.phi3v.chat import Message, MessageImage
+from model.phi3v.inputs.chat import Message, MessageImage
 from scripts.benchmarks.driver import load
 from scripts.benchmarks.load import text
 from scripts.benchmarks.machine import describe

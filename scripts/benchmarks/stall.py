@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from model.engine.async_engine import AsyncEngine
 from model.engine.request import SamplingParams
-from model.phi3v.chat import Message
+from model.phi3v.inputs.chat import Message
 from scripts.benchmarks.driver import greedy, load
 from scripts.benchmarks.load import text
 from scripts.benchmarks.machine import describe

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
-from model.phi3v.image_processing import TILE, ImageProcessor
+from model.phi3v.inputs.image_processing import TILE, ImageProcessor
 from scripts.demo_training.network import SIZES
 from scripts.demo_training.scenes import COLOURS, THINGS, Scene, Thing
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.phi3v.image_processing import TILE
+from model.phi3v.inputs.image_processing import TILE
 from scripts.demo_training.cells import CELL, placed
 from scripts.demo_training.network import SIZES
 from scripts.demo_training.scenes import COLOURS, MOST_THINGS, THINGS, Scene, Thing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from scripts.demo_training.answers import FRENCH_COLOURS, FRENCH_SHAPES
 from scripts.demo_training.scenes import COLOURS, THINGS, Scene
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.phi3v.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from scripts.demo_training.cells import CELLS
 from scripts.demo_training.codes import CODE, codes, misheard, thing_codes
 from scripts.demo_training.conversations import (

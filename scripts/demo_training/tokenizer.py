@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from model.demo.tokenizer_files import write_tokenizer
-from model.phi3v.tokenizer import WORD_BOUNDARY
+from model.phi3v.inputs.tokenizer import WORD_BOUNDARY
 from scripts.demo_training.conversations import about_picture, without_picture
 from scripts.demo_training.scenes import GLYPHS, random_scene
 

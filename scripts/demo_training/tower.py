@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from model.phi3v.image_processing import TILE
+from model.phi3v.inputs.image_processing import TILE
 from model.phi3v.vision import MERGE
 from scripts.demo_training.codes import (
     CODE,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.phi3v.image_processing import TILE, _pad_to_tiles, _resize
+from model.phi3v.inputs.image_processing import TILE, _pad_to_tiles, _resize
 from scripts.demo_training.cells import PLANS, CellLabels, extent, labels
 from scripts.demo_training.codes import codes
 from scripts.demo_training.pictures import draw

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from model.demo import CHECKPOINT
 from model.engine.engine import Engine
 from model.engine.request import SamplingParams, TextDelta
-from model.phi3v.chat import Message, MessageImage
-from model.phi3v.processing import PromptInputs
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import PromptInputs
 from scripts.benchmarks.driver import answer, greedy, load, random_prompts
 from scripts.benchmarks.report import Figure, Report
 from scripts.gpu_checking.device import name_of

@@ -24,7 +24,7 @@ from model.engine.config import EngineConfig
 from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.scheduling.scheduler import Chunk
-from model.phi3v.language import Decoder
+from model.phi3v.decoder import Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.engine.execution.cuda_graphs import DecodeGraphs
 from model.engine.kv_cache.base import PagedCache, Span
 from model.engine.scheduling.scheduler import Chunk
-from model.phi3v.language import Attention, Decoder
+from model.phi3v.decoder import Attention, Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 

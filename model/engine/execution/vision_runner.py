@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.scheduling.sequence import Sequence
-from model.phi3v.image_processing import ImageInputs
+from model.phi3v.inputs.image_processing import ImageInputs
 from model.phi3v.vision import Phi3VImageEmbedding
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, NOBOD
 from model.engine.grammars.state import GrammarState
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 WORKER = "model.engine.grammars.worker:prepare"  # not imported here, nor the library behind it
 LARGEST_SOURCE = 200_000  # characters

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import Attention
+from model.phi3v.decoder import Attention
 from model.phi3v.transfer import to_device
 
 
@@ -132,7 +132,7 @@ class SdpaAttention:
         self._reads = [PrefillRead(cache, span, self._dtype) for span in spans]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        """See ``model.phi3v.language.Attention``."""
+        """See ``model.phi3v.decoder.Attention``."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._block_T, :, self._offset_T] = k_TGD.to(keys.dtype)
         values[self._block_T, :, self._offset_T] = v_TGD.to(values.dtype)

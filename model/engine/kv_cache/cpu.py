@@ -13,10 +13,10 @@ from torch import Tensor
 
 from model.cpu.attention import paged_attention
 from model.cpu.blocks import BLOCK
-from model.cpu.jit import address
+from model.cpu.compiler.jit import address
 from model.engine.kv_cache.base import KVCache, Span
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import Attention
+from model.phi3v.decoder import Attention
 
 
 def why_not(config: Phi3VConfig, block_size: int) -> str | None:
@@ -99,7 +99,7 @@ class CpuAttention:
         return records
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        """See ``model.phi3v.language.Attention``."""
+        """See ``model.phi3v.decoder.Attention``."""
         dtype = self._cache.keys.dtype
         query_THD = q_THD.float().contiguous()
         new_keys, new_values = k_TGD.to(dtype).contiguous(), v_TGD.to(dtype).contiguous()

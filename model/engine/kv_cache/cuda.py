@@ -19,7 +19,7 @@ from torch import Tensor
 from model.engine.kv_cache.base import KVCache, Span
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.language import Attention
+from model.phi3v.decoder import Attention
 from model.phi3v.transfer import to_device
 
 BLOCK_SIZE = 256  # FlashAttention 2, which varlen_attn is, pages memory in multiples of this
@@ -158,7 +158,7 @@ class PagedAttention:
         self._key_start = count * self._max_key
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        """See ``model.phi3v.language.Attention``."""
+        """See ``model.phi3v.decoder.Attention``."""
         keys_NBGD, values_NBGD = self._cache.keys[layer], self._cache.values[layer]
         keys_NBGD.flatten(0, 1)[self._slot_T] = k_TGD.to(keys_NBGD.dtype)
         values_NBGD.flatten(0, 1)[self._slot_T] = v_TGD.to(values_NBGD.dtype)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from model.engine.kv_cache.base import KVCache, Span
-from model.phi3v.language import Attention
+from model.phi3v.decoder import Attention
 
 
 class PipelineKVCache:
@@ -44,6 +44,6 @@ class _PipelineAttention:
         self._layers = layers
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        """See ``model.phi3v.language.Attention``."""
+        """See ``model.phi3v.decoder.Attention``."""
         attend, number = self._layers[layer]
         return attend(number, q_THD, k_TGD, v_TGD)

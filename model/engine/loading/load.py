@@ -25,15 +25,15 @@ from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, te
 from model.engine.loading.placement import device_map
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError, RequestError
-from model.phi3v.chat import Message, MessageImage
 from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.image_processing import TILE
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.image_processing import TILE
+from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
-from model.phi3v.processing import Processor, PromptInputs
-from model.phi3v.quantization import quantize_linears
+from model.phi3v.weights.quantization import quantize_linears
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from model.engine.loading.placement import spread
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.quantization import LAYERS, quantized_bytes, why_not, work_bytes
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
+from model.phi3v.weights.quantization import LAYERS, quantized_bytes, why_not, work_bytes
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 VISION = ".vision_embed_tokens."

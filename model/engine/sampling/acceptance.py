@@ -11,7 +11,7 @@ from model.engine.scheduling.scheduler import Chunk, Scheduler
 from model.engine.scheduling.sequence import MOST_TOGETHER, Sequence
 from model.engine.stats import Totals
 from model.errors import ModelError
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 
 class Acceptance:

@@ -103,7 +103,7 @@ def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
     highest = torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
     if device.type == "cpu":
         try:
-            from model.cpu import masking
+            from model.cpu import token_masks as masking
         except ImportError as error:
             logger.warning("masks of grammars are not compiled and so slower: %s", error)
         else:

@@ -15,7 +15,7 @@ from model.engine.scheduling.token_counts import Counts
 from model.engine.text.detokenizer import Detokenizer
 from model.engine.text.lookup import Lookup
 from model.errors import ModelError
-from model.phi3v.processing import IMAGE_TOKEN_ID, PromptInputs
+from model.phi3v.inputs.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
 
 MOST_TOGETHER = 32  # tokens that one step may add to an answer

@@ -7,7 +7,7 @@ if a stray byte follows, where the tokenizers library would then blank them as w
 
 from __future__ import annotations
 
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 REPLACEMENT = "\ufffd"
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.cpu import microkernel
+from model.cpu.compiler.jit import address
 from model.cpu.decoder import DecoderKernels
-from model.cpu.jit import address
-from model.cpu.linear import TiledLinear
-from model.cpu.packing import nibbles, pack, pack_pairs
+from model.cpu.linear import microkernel
+from model.cpu.linear.linear import TiledLinear
+from model.cpu.linear.packing import nibbles, pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
-from model.phi3v.language import Attention
+from model.phi3v.decoder import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.packing import release
-from model.phi3v.quantization import QuantizedLinear
+from model.phi3v.weights.onednn import release
+from model.phi3v.weights.quantization import QuantizedLinear
 
 _STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as kernels know them
 
@@ -52,7 +52,7 @@ class CompiledAttention(Protocol):
 
 
 class CpuDecoder:
-    """See ``model.phi3v.language.Decoder``.
+    """See ``model.phi3v.decoder.Decoder``.
 
     Args:
         model: float32 or bfloat16; loses its linear layers' weights and cannot be used otherwise.

@@ -15,8 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from model.errors import CheckpointError
-from model.phi3v.chat import ASSISTANT, END, USER, Control, Piece
 from model.phi3v.checkpoint import first_line, read_json
+from model.phi3v.inputs.chat import ASSISTANT, END, USER, Control, Piece
 
 # Unicode's White_Space, which is what the tokenizers library strips; Python's str.strip() also
 # takes the separators U+001C to U+001F.

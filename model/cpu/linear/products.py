@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from model.cpu.compiler.jit import inner, take, take_next, wait
 from model.cpu.elementwise import assign, sigmoid
-from model.cpu.jit import inner, take, take_next, wait
-from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
-from model.cpu.quantized import (
+from model.cpu.linear.microkernel import PANEL, TILE_ROWS, compute_tile
+from model.cpu.linear.quantized import (
     PART,
     multiply_row,
     panels_of,

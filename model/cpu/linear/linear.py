@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.cpu.compiler.jit import Kernel, address, array, read, record_type, take, take_next
 from model.cpu.elementwise import assign, sigmoid
-from model.cpu.jit import Kernel, address, array, read, record_type, take, take_next
-from model.cpu.microkernel import PANEL, TILE_ROWS, compute_tile
-from model.cpu.products import ROWS_PER_ITEM, row_blocks
+from model.cpu.linear.microkernel import PANEL, TILE_ROWS, compute_tile
+from model.cpu.linear.products import ROWS_PER_ITEM, row_blocks
 
 Activation = Literal["none", "quick_gelu"]
 

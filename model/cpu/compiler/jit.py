@@ -42,7 +42,7 @@ PATIENCE = 1000  # pauses, some 20 microseconds, before a waiting thread offers 
 def _cache_directory() -> str:
     """Where compiled kernels are kept; named by their sources, which numba compares only in part."""
     sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     directory = home / "phi3v-server" / f"kernels-{sources.hexdigest()[:16]}"

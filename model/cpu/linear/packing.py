@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.cpu.microkernel import PANEL
+from model.cpu.linear.microkernel import PANEL
 
 ALIGNMENT = 64  # bytes of a register
 

@@ -13,8 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from model.cpu.microkernel import PANEL, VECTORS
-from model.cpu.vectors import (
+from model.cpu.compiler.vectors import (
     FLOATS,
     LANES,
     PAIRS,
@@ -24,6 +23,7 @@ from model.cpu.vectors import (
     multiply_add,
     widened,
 )
+from model.cpu.linear.microkernel import PANEL, VECTORS
 
 PART = 128  # words of a panel that are made together: 24 KiB, in the innermost cache
 HALVES = 2 * VECTORS  # of a panel: 8 columns, with two numbers of each in turn

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.errors import CheckpointError, ImageError
 from model.phi3v.checkpoint import read_json
-from model.phi3v.pictures import check_sides, to_rgb
+from model.phi3v.inputs.pictures import check_sides, to_rgb
 
 TILE = 336  # side of a crop, in pixels
 TOKENS_PER_SIDE = 12  # merged patches along a crop's side

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from model.cpu.vectors import FLOATS, LANES, PAIRS, WORDS, everywhere, loop, multiply_add
+from model.cpu.compiler.vectors import FLOATS, LANES, PAIRS, WORDS, everywhere, loop, multiply_add
 
 VECTORS = 3
 PANEL = LANES * VECTORS  # columns of a tile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from model.cpu.jit import Kernel, address, array, inner, read, record_type, take, take_next
+from model.cpu.compiler.jit import Kernel, address, array, inner, read, record_type, take, take_next
 
 FIELDS = {
     "largest": np.float32,

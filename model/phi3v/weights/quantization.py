@@ -22,7 +22,7 @@ from tqdm import tqdm
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.packing import release
+from model.phi3v.weights.onednn import release
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from model.cpu.dequantization import MAKE, MULTIPLY, PART
-from model.cpu.jit import array
-from model.cpu.microkernel import PANEL
+from model.cpu.compiler.jit import array
+from model.cpu.linear.dequantization import MAKE, MULTIPLY, PART
+from model.cpu.linear.microkernel import PANEL
 
 
 def weights(address, scales, panels, words, groups, kind):

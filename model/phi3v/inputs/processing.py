@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from model.errors import ContextLengthError, ImageError
-from model.phi3v.chat import Message, MessageImage, Piece, Prompt, Text, render
-from model.phi3v.image_processing import ImageInputs, ImageProcessor
-from model.phi3v.tokenizer import Phi3VTokenizer
+from model.phi3v.inputs.chat import Message, MessageImage, Piece, Prompt, Text, render
+from model.phi3v.inputs.image_processing import ImageInputs, ImageProcessor
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 IMAGE_TAG = "<|image_1|>"  # as the official prompts write an image
 IMAGE_TOKEN_ID = -1  # marks an image position; no vocabulary entry can be mistaken for it

@@ -1,0 +1,1 @@
+"""How kernels are compiled: numba with LLVM intrinsics, and a cache on disk."""

@@ -1,0 +1,1 @@
+"""From messages and pictures to token ids and pixels."""
