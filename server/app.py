@@ -11,11 +11,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from server import errors, metrics
-from server.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
+from server import errors
 from server.auth.limits import RATE_LIMIT_HEADERS
-from server.guard import Guard
-from server.middleware import (
+from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
+from server.http.guard import Guard
+from server.http.middleware import (
     REQUEST_IDS,
     AnswerBugs,
     HeadAsGet,
@@ -30,7 +30,8 @@ from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.service import Service
 from server.settings import Settings
-from server.traces import Traces
+from server.telemetry import metrics
+from server.telemetry.traces import Traces
 
 READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
 

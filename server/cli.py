@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from server import logs
+from server.telemetry import logs
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings

@@ -19,8 +19,8 @@ from pydantic import Field, FilePath
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
-from server import logs
 from server.settings import ModelSettings, Revision
+from server.telemetry import logs
 
 Result = TypeVar("Result")
 

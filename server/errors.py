@@ -229,7 +229,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Give every error of the app, also the framework's own, the one shape; but for bugs.
 
-    Those are answered by ``server.middleware``.
+    Those are answered by ``server.http.middleware``.
     """
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -17,14 +17,14 @@ from typing import Any
 import uvicorn
 
 import model
-from server import logs
 from server.app import create_app
 from server.auth.keys import KeysError
-from server.connections import bounded_protocol
+from server.http.connections import bounded_protocol
+from server.http.sse import says_more_than_a_broken_stream
 from server.service import Service
 from server.settings import Settings
-from server.sse import says_more_than_a_broken_stream
-from server.traces import Traces, TracesError
+from server.telemetry import logs
+from server.telemetry.traces import Traces, TracesError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEAD_FOR = 2.0  # seconds that a server without an engine goes on, to say so

@@ -10,9 +10,9 @@ from typing import Literal
 
 import model
 from server.auth.access import Access
-from server.decoding import Decoder
 from server.errors import RETRY_AFTER, ApiError
-from server.fetching import Fetcher
+from server.images.decode_pool import Decoder
+from server.images.fetching import Fetcher
 from server.settings import ModelSettings, Settings
 
 State = Literal["loading", "ready", "draining", "dead"]

@@ -14,7 +14,7 @@ from model.engine.scheduling.scheduler import Chunk
 from model.errors import EngineDeadError
 from model.phi3v.inputs.processing import Processor
 from server.cli import main
-from server.decoding import Decoder
+from server.images.decode_pool import Decoder
 
 PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
 STEP = 0.3  # seconds that a step of a slow request takes at least

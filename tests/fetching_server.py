@@ -6,8 +6,8 @@ import socket
 import sys
 
 from image_host import resolver
-from server import fetching
 from server.cli import main
+from server.images import fetching
 
 if __name__ == "__main__":
     fetching.is_public = lambda address: address.is_loopback

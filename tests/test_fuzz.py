@@ -27,11 +27,11 @@ from pydantic_core import from_json
 from model import ImageError, ModalityError, ModelError
 from model.phi3v.inputs.chat import render
 from nasty_images import saved
-from server.convert import ExtraPolicy, parse, parse_tokenize, to_messages
-from server.decoding import decode_image
+from server.chat.parse import ExtraPolicy, parse, parse_tokenize, to_messages
 from server.errors import ApiError, error_body, error_response, from_model_error
-from server.fetching import Fetcher
-from server.images import DataUrl, Images
+from server.images.decode_pool import decode_image
+from server.images.fetching import Fetcher
+from server.images.urls import DataUrl, Images
 from server.schemas.requests import ChatCompletionRequest
 from wire import data_url
 

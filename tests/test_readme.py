@@ -15,7 +15,7 @@ from PIL import Image
 
 from client_environments import node_directory, python_with
 from live_server import ROOT, LiveServer, start_server
-from server.ray_settings import RaySettings
+from server.ray.settings import RaySettings
 from server.settings import Settings
 
 README = (ROOT / "README.md").read_text("utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.affinity import affinity
+from server.ray.affinity import affinity
 from wire import data_url, image_message, png
 
 

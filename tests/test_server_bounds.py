@@ -15,7 +15,7 @@ import pytest
 
 from live_server import API_KEY, LiveServer, check_log, start_server
 from raw import check_raw, connection, everything
-from server.places import RESERVE
+from server.http.places import RESERVE
 from waiting import TRIES
 from wire import AUTHORIZED, HELLO, chat, check_error, data_url, image_message, png
 

@@ -14,8 +14,8 @@ import pytest
 from image_host import GOOD, NAME, OTHER, ImageHost, resolver
 from live_server import API_KEY, ROOT, LiveServer, check_log, start_server
 from model import ImageError, ModalityError
-from server import fetching
-from server.fetching import Fetcher, is_public
+from server.images import fetching
+from server.images.fetching import Fetcher, is_public
 from wire import chat, check_error, data_url, image_message
 
 LOC = ["messages", 0, "content", 0, "image_url", "url"]

@@ -20,9 +20,9 @@ from confined_workers import workers
 from live_server import LiveServer
 from model import ImageError, to_rgb
 from nasty_images import NASTY, saved
-from server import decoding
-from server.decoding import Decoder, decode_image
-from server.images import DataUrl
+from server.images import decode_pool as decoding
+from server.images.decode_pool import Decoder, decode_image
+from server.images.urls import DataUrl
 from wire import AUTHORIZED, data_url, image_message
 
 PIXELS = 50_000_000

@@ -20,8 +20,8 @@ import model
 from live_server import API_KEY, LiveServer, check_log, start_server
 from model.engine.generation import Generation
 from server.batch.results import Results
-from server.completions import Answer, Envelope, complete
-from server.logprobs import as_json_writes, as_pydantic_writes
+from server.chat.completions import Answer, Envelope, complete
+from server.chat.logprobs import as_json_writes, as_pydantic_writes
 from server.schemas.answers import ChatCompletion, Logprobs, TokenLogprob, TopLogprob
 from server.schemas.batch import BatchResponse, BatchResult
 from waiting import TRIES

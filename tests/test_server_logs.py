@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from live_server import API_KEY, ROOT, START_TIMEOUT, LiveServer, start_server
-from server.logs import JsonFormatter, TextFormatter
+from server.telemetry.logs import JsonFormatter, TextFormatter
 from wire import AUTHORIZED, chat, data_url, image_message
 
 SECRET = "xylophone-4711"
@@ -67,7 +67,7 @@ def test_one_line_says_what_an_answer_took(talkative: LiveServer, stream: bool) 
     assert found.pop("time").endswith("+00:00")
     assert found == {
         "level": "info",
-        "logger": "server.access_log",
+        "logger": "server.http.access_log",
         "message": "request",
         "request_id": f"answer-{stream}",
         "caller": "api-key",
@@ -193,7 +193,7 @@ def test_text_is_one_line_whatever_a_client_puts_in(tiny: Path) -> None:
         assert live.stop() == 0
     (line,) = [line for line in live.log if "/two" in line]
     expected = r'request_id="a\" b=c" method=GET path="/two\nlines\u001b[31m" status=404'
-    assert f" INFO server.access_log: request {expected}" in line
+    assert f" INFO server.http.access_log: request {expected}" in line
     assert line.endswith("error_code=not_found\n")
     (line,) = [line for line in live.log if "request_id=plain" in line]
     assert re.search(r"completion_tokens=5 .*time_to_first_token_seconds=\d+\.\d{3} ", line)

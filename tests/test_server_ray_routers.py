@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's, of its own old ways
     from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
-    from server.ray_routers import ToGateways
+    from server.ray.routers import ToGateways
 
 SEATS = 16
 DEPLOYMENT = DeploymentID("gateway", "default")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from live_server import ROOT
-from server.ray_settings import RaySettings
+from server.ray.settings import RaySettings
 
 
 def test_defaults() -> None:
@@ -67,7 +67,7 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], reason: str) -> N
 
 
 def test_the_server_needs_no_ray() -> None:
-    program = "import sys; sys.modules['ray'] = None; import server.run, server.ray_settings"
+    program = "import sys; sys.modules['ray'] = None; import server.run, server.ray.settings"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 

@@ -12,10 +12,10 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 import model
-from server import relay
 from server.errors import ApiError
+from server.http.sse import ChunkStream, StreamBrokenError
+from server.ray import relay
 from server.schemas.answers import ChatCompletionChunk
-from server.sse import ChunkStream, StreamBrokenError
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from server.errors import ApiError
-from server.seats import Seats
+from server.ray.seats import Seats
 from waiting import until
 
 

@@ -12,17 +12,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 import model
-from server.answering import Answering, Question, convert
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.bodies import Json, decode
-from server.completions import Answer
-from server.convert import parse
+from server.chat.answering import Answering, Question, convert
+from server.chat.bodies import Json, decode
+from server.chat.completions import Answer
+from server.chat.logprobs import as_pydantic_writes
+from server.chat.parse import parse
 from server.errors import ApiError, error_body, from_model_error, from_validation_error
-from server.fetching import FetchError
-from server.images import Images
-from server.logprobs import as_pydantic_writes
+from server.images.fetching import FetchError
+from server.images.urls import Images
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
 from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend

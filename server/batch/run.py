@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import model
-from server import logs
 from server.batch.answers import Answers, BatchEndedError
 from server.batch.lines import read_lines
 from server.batch.progress import Progress
 from server.batch.results import Results, ResultsError
 from server.service import Backend
 from server.settings import ModelSettings
+from server.telemetry import logs
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

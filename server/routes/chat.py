@@ -9,11 +9,12 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from server.answering import convert
 from server.auth.limits import Admission
-from server.bodies import Json
-from server.convert import ExtraPolicy, parse
-from server.dependencies import (
+from server.chat.answering import convert
+from server.chat.bodies import Json
+from server.chat.parse import ExtraPolicy, parse
+from server.errors import CLIENT_CLOSED, responses
+from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
@@ -22,12 +23,11 @@ from server.dependencies import (
     extra_policy,
     json_body,
 )
-from server.errors import CLIENT_CLOSED, responses
-from server.images import Images
-from server.pieces import JsonInPieces
+from server.http.pieces import JsonInPieces
+from server.http.sse import ChunkStream
+from server.images.urls import Images
 from server.schemas.answers import ChatCompletion
 from server.service import Service
-from server.sse import ChunkStream
 
 EXTRA_PARAMETERS: dict[str, Any] = {
     "name": "extra-parameters",

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.dependencies import ServiceOf
 from server.errors import RETRY_AFTER
+from server.http.dependencies import ServiceOf
 from server.schemas.answers import Health
 
 router = APIRouter(tags=["health"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.dependencies import KEY_REQUIRED, ServiceOf
 from server.errors import ApiError, responses, short_name
+from server.http.dependencies import KEY_REQUIRED, ServiceOf
 from server.schemas.answers import ModelCard, ModelInfo, ModelList
 
 PUBLISHED = 1716249600  # 21 May 2024, the day Phi-3-vision was announced

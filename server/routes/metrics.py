@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from server.dependencies import ServiceOf, require_caller
 from server.errors import responses
-from server.metrics import CONTENT_TYPE, Metrics
+from server.http.dependencies import ServiceOf, require_caller
+from server.telemetry.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["health"])
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from server.dependencies import ServiceOf
+from server.http.dependencies import ServiceOf
 
 # No script, style or picture but our own, no text turned into markup, no frame around the page: a
 # model's answer stays text, whatever it says. Pictures that the user adds are data and blobs.

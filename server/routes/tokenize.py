@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-from server.bodies import Json
-from server.convert import parse_tokenize, to_messages
-from server.dependencies import (
+from server.chat.bodies import Json
+from server.chat.parse import parse_tokenize, to_messages
+from server.errors import responses
+from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
@@ -16,7 +17,6 @@ from server.dependencies import (
     documented_body,
     json_body,
 )
-from server.errors import responses
 from server.schemas.answers import Tokenized
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)

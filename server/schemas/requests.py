@@ -1,6 +1,6 @@
 """Bodies of requests, as both dialects share them.
 
-A request is validated after extra parameters are dealt with (``server.convert``), so what is not
+A request is validated after extra parameters are dealt with (``server.chat.parse``), so what is not
 declared here is refused by name.
 """
 
@@ -71,7 +71,7 @@ class StreamOptions(Body):
     include_obfuscation: Flag = False
 
 
-# What parameters that cannot be served may be; ``server.convert`` says of the rest why not.
+# What parameters that cannot be served may be; ``server.chat.parse`` says of the rest why not.
 NULL = WithJsonSchema({"type": "null"})
 NONE = WithJsonSchema({"const": "none"})
 NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})

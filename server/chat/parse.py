@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import model
+from server.chat.grammars import grammar
 from server.errors import (
     LONGEST_MESSAGE,
     LONGEST_SHOWN_PATH,
@@ -22,8 +23,7 @@ from server.errors import (
     short_name,
     short_path,
 )
-from server.grammars import grammar
-from server.images import Images
+from server.images.urls import Images
 from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
 from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
 

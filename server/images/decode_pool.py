@@ -97,7 +97,7 @@ class Decoder:
         self._max_pixels = max_pixels
         self._timeout = timeout
         self._zygote = Zygote(
-            "server.decoding:prepare", max_pixels, timeout, decode or decode_image
+            "server.images.decode_pool:prepare", max_pixels, timeout, decode or decode_image
         )
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(max(2, (os.cpu_count() or 1) // 2)):

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.sse import StreamBrokenError, error_event
+from server.http.sse import StreamBrokenError, error_event
 
 logger = logging.getLogger(__name__)
 

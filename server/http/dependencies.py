@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from server.auth.limits import Admission, Caller
-from server.bodies import Json, decode
-from server.convert import ExtraPolicy
+from server.chat.bodies import Json, decode
+from server.chat.parse import ExtraPolicy
 from server.errors import ApiError, short_name
-from server.images import Images
+from server.images.urls import Images
 from server.service import Service
 
 

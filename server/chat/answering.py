@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import model
-from server import completions
-from server.convert import to_messages
-from server.images import Images
-from server.logprobs import Numbers, as_json_writes
+from server.chat import completions
+from server.chat.logprobs import Numbers, as_json_writes
+from server.chat.parse import to_messages
+from server.images.urls import Images
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import model
-from server import logs
 from server.errors import CLIENT_CLOSED, from_model_error, short_name
+from server.telemetry import logs
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import model
-from server.logprobs import Numbers, spelled
+from server.chat.logprobs import Numbers, spelled
 from server.schemas.answers import (
     AnswerMessage,
     ChatCompletion,

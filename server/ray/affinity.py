@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from server.bodies import check_size
+from server.chat.bodies import check_size
 from server.errors import ApiError
 
 # What is looked at, so that a digest costs the same whatever is sent.

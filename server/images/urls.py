@@ -11,8 +11,8 @@ import httpx2
 from PIL import Image
 
 import model
-from server.decoding import Decoder
-from server.fetching import HTTP, Fetcher
+from server.images.decode_pool import Decoder
+from server.images.fetching import HTTP, Fetcher
 
 # The parameters of the media type are bounded: nothing is searched for in megabytes of them.
 DATA_URL = re.compile(

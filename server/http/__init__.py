@@ -1,0 +1,1 @@
+"""What lies between a socket and a route: bounds, guards, middleware, event streams."""

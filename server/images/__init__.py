@@ -1,0 +1,1 @@
+"""Strangers' images: fetched within bounds, decoded in confined workers."""

@@ -1,0 +1,1 @@
+"""The same application on many devices or machines, by Ray Serve."""

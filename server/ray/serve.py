@@ -1,0 +1,214 @@
+"""The same application on many devices or machines: ``serve run server.ray_serve:app``.
+
+A gateway takes requests from Ray's HTTP proxy and hands each to a replica: the same one for
+conversations that begin alike, where their beginning is cached. A replica is the whole server but
+for its sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import model
+from server.app import create_app, outermost
+from server.chat.bodies import READ_ON_THREAD_ABOVE
+from server.errors import (
+    CLIENT_CLOSED,
+    RETRY_AFTER,
+    ApiError,
+    error_response,
+    from_model_error,
+    too_slow,
+)
+from server.http.dependencies import Held, read_body, require_caller
+from server.ray import relay
+from server.ray.affinity import affinity
+from server.ray.routers import SPARE, ToGateways, ToReplicas
+from server.ray.seats import Seats
+from server.ray.settings import RaySettings
+from server.service import Service
+from server.telemetry import logs
+from server.telemetry.traces import Traces
+
+
+class Gateway:
+    """Hands requests to replicas. Refuses those of nobody, too large, too slow or too many."""
+
+    async def __init__(  # type: ignore[misc] # Ray awaits it
+        self, settings: RaySettings, replicas: DeploymentHandle[Replica]
+    ) -> None:
+        logs.start(settings.log_format, settings.log_level)
+        self._settings = settings
+        self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
+        self._requests = 0
+        self._seats = Seats(settings.seats, settings.queued_requests)
+        # Ray's types leave open what ``stream`` decides.
+        self._replicas: Any = replicas.options(method_name="answer", stream=True)
+        self._app: ASGIApp = self._answer
+        for outer in outermost(settings, lambda route, status: None):
+            self._app = outer.cls(self._app, *outer.args, **outer.kwargs)
+        self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
+
+    async def __call__(self, _: Request) -> Response:
+        """The answer of a replica, as soon as it begins."""
+        return relay.Passed(self._app, without="x-request-id")  # Ray's proxy adds the same
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._settings.requests_in_gateway
+        if self._requests == limit:
+            reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
+            refused = error_response(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+            await refused(scope, receive, send)
+            return
+        self._requests += 1
+        try:
+            response = await self._response(Request(scope, receive))
+            await response(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _response(self, request: Request) -> Response:
+        held = Held(self._service)
+        try:
+            return await self._forward(request, held)
+        except ApiError as error:
+            request.state.relayed = False
+            return error_response(error)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        finally:
+            self._service.release(held.size)
+
+    async def _forward(self, request: Request, held: Held) -> Response:
+        body, key = b"", ""
+        if request.method == "POST":  # all others have no body
+            await require_caller(request, self._service)
+            body = await self._read(request, held)
+            at_once = len(body) <= READ_ON_THREAD_ABOVE
+            key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
+            key = key or uuid.uuid4().hex
+        seconds = self._settings.request_timeout
+        batches = self._ask(key, request, body)
+        try:
+            async with asyncio.timeout(seconds):
+                first = await anext(batches)
+        except TimeoutError as error:
+            raise from_model_error(model.TookTooLongError(seconds)) from error
+        return relay.Relayed(first, batches)
+
+    async def _read(self, request: Request, held: Held) -> bytes:
+        seconds = self._settings.body_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return bytes(await read_body(request, self._settings.max_body_bytes, held))
+        except TimeoutError as error:
+            raise too_slow("body", seconds) from error
+
+    async def _ask(
+        self, key: str, request: Request, body: bytes
+    ) -> AsyncGenerator[relay.Batch, None]:
+        """What a replica answers; raises ApiError."""
+        async with self._seats.taken() if key else nullcontext():
+            replica = self._replicas.options(session_id=key)
+            answer = replica.remote(relay.portable(request.scope), body)
+            del body  # which counts as held until the answer begins
+            request.state.relayed = True
+            try:
+                async for batch in answer:
+                    yield batch
+            except (RayActorError, DeploymentUnavailableError) as error:
+                reason = "the replica at work on this has ended; try again"
+                raise ApiError(503, "overloaded", reason, headers=RETRY_AFTER) from error
+            except (asyncio.CancelledError, GeneratorExit):
+                answer.cancel()
+                raise
+
+    def __del__(self) -> None:
+        self._following.cancel()
+
+
+class Replica:
+    """The application and its engine. A dead engine makes Ray start another replica."""
+
+    async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
+        logs.start(settings.log_format, settings.log_level)
+        if not settings.gpus:  # Ray hides GPUs from nobody
+            settings = settings.model_copy(update={"device": "cpu"})
+        self._service = Service(settings)
+        self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._app = create_app(self._service, self._traces, faces_browsers=False)  # gateways do
+        never = asyncio.Event()
+        self._following = asyncio.create_task(self._service.access.follow_changes(never))
+        await self._service.load()
+
+    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.Batch, None]:
+        """The application's answer to a request."""
+        async with aclosing(relay.answer(self._app, scope, body)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def check_health(self) -> None:
+        """Called by Ray now and then; raises RuntimeError when the engine is dead."""
+        if self._service.state == "dead":
+            raise RuntimeError("the engine has failed")
+
+    def __del__(self) -> None:
+        self._following.cancel()
+        self._service.close()
+        if self._traces is not None:
+            self._traces.close()
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application, of ``PHI3V_*`` variables and arguments, which win; raises ValueError."""
+    settings = RaySettings(**args)
+    shared: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": settings.drain_timeout,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "logging_config": {"enable_access_log": False},  # a replica logs each request
+    }
+    replicas = serve.deployment(
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.most_replicas,
+            target_ongoing_requests=0.75 * settings.ongoing,
+            upscale_delay_s=settings.upscale_delay,
+            downscale_delay_s=settings.downscale_delay,
+        ),
+        max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
+        max_surge_percent=settings.max_surge_percent,
+        request_router_config={
+            "request_router_class": ToReplicas,
+            # Better on a replica that has to compute the beginning than not at all; at an update there
+            # are twice as many.
+            "request_router_kwargs": {"num_fallback_replicas": 2 * settings.most_replicas - 1},
+        },
+        **shared,
+    )(Replica)
+    gateways = serve.deployment(
+        num_replicas=settings.gateways,
+        ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
+        request_router_config={"request_router_class": ToGateways},
+        max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
+        # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
+        # queue are also those that are on their way to one.
+        max_ongoing_requests=2 * settings.requests_in_gateway,
+        max_queued_requests=2 * settings.requests_in_gateway,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        **shared,
+    )(Gateway)
+    return gateways.bind(settings, replicas.bind(settings))
