@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import re
-import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,8 +221,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     server = None
     if options.url is None:
-        sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-        from live_server import start_server
+        from tests.support.live_server import start_server
 
         server = start_server(
             "--model", options.model, "--dtype", options.dtype, "--api-key", options.key

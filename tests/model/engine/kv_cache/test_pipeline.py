@@ -1,0 +1,260 @@
+"""A model spread over several GPUs: how layers are shared out, and that answers stay the same.
+
+Devices are the CPU here, several times. That nothing is computed from tensors of two of them is
+checked by torch's own fake tensors, which have devices that are not there.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.engine.config import EngineConfig, LoadOptions, Quantization
+from model.engine.engine import Engine
+from model.engine.kv_cache.base import KVCache, Span
+from model.engine.kv_cache.choice import make_kv_cache
+from model.engine.kv_cache.pipeline import PipelineKVCache
+from model.engine.loading.load import load_engine
+from model.engine.loading.machine import GIB, Machine
+from model.engine.loading.memory_plan import MemoryPlan, plan_memory
+from model.engine.loading.placement import device_map, spread
+from model.engine.request import SamplingParams, TextDelta
+from model.errors import CheckpointError
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.decoder import TorchDecoder
+from model.phi3v.inputs.chat import Message, MessageImage
+from model.phi3v.inputs.processing import Processor, PromptInputs
+from model.phi3v.modeling import Phi3VForCausalLM
+from model.phi3v.network import Network
+from tests.support.official_sizes import FULL, HEADERS
+
+CPU = torch.device("cpu")
+LAYERS = 5
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+SIZES = EngineConfig(2048, max_num_seqs=6, prefill_chunk=100, num_blocks=600)
+LENGTHS = (1, 17, 1018, 1100)  # the third crosses into the long regime
+
+
+@pytest.mark.parametrize("rooms", [(9, 9), (10, 5), (30, 1), (7, 5, 3), (4,), (-3, 8)])
+def test_layers_are_shared_out_best(rooms: tuple[int, ...]) -> None:
+    def least(counts: tuple[int, ...]) -> float:
+        return min(room / count for room, count in zip(rooms, counts, strict=True) if count)
+
+    every = product(range(LAYERS + 1), repeat=len(rooms))
+    best = max(least(counts) for counts in every if sum(counts) == LAYERS)
+    found = spread(LAYERS, rooms)
+    assert sum(found) == LAYERS
+    assert least(tuple(found)) == best
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Phi3VForCausalLM:
+    config = Phi3VConfig.from_pretrained(tiny)
+    config.num_hidden_layers = LAYERS
+    torch.manual_seed(0)
+    return Phi3VForCausalLM(config).eval()
+
+
+def stages(config: Phi3VConfig, counts: tuple[int, ...], sizes: EngineConfig) -> PipelineKVCache:
+    """Caches for so many layers each."""
+    made = []
+    for count in counts:
+        part = copy.copy(config)
+        part.num_hidden_layers = count
+        made.append(KVCache(part, sizes.num_blocks, sizes.block_size, torch.float32, CPU))
+    return PipelineKVCache(made)
+
+
+def prompt(length: int) -> PromptInputs:
+    generator = torch.Generator().manual_seed(length)
+    return PromptInputs(torch.randint(300, 32000, (length,), generator=generator).tolist())
+
+
+def answers(engine: Engine) -> list[list[int]]:
+    """To texts of several lengths and a picture, all at once; the last to be answered twice."""
+    image = MessageImage(lambda: Image.linear_gradient("L"))
+    prompts = [*map(prompt, LENGTHS), engine.processor([Message("user", "look", (image,))], 2000)]
+    for number, inputs in enumerate(prompts):
+        engine.add(number, inputs, replace(GREEDY, n=1 + (number == len(LENGTHS))))
+    found: dict[tuple[int, int], list[int]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            assert isinstance(output.result, TextDelta), output.result
+            found.setdefault(output.key, []).extend(output.result.token_ids)
+    return [found[key] for key in sorted(found)]
+
+
+def make_engine(model: Phi3VForCausalLM, tiny: Path) -> Engine:
+    vision = model.model.vision_embed_tokens
+    network = Network(model.config, TorchDecoder(model), vision, model.dtype)
+    return Engine(network, Processor.from_checkpoint(tiny), frozenset(), SIZES)
+
+
+def test_answers_are_those_of_generate(
+    model: Phi3VForCausalLM, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = []
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for length in LENGTHS:
+        ids = torch.tensor([prompt(length).token_ids])
+        mask = torch.ones_like(ids)
+        found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **options)
+        expected.append(found[0, length:].tolist())
+    whole = answers(make_engine(model, tiny))
+    assert whole[: len(LENGTHS)] == expected
+    for counts in ((2, 3), (4, 1), (1, 2, 2)):
+        cache = stages(model.config, counts, SIZES)
+        monkeypatch.setattr("model.engine.engine.make_kv_cache", lambda *_, made=cache: made)
+        engine = make_engine(model, tiny)
+        assert answers(engine) == whole
+        assert engine._runner._cache is cache
+        assert engine.scheduler.num_crossings == 1
+
+
+def placed(model: Phi3VForCausalLM, counts: list[int]) -> Phi3VForCausalLM:
+    """A copy of the model, on fake devices; within a ``FakeTensorMode`` alone."""
+    made = Phi3VForCausalLM(model.config)
+    devices = [torch.device("cpu", index) for index in range(len(counts))]
+    for name, device in device_map(devices, counts).items():
+        for module in made.get_submodule(name).modules():
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                new = torch.empty(parameter.shape, device=device)
+                setattr(module, key, nn.Parameter(new, requires_grad=False))
+    assert not [name for name, x in made.named_parameters() if x.device.index is None]
+    return made
+
+
+def test_nothing_is_computed_from_tensors_of_two_devices(
+    model: Phi3VForCausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FakeTensorMode(), torch.inference_mode():
+        decoder = TorchDecoder(placed(model, [2, 2, 1]))
+        assert [device.index for device in decoder.layer_devices] == [0, 0, 1, 1, 2]
+        assert decoder.device.index == 0
+        config = copy.copy(model.config)
+        sizes = replace(SIZES, block_size=32, num_blocks=64)  # which no kernel of the CPU reads
+        cache = make_kv_cache(config, sizes, torch.float32, decoder.layer_devices)
+        assert isinstance(cache, PipelineKVCache)
+        assert [(stage.device.index, len(stage.keys)) for stage in cache.stages] == [
+            (0, 2),
+            (1, 2),
+            (2, 1),
+        ]
+        hidden_TE = decoder.embed(torch.zeros(7, dtype=torch.int64, device="cpu:0"))
+        cos_TD, sin_TD = torch.empty(2, 7, 16, device="cpu:0")
+        cos_TD, sin_TD = (x[:, : config.hidden_size // 4] for x in (cos_TD, sin_TD))
+        seen: list[int] = []
+        attend = cache.attention([Span([0], 0, 4), Span([1], 5, 8)])
+
+        def watch(layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+            output_THD = attend(layer, q_THD, k_TGD, v_TGD)
+            seen.append(output_THD.device.index)
+            return output_THD
+
+        hidden_TE = decoder(hidden_TE, cos_TD, sin_TD, watch)
+        assert decoder.logits(hidden_TE).device.index == 0
+        assert seen == [0, 0, 1, 1, 2]
+        cache.copy_block(0, 1)
+    assert "decoding on 3 GPUs runs without CUDA graphs" in caplog.text
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_weights_are_loaded_by_the_map(
+    quantization: Quantization,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The map of two devices, both of which are the CPU."""
+    options = LoadOptions("", dtype="float32", max_model_len=2048, quantization=quantization)
+    expected = answers(load_engine(tiny, options))
+    caplog.set_level("INFO")
+    monkeypatch.setattr("model.engine.loading.load._devices", lambda options: [CPU, CPU])
+    assert answers(load_engine(tiny, options)) == expected
+
+
+def plan(gib: tuple[float, ...], **options: Any) -> MemoryPlan:
+    machines = [Machine(torch.device("cuda", i), int(x * GIB), "") for i, x in enumerate(gib)]
+    return plan_memory(HEADERS, FULL, LoadOptions("", dtype="bfloat16", **options), machines)
+
+
+def test_two_cards_hold_what_one_cannot() -> None:
+    with pytest.raises(CheckpointError, match="does not fit"):
+        plan((8,))
+    found = plan((8, 8))
+    assert sum(found.layers) == 32
+    assert found.layers[0] < found.layers[1]  # the first has the tower and the head as well
+    one = plan((24,))
+    assert found.weights == one.weights
+    assert found.vision == one.vision
+    # Each card's share, counted anew.
+    layer = sum(
+        2 * torch.Size(header.shape).numel()
+        for name, header in HEADERS.items()
+        if name.startswith("model.layers.0.")
+    )
+    work = found.headroom - one.headroom
+    first = found.vision + found.weights - 32 * layer
+    block = found.kv_cache // found.num_blocks // 32
+    lefts = [
+        8 * GIB - work - others - count * (layer + block * (1 + found.num_blocks))
+        for count, others in zip(found.layers, (first, 0), strict=True)
+    ]
+    assert min(lefts) >= 0
+    assert min(left - count * block for left, count in zip(lefts, found.layers, strict=True)) < 0
+
+
+def test_a_card_with_no_room_gets_no_layers() -> None:
+    assert plan((4, 12)).layers in {(0, 32), (1, 31)}
+    small = plan((12, 0.5))
+    assert small.layers == (32, 0)
+    assert small.headroom == plan((12,)).headroom
+
+
+def test_the_first_card_has_room_for_what_is_no_layer() -> None:
+    for first in (0.1, 1, 3):
+        with pytest.raises(CheckpointError, match="does not fit"):
+            plan((first, 24))
+
+
+def test_more_cards_than_there_are(tiny: Path) -> None:
+    options = LoadOptions("", device="cpu", pipeline_parallel_size=2)
+    with pytest.raises(
+        CheckpointError, match="-size 2 needs as many GPUs, and here the model can use 0"
+    ):
+        load_engine(tiny, options)
+
+
+def test_advice_to_take_more_cards(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
+    monkeypatch.setattr("model.engine.loading.load.read_headers", lambda directory: HEADERS)
+    monkeypatch.setattr("model.engine.loading.load.Phi3VConfig", lambda **raw: FULL)
+    for gib, advice in ((7, "2"), (6, "3"), (2, None)):
+        free = gib * GIB
+        with pytest.raises(CheckpointError, match="does not fit") as refused:
+            load_engine(tiny, LoadOptions("", dtype="bfloat16", max_model_len=2048))
+        _, _, found = str(refused.value).partition("; it would on ")
+        assert found == (
+            (advice and f"{advice} GPUs, with --pipeline-parallel-size {advice}") or ""
+        )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_on_two_gpus(quantization: Quantization, tiny: Path) -> None:
+    options = LoadOptions("", dtype="float32", max_model_len=2048, quantization=quantization)
+    one = load_engine(tiny, replace(options, device="cuda"))
+    two = load_engine(tiny, replace(options, device="cuda", pipeline_parallel_size=2))
+    assert len(set(two.network.decoder.layer_devices)) == 2
+    assert answers(two) == answers(one)

@@ -1,0 +1,87 @@
+"""A server by Ray Serve as its tests start it, and which of its processes does what."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from tests.support.live_server import API_KEY, LiveServer, start_server
+from tests.support.wire import AUTHORIZED
+
+
+def start_ray_server(checkpoint: Path, **settings: str) -> LiveServer:
+    """Start a cluster of its own; settings are variables without ``PHI3V_``."""
+    environment = {
+        "MODEL": str(checkpoint),
+        "DTYPE": "float32",
+        "API_KEY": API_KEY,
+        "CPUS_PER_REPLICA": "0.5",
+        "MAX_OUTPUT_TOKENS": "64",
+        "DRAIN_TIMEOUT": "200",
+        **settings,
+    }
+    return start_server(
+        program=("-m", "tests.ray.cluster"),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_DEDUP_LOGS="0",
+        **{f"PHI3V_{name}": value for name, value in environment.items()},
+    )
+
+
+def replicas(server: LiveServer) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            if process.cmdline()[:1] and "ServeReplica:default:Replica" in process.cmdline()[0]:
+                found.append(process)
+        except psutil.Error:
+            continue  # it has ended
+    return found
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def logged_by(server: LiveServer, request_id: str) -> int:
+    """The process that has logged a request: the replica, or a gateway that has refused it."""
+    (line,) = wait_for(
+        lambda: [each for each in server.log if f"request_id={request_id} " in each], 20
+    )
+    match = re.match(r"\S*\(ServeReplica:default:\w+ pid=(\d+)", line)
+    assert match is not None, line
+    return int(match[1])
+
+
+def metrics(server: LiveServer) -> list[str]:
+    """Of the replicas that answer; asked often enough to meet each."""
+    return [httpx2.get(f"{server.url}/metrics", headers=AUTHORIZED).text for _ in range(16)]
+
+
+def busy(server: LiveServer) -> bool:
+    return any("phi3v_num_requests_running 0.0" not in text for text in metrics(server))
+
+
+def answering(server: LiveServer) -> set[int]:
+    """The replicas that answer what is no POST: a process that starts takes no requests yet."""
+    names = [f"answering-{uuid.uuid4().hex}" for _ in range(16)]
+    for name in names:
+        headers = AUTHORIZED | {"x-request-id": name}
+        assert httpx2.get(f"{server.url}/metrics", headers=headers, timeout=5).status_code == 200
+    return {logged_by(server, name) for name in names}
+
+
+def text_of(answer: httpx2.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]

@@ -1,0 +1,233 @@
+"""The matrix of clients: each one gets an answer, a stream, an image's answer, an error and a refusal.
+
+The programs in ``clients`` and ``node`` make the calls, in environments of their own.
+What a client tells its user is compared with what the server answers to a plain request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.client_environments import CLIENTS, node_directory, python_with
+from tests.support.live_server import API_KEY, LiveServer
+from tests.support.wire import chart, chat
+
+pytestmark = [
+    pytest.mark.slow,  # in all
+    pytest.mark.timeout(600),  # the first test of an environment makes it
+]
+
+AZURE_ERRORS = ("HttpResponseError", "ClientAuthenticationError")
+OPENAI_ERRORS = ("UnprocessableEntityError", "AuthenticationError")
+LITELLM_ERRORS = ("BadRequestError", "AuthenticationError")
+MAX_TOKENS = 256  # as the programs say
+OWN = None  # the project's own environment
+
+
+class Row(NamedTuple):
+    """A client: the environment and the program that run it, and what its errors are called."""
+
+    environment: str | None
+    program: str
+    client: str
+    errors: tuple[str, str]
+
+    def __str__(self) -> str:
+        return "-".join([self.program.partition(".")[0], self.environment or "own", self.client])
+
+
+ROWS = [
+    *(
+        Row(environment, "azure_client.py", client, AZURE_ERRORS)
+        for environment in (OWN, "azure-b3")
+        for client in ("blocking", "asyncio")
+    ),
+    Row("node", "azure_client.mjs", "client", ("Unexpected", "Unexpected")),
+    *(
+        Row(environment, "openai_client.py", client, OPENAI_ERRORS)
+        for environment in (OWN, "frameworks")
+        for client in ("OpenAI", "AzureOpenAI", "AsyncOpenAI", "AsyncAzureOpenAI")
+    ),
+    Row("frameworks", "langchain_client.py", "ChatOpenAI", OPENAI_ERRORS),
+    Row("frameworks", "langchain_client.py", "AzureAIOpenAIApiChatModel", OPENAI_ERRORS),
+    Row("frameworks", "langchain_client.py", "AzureAIChatCompletionsModel", AZURE_ERRORS),
+    *(
+        Row("frameworks", "litellm_client.py", client, LITELLM_ERRORS)
+        for client in ("azure_ai/", "openai/", "hosted_vllm/", "azure/")
+    ),
+    Row("frameworks", "llama_index_client.py", "OpenAILike", OPENAI_ERRORS),
+]
+NO_TOOLS = ("asyncio", "AsyncOpenAI", "AsyncAzureOpenAI", "OpenAILike")  # their programs send none
+each_client = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+@cache
+def results(environment: str | None, program: str, url: str) -> dict[str, Any]:
+    """What the program's clients returned and raised; a program is run once for all its cells."""
+    command: list[str | Path]
+    if environment == "node":
+        command = ["node", node_directory() / program]
+    else:
+        python = Path(sys.executable) if environment is None else python_with(environment)
+        command = [python, CLIENTS / program]
+    done = subprocess.run(
+        [*command, url, API_KEY, chart()],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # or it looks for one online
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def returned(row: Row, cell: str, server: LiveServer) -> Any:
+    outcome = results(row.environment, row.program, server.url)[row.client][cell]
+    assert "returned" in outcome, outcome["traceback"]
+    return outcome["returned"]
+
+
+def raised(row: Row, cell: str, server: LiveServer) -> Any:
+    outcome = results(row.environment, row.program, server.url)[row.client][cell]
+    assert "raised" in outcome, f"returned {outcome}"
+    return outcome
+
+
+def plain(server: LiveServer, *parts: dict[str, Any]) -> dict[str, Any]:
+    """The answer to the programs' question, without any client."""
+    content: Any = [*parts] if parts else "How many languages are in the world?"
+    messages = [{"role": "user", "content": content}]
+    answer = chat(server, messages=messages, temperature=0, max_tokens=MAX_TOKENS).json()
+    return {
+        "text": answer["choices"][0]["message"]["content"],
+        "prompt_tokens": answer["usage"]["prompt_tokens"],
+        "completion_tokens": answer["usage"]["completion_tokens"],
+    }
+
+
+@each_client
+def test_answer(row: Row, server: LiveServer) -> None:
+    assert returned(row, "answer", server) == {"pieces": 1, **plain(server)}
+
+
+@each_client
+def test_stream(row: Row, server: LiveServer) -> None:
+    streamed = returned(row, "stream", server)
+    assert streamed.pop("pieces") > 1
+    assert streamed == plain(server)
+
+
+@each_client
+def test_image(row: Row, server: LiveServer) -> None:
+    picture = {"type": "image_url", "image_url": {"url": chart()}}
+    expected = plain(server, {"type": "text", "text": "What is in this image?"}, picture)
+    assert expected["prompt_tokens"] > 700  # the tiny checkpoint takes four crops
+    assert returned(row, "image", server) == {"pieces": 1, **expected}
+
+
+@each_client
+def test_error(row: Row, server: LiveServer) -> None:
+    error = raised(row, "error", server)
+    assert error["status"] == 422
+    assert row.errors[0] in error["raised"]
+    assert "top_p: Input should be less than or equal to 1" in error["message"]
+
+
+@each_client
+def test_auth(row: Row, server: LiveServer) -> None:
+    error = raised(row, "auth", server)
+    assert error["status"] == 401
+    assert row.errors[1] in error["raised"]
+    assert "the API key is missing or wrong" in error["message"]
+
+
+def rows_of(program: str, *clients: str) -> Any:
+    chosen = [row for row in ROWS if row.program.startswith(program)]
+    chosen = [row for row in chosen if not clients or row.client in clients]
+    return pytest.mark.parametrize("row", chosen, ids=str)
+
+
+@rows_of("azure_client", "blocking", "client")
+def test_azure_model_info(row: Row, server: LiveServer) -> None:
+    expected = ["phi3v-tiny", "chat-completions", "phi3v-server"]
+    assert returned(row, "info", server) == expected
+
+
+@rows_of("azure_client", "blocking")
+def test_azure_extras_and_system_messages(row: Row, server: LiveServer) -> None:
+    assert returned(row, "extras", server) == MAX_TOKENS
+    system = returned(row, "system", server)
+    assert system["prompt_tokens"] > plain(server)["prompt_tokens"]
+    assert returned(row, "text", server) == returned(row, "answer", server)
+
+
+def test_load_client(server: LiveServer) -> None:
+    new, old = (row for row in ROWS if (row.program, row.client) == ("azure_client.py", "blocking"))
+    assert returned(new, "load_client", server) == "ChatCompletionsClient"
+    # 1.0.0b3 knows "chat_completion" only, and its own documentation's "chat-completions" not.
+    assert "ValueError" in raised(old, "load_client", server)["raised"]
+
+
+@rows_of("azure_client.mjs")
+def test_javascript_refuses_plain_http_by_itself(row: Row, server: LiveServer) -> None:
+    error = raised(row, "insist", server)
+    assert error["status"] is None
+    assert "allowInsecureConnection" in error["message"]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.client not in NO_TOOLS], ids=str)
+def test_tools_are_refused_by_name(row: Row, server: LiveServer) -> None:
+    error = raised(row, "tools", server)
+    assert error["status"] == 422
+    assert "tools is not supported" in error["message"]
+
+
+@rows_of("langchain_client")
+def test_langchain_batch_and_conversation(row: Row, server: LiveServer) -> None:
+    assert returned(row, "batch", server) == [returned(row, "answer", server)] * 3
+    assert returned(row, "conversation", server)["completion_tokens"] == MAX_TOKENS
+
+
+@rows_of("langchain_client", "ChatOpenAI", "AzureAIOpenAIApiChatModel")
+def test_langchain_image_blocks(row: Row, server: LiveServer) -> None:
+    assert returned(row, "standard_image", server) == returned(row, "image", server)
+
+
+@rows_of("langchain_client")
+def test_langchain_structured_output(row: Row, server: LiveServer) -> None:
+    pet = returned(row, "structured", server)
+    assert pet.keys() == {"kind", "age"}
+    assert pet["kind"] in ("cat", "dog")
+    assert 0 <= pet["age"] <= 30
+
+
+@rows_of("litellm_client")
+def test_litellm_async_and_several_answers(row: Row, server: LiveServer) -> None:
+    assert returned(row, "async", server) == returned(row, "answer", server)
+    assert returned(row, "n", server) == 2
+
+
+@rows_of("litellm_client", "azure_ai/")
+def test_litellm_recovers_from_azures_refusal_of_extras(row: Row, server: LiveServer) -> None:
+    """It reads the names out of Azure's sentence and asks again without them."""
+    assert returned(row, "extra", server) == returned(row, "answer", server)
+
+
+@rows_of("litellm_client", "openai/", "hosted_vllm/", "azure/")
+def test_litellm_tells_of_unknown_parameters(row: Row, server: LiveServer) -> None:
+    assert "colour: Extra inputs are not permitted" in raised(row, "extra", server)["message"]
+
+
+@rows_of("llama_index_client")
+def test_llama_index_complete_and_async(row: Row, server: LiveServer) -> None:
+    answer = returned(row, "answer", server)
+    assert returned(row, "complete", server) == answer["text"]
+    assert returned(row, "async", server) == answer
