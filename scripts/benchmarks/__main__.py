@@ -12,7 +12,7 @@ from pathlib import Path
 
 import scripts.benchmarks
 from model.demo.random_checkpoint import PRESETS
-from scripts.benchmarks.options import Options
+from scripts.benchmarks.harness.options import Options
 
 NAMES = [
     *("engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"),
@@ -74,7 +74,7 @@ def main() -> None:
         if "all" in names:
             names = [*NAMES, *(name for name in ALONE if name in names)]
         for name in names:
-            report = importlib.import_module(f"scripts.benchmarks.{name}").run(options)
+            report = importlib.import_module(f"scripts.benchmarks.suites.{name}").run(options)
             report.write(options.out)
             print(f"\n{report.markdown()}\nwrote {options.out}/{name}.md, .json and .png\n")
 

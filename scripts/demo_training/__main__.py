@@ -47,7 +47,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from scripts.demo_training.evaluation import evaluate
+    from scripts.demo_training.evaluation.evaluate import evaluate
 
     evaluate(options)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model.demo.random_checkpoint import _preprocessor_config, _write_json
 from model.phi3v.configuration import Phi3VConfig
-from scripts.demo_training.language import Speaker
+from scripts.demo_training.language.stage import Speaker
 from scripts.demo_training.network import SIZES, demo_config, new_model
-from scripts.demo_training.shifts import clip_tower
-from scripts.demo_training.tower import SCALE, TowerTrainee
+from scripts.demo_training.tower.shifts import clip_tower
+from scripts.demo_training.tower.stage import SCALE, TowerTrainee
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 

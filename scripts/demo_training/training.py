@@ -7,13 +7,13 @@ from pathlib import Path
 
 from model.phi3v.configuration import Phi3VConfig
 from scripts.demo_training.export import config_for, export
-from scripts.demo_training.language import SEEN, TOLD, train_language
+from scripts.demo_training.language.seeing import seen_pictures
+from scripts.demo_training.language.stage import SEEN, TOLD, train_language
+from scripts.demo_training.language.tokenizer import write_demo_tokenizer
 from scripts.demo_training.parallel import at_once, in_processes
 from scripts.demo_training.progress import History, plot
-from scripts.demo_training.seeing import seen_pictures
 from scripts.demo_training.states import averaged
-from scripts.demo_training.tokenizer import write_demo_tokenizer
-from scripts.demo_training.tower import TELLING, WHOLE, WINDOWS, train_tower, trained
+from scripts.demo_training.tower.stage import TELLING, WHOLE, WINDOWS, train_tower, trained
 
 
 def train(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import torch
 
 import scripts.gpu_checking
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
-from scripts.benchmarks.report import Report
+from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking import parity, paths, speed
 from scripts.gpu_checking.device import describe, fast_dtype, why_no_gpu
 from scripts.gpu_checking.paths import LONGEST_REASON

@@ -9,7 +9,7 @@ import subprocess
 import torch
 
 from model.engine.loading.machine import has_bfloat16
-from scripts.benchmarks import machine
+from scripts.benchmarks.harness import machine
 
 
 def why_no_gpu() -> str | None:

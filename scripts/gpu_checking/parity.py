@@ -13,8 +13,8 @@ from model.engine.engine import Engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
-from scripts.benchmarks.driver import answer, greedy, load, random_prompts
-from scripts.benchmarks.report import Figure, Report
+from scripts.benchmarks.harness.driver import answer, greedy, load, random_prompts
+from scripts.benchmarks.harness.report import Figure, Report
 from scripts.gpu_checking.device import name_of
 
 # Of the tiny checkpoint, whose rope regimes change at 1024 tokens: one crosses, one is beyond.

@@ -13,8 +13,8 @@ import torch
 from model.engine.engine import Engine
 from model.engine.kv_cache import cuda as kv_cache_cuda
 from model.phi3v.configuration import Phi3VConfig
-from scripts.benchmarks.driver import load
-from scripts.benchmarks.report import Report
+from scripts.benchmarks.harness.driver import load
+from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking.device import name_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

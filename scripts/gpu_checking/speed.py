@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks.arithmetic import weight_shapes
-from scripts.benchmarks.driver import load
-from scripts.benchmarks.machine import fastest
-from scripts.benchmarks.report import Report
-from scripts.benchmarks.stream import step_seconds
+from scripts.benchmarks.harness.arithmetic import weight_shapes
+from scripts.benchmarks.harness.driver import load
+from scripts.benchmarks.harness.machine import fastest
+from scripts.benchmarks.harness.report import Report
+from scripts.benchmarks.suites.stream import step_seconds
 from scripts.gpu_checking.device import name_of, synchronize
 
 BATCHES = (1, 8)

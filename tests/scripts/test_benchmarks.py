@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.benchmarks.__main__ import ALONE, NAMES
-from scripts.benchmarks.load import text
+from scripts.benchmarks.harness.load import text
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,13 +16,13 @@ from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.engine.config import LoadOptions
 from model.engine.loading.load import load_engine
 from model.phi3v.vision import _merge_patches
-from scripts.demo_training.codes import CODE, PARTS, codes, heard, spoken
-from scripts.demo_training.naming import Names
+from scripts.demo_training.data.scenes import Scene, Thing, random_scene
+from scripts.demo_training.language.naming import Names
 from scripts.demo_training.optimizers import Optimizers
-from scripts.demo_training.scenes import Scene, Thing, random_scene
-from scripts.demo_training.shifts import ShiftTower, clip_tower
 from scripts.demo_training.states import State, averaged
-from scripts.demo_training.tower import MERGED, TowerTrainee, set_reading
+from scripts.demo_training.tower.codes import CODE, PARTS, codes, heard, spoken
+from scripts.demo_training.tower.shifts import ShiftTower, clip_tower
+from scripts.demo_training.tower.stage import MERGED, TowerTrainee, set_reading
 from scripts.demo_training.training import train
 
 

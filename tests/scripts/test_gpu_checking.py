@@ -14,7 +14,7 @@ from torch.nn.attention import varlen
 
 from model.cpu.linear import microkernel
 from model.engine.loading import load as loading
-from scripts.benchmarks.report import Report
+from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking import __main__, device, parity, paths, speed
 from tests.support.cuda_stand_ins import Tape, paged_attention, refuses
 from tests.support.live_server import ROOT

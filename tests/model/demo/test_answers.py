@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from scripts.demo_training.evaluation import (
+from scripts.demo_training.evaluation.evaluate import (
     accuracies,
     held_out_cases,
     print_table,
@@ -20,7 +20,7 @@ from scripts.demo_training.evaluation import (
     send,
     user,
 )
-from scripts.demo_training.strangers import stranger_cases
+from scripts.demo_training.evaluation.strangers import stranger_cases
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
 
 LEFT, RIGHT, TOP, BOTTOM = (70, 120), (230, 120), (150, 60), (150, 240)

@@ -1,0 +1,84 @@
+"""Peak memory while a long prompt is prefilled, on the tiny checkpoint with a longer window.
+
+Each prompt runs in a fresh process. What counts is how far the process grows beyond its size after
+a short prompt, sampled every few milliseconds: the KV blocks that the prompt fills, which are linear
+in its length, and whatever a step needs, which must not be quadratic.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from scripts.benchmarks.harness.machine import describe
+from scripts.benchmarks.harness.options import Options
+from scripts.benchmarks.harness.report import Figure, Panel, Report, median
+
+WINDOW = 65536
+MIB = 1 << 20
+
+
+def run(options: Options) -> Report:
+    """See the module."""
+    directory = options.checkpoint("tiny", max_length=WINDOW)
+    growth: dict[int, list[float]] = {length: [] for length in options.lengths}
+    seconds: dict[int, list[float]] = {length: [] for length in options.lengths}
+    fresh = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    )  # a process's memory is only ever partly given back, so none is used twice
+    with fresh, tqdm(total=options.rounds * len(growth), desc="long") as bar:
+        for _ in range(options.rounds):
+            for length in growth:
+                grown, took = fresh.submit(prefill, directory, options.dtype, length).result()
+                growth[length].append(grown)
+                seconds[length].append(took)
+                bar.update()
+    report = Report(
+        "long",
+        f"peak memory of long prompts; {options.dtype}; {describe()}",
+        ["prompt tokens", "growth, MiB", "KiB per token", "seconds"],
+    )
+    for length, grown in growth.items():
+        middle = median(grown)
+        report.rows.append([length, middle, 1024 * middle / length, median(seconds[length])])
+    longest, half = sorted(growth, reverse=True)[:2]
+    ratio = median(growth[longest]) / median(growth[half])
+    limit = 1.2 * longest / half
+    report.figures = [
+        Figure(f"growth at {longest} tokens / at {half} tokens", ratio, "at most", limit)
+    ]
+    report.panels = [
+        Panel("Peak memory beyond the start", "prompt tokens", "MiB", {"": growth}),
+        Panel("Prefill", "prompt tokens", "seconds", {"": seconds}),
+    ]
+    report.data = {"growth_mib": growth, "seconds": seconds}
+    return report
+
+
+def prefill(directory: Path, dtype: str, length: int) -> tuple[float, float]:
+    """In a process of its own: MiB that it grows by, and seconds to the first token."""
+    from scripts.benchmarks.harness.driver import answer, greedy, load, random_prompts
+
+    engine = load(directory, dtype, length + 16)
+    answer(engine, random_prompts(1, 600, 0), greedy(2))
+    process, peak, done = psutil.Process(), 0, threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    (found,) = answer(engine, random_prompts(1, length, 1), greedy(2))
+    done.set()
+    watcher.join()
+    return (peak - before) / MIB, found.ttft

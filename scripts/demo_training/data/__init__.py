@@ -1,0 +1,1 @@
+"""Pictures, and conversations about them."""
