@@ -32,7 +32,8 @@ from scripts.benchmarks.harness.driver import load, random_prompts
 from scripts.benchmarks.harness.machine import describe
 from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.report import Figure, Panel, Report
-from scripts.demo_training.evaluation.evaluate import Case, held_out_cases
+from scripts.demo_training.evaluation.cases import Case
+from scripts.demo_training.evaluation.evaluate import held_out_cases
 
 REFERENCE = "float32"
 SIDES = {

@@ -7,19 +7,14 @@ Two sets: ``held-out`` pictures from the training's own drawing, with fonts kept
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
-import re
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from scripts.demo_training.data.asking import Question
@@ -33,58 +28,13 @@ from scripts.demo_training.data.smalltalk import (
     beside_the_point,
     small_talk,
 )
+from scripts.demo_training.evaluation.cases import Case, data_url, user
+from scripts.demo_training.evaluation.strangers import stranger_cases
 
 HELD_OUT_SEED = 1_000_003
 AT_ONCE = 4
 STYLES = tuple(INSTRUCTIONS)
 SHAPE_KINDS = tuple(kind for kind in KINDS if kind != "glyph")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A conversation to send, and what must come back.
-
-    Attributes:
-        kind: row of the table.
-        messages: in the API's form.
-        expected: the true answer.
-        picture: what is asked about, to look at when the answer is wrong.
-        keywords: accept any answer that holds these words, rather than exactly ``expected``.
-    """
-
-    kind: str
-    messages: list[dict[str, Any]]
-    expected: str
-    picture: Image.Image | None = None
-    keywords: tuple[str, ...] = field(default=())
-
-    def is_right(self, answer: str) -> bool:
-        """Whether the answer is true."""
-        if self.keywords:
-            words = re.findall(r"[a-z0-9]+", answer.lower())
-            return all(word in words for word in self.keywords)
-        if self.kind == "describe":  # in any order
-            return _things(answer) == _things(self.expected)
-        return answer.strip() == self.expected
-
-
-def _things(text: str) -> list[str]:
-    return sorted(re.split(r", | and ", text.removeprefix("The picture shows ").rstrip(".")))
-
-
-def data_url(rng: np.random.Generator, picture: Image.Image) -> str:
-    """The picture as a PNG, or as a JPEG of quality 60 to 95."""
-    file, kind = io.BytesIO(), "PNG" if rng.random() < 0.5 else "JPEG"
-    picture.save(file, kind, **({} if kind == "PNG" else {"quality": int(rng.integers(60, 96))}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def user(text: str, url: str | None = None) -> dict[str, Any]:
-    """A user's message, with a picture or without."""
-    if url is None:
-        return {"role": "user", "content": text}
-    image = {"type": "image_url", "image_url": {"url": url}}
-    return {"role": "user", "content": [{"type": "text", "text": text}, image]}
 
 
 def held_out_cases(count: int, seed: int = HELD_OUT_SEED) -> Iterator[Case]:
@@ -222,8 +172,6 @@ def print_table(title: str, rights: dict[str, list[bool]]) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a running server, or one started for it."""
-    from scripts.demo_training.evaluation.strangers import stranger_cases
-
     server = None
     if options.url is None:
         from tests.support.live_server import start_server

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from scripts.demo_training.data.pictures import font_of, fonts
 from scripts.demo_training.data.scenes import DIGITS, LETTERS, SHAPES
-from scripts.demo_training.evaluation.evaluate import Case, data_url, user
+from scripts.demo_training.evaluation.cases import Case, data_url, user
 
 CSS = {
     "red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),

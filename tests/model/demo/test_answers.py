@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from scripts.demo_training.evaluation.cases import user
 from scripts.demo_training.evaluation.evaluate import (
     accuracies,
     held_out_cases,
     print_table,
     run,
     send,
-    user,
 )
 from scripts.demo_training.evaluation.strangers import stranger_cases
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
