@@ -30,25 +30,19 @@ settings.load_profile("unhurried")
 # A client gives up after five seconds unless told otherwise, which a busy machine may take at times.
 vars(DEFAULT_TIMEOUT_CONFIG).update(vars(httpx2.Timeout(60)))
 
-SHARED = Path(__file__).parents[2] / "shared"
-REFERENCE = SHARED / "reference"
-SEED = SHARED / "seed"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Directory of the golden values of the original implementation."""
-    if not (REFERENCE / "golden").is_dir():
-        pytest.skip("the golden reference data is not beside the project (../shared/reference)")
-    return REFERENCE / "golden"
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def official() -> Path:
     """Directory of the official checkpoint's data files (no weights)."""
-    if not (REFERENCE / "official").is_dir():
-        pytest.skip("the official data files are not beside the project (../shared/reference)")
-    return REFERENCE / "official"
+    return GOLDEN / "official"
 
 
 @pytest.fixture(scope="session")
