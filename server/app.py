@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server import errors
 from server.auth.limits import RATE_LIMIT_HEADERS
 from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
-from server.http.guard import Guard
+from server.http.cross_site_guard import Guard
 from server.http.middleware import (
     REQUEST_IDS,
     AnswerBugs,
@@ -26,8 +26,8 @@ from server.http.middleware import (
 )
 from server.routes import chat, docs, health, info, playground, tokenize
 from server.routes import metrics as metrics_route
-from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
+from server.schemas.responses import ChatCompletionChunk
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import metrics

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import model
-from server.batch.answers import Answers, BatchEndedError
 from server.batch.lines import read_lines
+from server.batch.processor import Answers, BatchEndedError
 from server.batch.progress import Progress
 from server.batch.results import Results, ResultsError
 from server.service import Backend

@@ -15,7 +15,7 @@ from typing import cast
 
 import model
 from server.chat.logprobs import Numbers, spelled
-from server.schemas.answers import (
+from server.schemas.responses import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,

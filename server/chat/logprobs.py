@@ -24,7 +24,7 @@ def as_pydantic_writes(numbers: Sequence[float]) -> list[str]:
 
 
 def spelled(tokens: Sequence[model.TokenLogprob], numbers: Numbers) -> bytes:
-    """The tokens as ``server.schemas.answers.TokenLogprob`` is dumped, parted by commas."""
+    """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, parted by commas."""
     return ",".join(map("".join, (_parts(token, numbers) for token in tokens))).encode()
 
 

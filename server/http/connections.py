@@ -15,9 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
-from server.http.heads import Heads
+from server.http.connection_limit import RESERVE, Places
 from server.http.middleware import plain_path
-from server.http.places import RESERVE, Places
+from server.http.request_heads import Heads
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why

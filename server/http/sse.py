@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 import model
 from server.errors import ApiError, error_body, from_model_error
-from server.schemas.answers import ChatCompletionChunk
+from server.schemas.responses import ChatCompletionChunk
 
 logger = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from server.errors import (
 from server.http.dependencies import Held, read_body, require_caller
 from server.ray import relay
 from server.ray.affinity import affinity
+from server.ray.replica_slots import Seats
 from server.ray.routers import SPARE, ToGateways, ToReplicas
-from server.ray.seats import Seats
 from server.ray.settings import RaySettings
 from server.service import Service
 from server.telemetry import logs

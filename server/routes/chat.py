@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Admission
-from server.chat.answering import convert
 from server.chat.bodies import Json
 from server.chat.parse import ExtraPolicy, parse
+from server.chat.prepare import convert
 from server.errors import CLIENT_CLOSED, responses
 from server.http.dependencies import (
     KEY_REQUIRED,
@@ -23,10 +23,10 @@ from server.http.dependencies import (
     extra_policy,
     json_body,
 )
-from server.http.pieces import JsonInPieces
+from server.http.piecewise_json import JsonInPieces
 from server.http.sse import ChunkStream
 from server.images.urls import Images
-from server.schemas.answers import ChatCompletion
+from server.schemas.responses import ChatCompletion
 from server.service import Service
 
 EXTRA_PARAMETERS: dict[str, Any] = {

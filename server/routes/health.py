@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from server.errors import RETRY_AFTER
 from server.http.dependencies import ServiceOf
-from server.schemas.answers import Health
+from server.schemas.responses import Health
 
 router = APIRouter(tags=["health"])
 

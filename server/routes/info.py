@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from server.errors import ApiError, responses, short_name
 from server.http.dependencies import KEY_REQUIRED, ServiceOf
-from server.schemas.answers import ModelCard, ModelInfo, ModelList
+from server.schemas.responses import ModelCard, ModelInfo, ModelList
 
 PUBLISHED = 1716249600  # 21 May 2024, the day Phi-3-vision was announced
 AZURE_PREFIXES = ("", "/models")  # Azure's SDKs are given the root, or Foundry's /models

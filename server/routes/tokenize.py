@@ -17,7 +17,7 @@ from server.http.dependencies import (
     documented_body,
     json_body,
 )
-from server.schemas.answers import Tokenized
+from server.schemas.responses import Tokenized
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 

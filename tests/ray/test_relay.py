@@ -15,7 +15,7 @@ import model
 from server.errors import ApiError
 from server.http.sse import ChunkStream, StreamBrokenError
 from server.ray import relay
-from server.schemas.answers import ChatCompletionChunk
+from server.schemas.responses import ChatCompletionChunk
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {

@@ -21,8 +21,8 @@ from model.engine.generation import Generation
 from server.batch.results import Results
 from server.chat.completions import Answer, Envelope, complete
 from server.chat.logprobs import as_json_writes, as_pydantic_writes
-from server.schemas.answers import ChatCompletion, Logprobs, TokenLogprob, TopLogprob
 from server.schemas.batch import BatchResponse, BatchResult
+from server.schemas.responses import ChatCompletion, Logprobs, TokenLogprob, TopLogprob
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
 from tests.support.waiting import TRIES
 from tests.support.wire import HELLO, chat, check_error

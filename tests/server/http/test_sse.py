@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from model import ModelError
 from server.http.sse import ChunkStream
-from server.schemas.answers import ChatCompletionChunk, ChunkChoice, Delta
+from server.schemas.responses import ChatCompletionChunk, ChunkChoice, Delta
 
 CHUNK = ChatCompletionChunk(
     id="x", created=1, model="m", choices=[ChunkChoice(index=0, delta=Delta(content="Hello"))]

@@ -15,11 +15,11 @@ import model
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.chat.answering import Answering, Question, convert
 from server.chat.bodies import Json, decode
 from server.chat.completions import Answer
 from server.chat.logprobs import as_pydantic_writes
 from server.chat.parse import parse
+from server.chat.prepare import Answering, Question, convert
 from server.errors import ApiError, error_body, from_model_error, from_validation_error
 from server.images.fetching import FetchError
 from server.images.urls import Images

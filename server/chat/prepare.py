@@ -10,8 +10,8 @@ from server.chat import completions
 from server.chat.logprobs import Numbers, as_json_writes
 from server.chat.parse import to_messages
 from server.images.urls import Images
-from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest
+from server.schemas.responses import ChatCompletionChunk
 from server.service import Backend
 
 

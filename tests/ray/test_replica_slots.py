@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from server.errors import ApiError
-from server.ray.seats import Seats
+from server.ray.replica_slots import Seats
 from tests.support.waiting import until
 
 
