@@ -20,7 +20,7 @@ import model
 from server.app import create_app
 from server.auth.keys import KeysError
 from server.http.connections import bounded_protocol
-from server.http.sse import says_more_than_a_broken_stream
+from server.http.sse import is_not_a_broken_stream
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import logs
@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal; returns the exit status."""
     log = logs.start(settings.log_format, settings.log_level)
     _allow_open_files()
-    logging.getLogger("uvicorn.error").addFilter(says_more_than_a_broken_stream)
+    logging.getLogger("uvicorn.error").addFilter(is_not_a_broken_stream)
     try:
         return _run(settings)
     finally:
@@ -106,7 +106,7 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
         try:
             loading.result()
         except Exception as error:
-            logs.complain(service.settings.log_format, _why_not_loaded(error))
+            logs.complain(service.settings.log_format, _load_failure(error))
             status = 1
             server.should_exit = True
         else:
@@ -124,8 +124,8 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
     return status or server.status
 
 
-def _why_not_loaded(error: Exception) -> str:
-    """What is said of an error that ends the server before it is ready."""
+def _load_failure(error: Exception) -> str:
+    """The message for an error that ends the server before it is ready."""
     if isinstance(error, model.ModelError):
         return str(error)
     logger.debug("loading failed", exc_info=error)

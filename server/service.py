@@ -11,7 +11,7 @@ from typing import Literal
 import model
 from server.auth.access import Access
 from server.errors import RETRY_AFTER, ApiError
-from server.images.decode_pool import Decoder
+from server.images.decode_pool import DecodePool
 from server.images.fetching import Fetcher
 from server.settings import ModelSettings, Settings
 
@@ -22,13 +22,13 @@ class Backend:
     """The engine and its state. Made before the engine, which ``load`` brings.
 
     Attributes:
-        decoder: of images.
-        fetcher: of images elsewhere.
+        decode_pool: decodes images.
+        fetcher: fetches images that are elsewhere.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
         self.settings = settings
-        self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
+        self.decode_pool = DecodePool(settings.max_image_pixels, settings.image_timeout)
         self.fetcher = Fetcher(
             settings.allow_image_hosts, settings.max_body_bytes, settings.image_timeout
         )
@@ -39,7 +39,7 @@ class Backend:
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
         settings = self.settings
-        await asyncio.to_thread(self.decoder.start)
+        await asyncio.to_thread(self.decode_pool.start)
         self._engine, self._info = await model.load_engine(
             model.LoadOptions(
                 model=settings.model,
@@ -64,7 +64,7 @@ class Backend:
                 prompt_lookup=settings.prompt_lookup,
             )
         )
-        self.decoder.longest_ratio = self._engine.longest_ratio
+        self.decode_pool.longest_ratio = self._engine.longest_ratio
 
     @property
     def state(self) -> State:
@@ -108,14 +108,14 @@ class Backend:
 
     @property
     def busy(self) -> bool:
-        """Whether answers are in the making."""
+        """Whether requests are in flight."""
         return self._engine is not None and self._engine.is_busy
 
     def close(self) -> None:
-        """End the engine, and the decoder of images."""
+        """End the engine and the pool that decodes images."""
         if self._engine is not None:
-            self._engine.shutdown()  # whose threads use the decoder
-        self.decoder.close()
+            self._engine.shutdown()  # whose threads use the pool
+        self.decode_pool.close()
 
 
 class Service(Backend):

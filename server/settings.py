@@ -252,24 +252,24 @@ class Settings(ModelSettings):
     )
 
     @property
-    def has_callers(self) -> bool:
+    def requires_auth(self) -> bool:
         """Whether requests must say whose they are."""
-        return self._names_callers or self.needs_generated_key
+        return self._has_credentials or self.needs_generated_key
 
     @property
     def checks_hosts(self) -> bool:
         """Whether requests must be for a name of the server, as nothing else tells whose they are."""
         reachable = bool(self.allowed_hosts) or is_loopback(self.host)
-        return reachable and not self.has_callers
+        return reachable and not self.requires_auth
 
     @property
     def needs_generated_key(self) -> bool:
         """Whether the key of ``generated_key_file`` is the only one."""
         wanted = self.generated_key_file is not None and not self.insecure
-        return wanted and not self._names_callers
+        return wanted and not self._has_credentials
 
     @property
-    def _names_callers(self) -> bool:
+    def _has_credentials(self) -> bool:
         keys = (self.api_key, self.api_keys, self.api_keys_file)
         return self.entra_tenant is not None or any(key is not None for key in keys)
 
@@ -305,7 +305,7 @@ class Settings(ModelSettings):
 
     @model_validator(mode="after")
     def _others_need_a_key(self) -> Self:
-        if not (self.has_callers or self.insecure or is_loopback(self.host)):
+        if not (self.requires_auth or self.insecure or is_loopback(self.host)):
             raise PydanticCustomError(
                 "insecure",
                 "--host {host} lets other machines use the server and nothing asks who they are; "

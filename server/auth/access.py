@@ -53,7 +53,7 @@ class Access:
                 settings.entra_scopes,
             )
         self.limiter = Limiter()
-        self.required = settings.has_callers
+        self.required = settings.requires_auth
 
     async def caller(self, headers: Headers) -> Caller:
         """Who that is, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).

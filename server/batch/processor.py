@@ -148,7 +148,7 @@ class Answers:
                 chat.stream,
             )
         # What a line and its image may take is bounded, and so is how many there are.
-        images = Images(self._backend.decoder, self._backend.fetcher, hold=lambda _: None)
+        images = Images(self._backend.decode_pool, self._backend.fetcher, hold=lambda _: None)
         question = await convert(self._backend, chat, params, images, chat.cache_salt or "")
         answering = await self._begin(question)
         try:

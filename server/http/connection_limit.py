@@ -1,4 +1,4 @@
-"""Places for connections: so many for any request, and a reserve for those who ask after health."""
+"""How many connections may be open: a limit, and a reserve beyond it for health probes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ RESERVE = 32  # connections
 Connection = TypeVar("Connection")
 
 
-class Places(Generic[Connection]):
-    """Who has which place.
+class ConnectionLimit(Generic[Connection]):
+    """Counts the open connections, and those in the reserve.
 
     Args:
-        limit: connections for any request.
+        limit: connections for requests of any kind.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._any: set[Connection] = set()
-        self._silent: dict[Connection, None] = {}  # whose request has not come, the oldest first
-        self._asking: set[Connection] = set()
+        self._admitted: set[Connection] = set()
+        # In the reserve: those whose request has not come yet, the oldest first, and health probes.
+        self._silent: dict[Connection, None] = {}
+        self._probes: set[Connection] = set()
 
-    def take(self, connection: Connection) -> bool:
-        """Have it a place for any request; False where there is none."""
-        if len(self._any) >= self._limit:
+    def admit(self, connection: Connection) -> bool:
+        """Admit a connection for requests of any kind; False where the limit is reached."""
+        if len(self._admitted) >= self._limit:
             return False
-        self._any.add(connection)
+        self._admitted.add(connection)
         return True
 
-    def take_reserve(self, connection: Connection) -> Connection | None:
-        """Have it a place of the reserve; the one that has to go for it, itself if all others ask."""
-        if len(self._silent) + len(self._asking) < RESERVE:
+    def admit_to_reserve(self, connection: Connection) -> Connection | None:
+        """Admit a connection for a health probe.
+
+        Returns:
+            the connection to close instead where the reserve is full: the oldest silent one, or this
+            one if all others are probes.
+        """
+        if len(self._silent) + len(self._probes) < RESERVE:
             self._silent[connection] = None
             return None
         if not self._silent:
@@ -41,14 +47,14 @@ class Places(Generic[Connection]):
         self._silent[connection] = None
         return oldest
 
-    def ask(self, connection: Connection) -> None:
-        """Its request has come: it keeps its place of the reserve."""
+    def keep(self, connection: Connection) -> None:
+        """Its request has come and is a health probe: it stays in the reserve until it is answered."""
         if connection in self._silent:
             del self._silent[connection]
-            self._asking.add(connection)
+            self._probes.add(connection)
 
-    def leave(self, connection: Connection) -> None:
-        """Give back the place that it has, if it has one."""
-        self._any.discard(connection)
+    def release(self, connection: Connection) -> None:
+        """Stop counting a connection, if it was admitted."""
+        self._admitted.discard(connection)
         self._silent.pop(connection, None)
-        self._asking.discard(connection)
+        self._probes.discard(connection)

@@ -15,9 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
-from server.http.connection_limit import RESERVE, Places
+from server.http.connection_limit import RESERVE, ConnectionLimit
 from server.http.middleware import plain_path
-from server.http.request_heads import Heads
+from server.http.request_heads import BoundedH11Connection
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why
@@ -30,8 +30,8 @@ RESERVE_TIMEOUT = 5.0  # seconds for a head to arrive on a connection of the res
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
     """The protocol with the limits of ``settings``, for one server."""
-    places: Places[BoundedProtocol] = Places(settings.max_connections)
-    return type("Protocol", (BoundedProtocol,), {"settings": settings, "places": places})
+    limit: ConnectionLimit[BoundedProtocol] = ConnectionLimit(settings.max_connections)
+    return type("Protocol", (BoundedProtocol,), {"settings": settings, "connection_limit": limit})
 
 
 class BoundedProtocol(H11Protocol):
@@ -39,15 +39,15 @@ class BoundedProtocol(H11Protocol):
 
     Attributes:
         settings: its limits.
-        places: of all connections of its server.
+        connection_limit: shared by all connections of its server.
     """
 
     settings: ClassVar[Settings]
-    places: ClassVar[Places[BoundedProtocol]]
+    connection_limit: ClassVar[ConnectionLimit[BoundedProtocol]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn: Heads = Heads()
+        self.conn: BoundedH11Connection = BoundedH11Connection()
         self._in_reserve = False
         self._refused = False
         self._awaited: str | None = None  # the part of a request that is to come
@@ -58,14 +58,14 @@ class BoundedProtocol(H11Protocol):
         self._knock_after = KNOCK_AFTER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give it a place, or one of the reserve if those are taken."""
+        """Admit it, or where the limit is reached admit it to the reserve."""
         super().connection_made(transport)
-        if not self.places.take(self):
+        if not self.connection_limit.admit(self):
             self._in_reserve = True
             self.app = self._answer_probe
-            last = self.places.take_reserve(self)
-            if last is not None:
-                last.refuse_one_too_many()
+            evicted = self.connection_limit.admit_to_reserve(self)
+            if evicted is not None:
+                evicted.refuse_one_too_many()
         self._await("head")
 
     def refuse_one_too_many(self) -> None:
@@ -109,7 +109,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads too slowly, or not at all."""
         super().pause_writing()
-        self._let_go_by(self.settings.write_timeout)
+        self._abort_after(self.settings.write_timeout)
 
     def resume_writing(self) -> None:
         """It has read."""
@@ -124,12 +124,12 @@ class BoundedProtocol(H11Protocol):
         if self._look is not None and self.cycle.response_complete:
             self.transport.close()  # the last answer to one that sends nothing more
         if self.transport.is_closing():
-            self._let_go_by(self.settings.write_timeout)
+            self._abort_after(self.settings.write_timeout)
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection is closed, read or not."""
         super().timeout_keep_alive_handler()
-        self._let_go_by(self.settings.write_timeout)
+        self._abort_after(self.settings.write_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -137,7 +137,7 @@ class BoundedProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._arrival = self._departure = self._look = None
-        self.places.leave(self)
+        self.connection_limit.release(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -168,8 +168,8 @@ class BoundedProtocol(H11Protocol):
 
     def _take_probe(self) -> None:
         """Refuse a request in the reserve that does not ask after health."""
-        if self.scope["method"] in ("GET", "HEAD") and _is_of_health(self.scope["path"]):
-            self.places.ask(self)
+        if self.scope["method"] in ("GET", "HEAD") and _is_health_path(self.scope["path"]):
+            self.connection_limit.keep(self)
         else:
             self.refuse_one_too_many()
 
@@ -206,14 +206,15 @@ class BoundedProtocol(H11Protocol):
         else:
             self._refuse(too_slow(part, seconds))
 
-    def _let_go_by(self, seconds: float) -> None:
+    def _abort_after(self, seconds: float) -> None:
+        """Cut the connection off then, unless the client has read what was sent by then."""
         if self._departure is None and self.transport.get_write_buffer_size():
             self._departure = self.loop.call_later(seconds, self.transport.abort)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer, if no answer has begun, and take nothing more."""
         if self._in_reserve:
-            self.places.leave(self)
+            self.connection_limit.release(self)
             if len(self.connections) > 2 * self.settings.max_connections + RESERVE:
                 self.transport.abort()  # there are too many of those that linger
                 return
@@ -243,5 +244,5 @@ class BoundedProtocol(H11Protocol):
         self.loop.call_later(LINGER, self.transport.abort)
 
 
-def _is_of_health(path: str) -> bool:
+def _is_health_path(path: str) -> bool:
     return (plain_path(path) + "/").startswith("/health/")

@@ -20,7 +20,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 USUAL_PORTS = {"http": 80, "https": 443}
 
 
-class Guard:
+class CrossSiteGuard:
     """Refuses what a page of another site sends, where no key tells it from the user.
 
     Args:
@@ -34,7 +34,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] == "http" and not self._settings.has_callers:
+        if scope["type"] == "http" and not self._settings.requires_auth:
             headers = Headers(scope=scope)
             refusal = self._host_refusal(headers)
             if refusal is None and scope["method"] not in SAFE:

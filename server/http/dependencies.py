@@ -72,16 +72,16 @@ def documented_body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def held_bytes(service: ServiceOf) -> AsyncIterator[Held]:
+async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
     """What counts as held for a request, until it has been answered."""
-    held = Held(service)
+    held = HeldBytes(service)
     try:
         yield held
     finally:
         service.release(held.size)
 
 
-class Held:
+class HeldBytes:
     """How many bytes of a request the service holds."""
 
     def __init__(self, service: Service) -> None:
@@ -94,21 +94,21 @@ class Held:
         self.size += size
 
 
-HeldBytes = Annotated[Held, Depends(held_bytes)]
+HeldBytesOf = Annotated[HeldBytes, Depends(held_bytes)]
 
 
-def images_of(service: ServiceOf, held: HeldBytes) -> Images:
+def images_of(service: ServiceOf, held: HeldBytesOf) -> Images:
     """Takes the images of the request; files that it fetches are held as its body is."""
-    return Images(service.decoder, service.fetcher, held)
+    return Images(service.decode_pool, service.fetcher, held)
 
 
 ImagesOf = Annotated[Images, Depends(images_of)]
 
 
-async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> Json:
+async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> Json:
     """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
     content_type = request.headers.get("content-type", "")
-    if not content_type and service.settings.has_callers:
+    if not content_type and service.settings.requires_auth:
         content_type = "application/json"
     if not content_type:  # a page of another site may send that without being asked
         raise ApiError(
@@ -133,7 +133,7 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> Js
     return await decode(await read_body(request, service.settings.max_body_bytes, held))
 
 
-async def read_body(request: Request, limit: int, held: Held) -> bytearray:
+async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     too_large = ApiError(
         413,

@@ -39,8 +39,8 @@ def error_event(error: ApiError) -> bytes:
     return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
-def says_more_than_a_broken_stream(record: logging.LogRecord) -> bool:
-    """A filter for the web server's log: what is broken off on purpose has a line of its own."""
+def is_not_a_broken_stream(record: logging.LogRecord) -> bool:
+    """A filter for the web server's log: a stream that is broken off on purpose has a line of its own."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamBrokenError))
 
 

@@ -46,8 +46,8 @@ class Fetcher:
     """
 
     def __init__(self, hosts: Sequence[str], max_bytes: int, timeout: float) -> None:
-        self._hosts = {_place(httpx2.URL(f"http://{host}")) for host in hosts}
-        self._hosts |= {_place(httpx2.URL(f"https://{host}")) for host in hosts}
+        self._hosts = {_origin(httpx2.URL(f"http://{host}")) for host in hosts}
+        self._hosts |= {_origin(httpx2.URL(f"https://{host}")) for host in hosts}
         self._max_bytes = max_bytes
         self._timeout = timeout
         # A pool of its own: a name server that does not answer keeps nobody else waiting.
@@ -67,7 +67,7 @@ class Fetcher:
             raise model.ModalityError(f"the image's URL is broken: {INSTEAD}") from error
         if parsed.userinfo:
             raise model.ModalityError("the image's URL has a password; leave that out")
-        if _place(parsed) not in self._hosts:
+        if _origin(parsed) not in self._hosts:
             raise model.ModalityError(
                 f"the image's host is not among those that this server fetches from: {INSTEAD}"
             )
@@ -156,8 +156,8 @@ class Fetcher:
             return bytes(file)
 
 
-def _place(url: httpx2.URL) -> tuple[str, str, int | None]:
-    """What decides whether a URL is allowed."""
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port, which decide whether a URL is allowed."""
     port = USUAL_PORTS.get(url.scheme) if url.port is None else url.port
     return url.scheme, _name(url), port
 

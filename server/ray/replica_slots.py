@@ -1,4 +1,4 @@
-"""How many requests are at work at a time, and how many wait."""
+"""How many requests a gateway sends to replicas at a time, and how many wait for their turn."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from contextlib import asynccontextmanager
 from server.errors import RETRY_AFTER, ApiError
 
 
-class Seats:
-    """Seats for requests, which wait for one in the order in which they come.
+class ReplicaSlots:
+    """Slots for requests, given in the order in which they come.
 
     Args:
-        seats: requests that have one at a time.
-        waiting: requests that wait at most.
+        slots: requests that hold one at a time.
+        max_waiting: requests that may wait for one.
     """
 
-    def __init__(self, seats: int, waiting: int) -> None:
-        self._free = asyncio.Semaphore(seats)
-        self._most_waiting = waiting
+    def __init__(self, slots: int, max_waiting: int) -> None:
+        self._free = asyncio.Semaphore(slots)
+        self._max_waiting = max_waiting
         self._waiting = 0
 
     @asynccontextmanager
-    async def taken(self) -> AsyncGenerator[None, None]:
-        """Have a seat, as soon as there is one; raises a 429 ApiError where too many wait."""
-        if self._free.locked() and self._waiting >= self._most_waiting:
-            reason = f"{self._most_waiting} requests wait for a replica, the limit here"
+    async def acquire(self) -> AsyncGenerator[None, None]:
+        """Hold a slot, as soon as one is free; raises a 429 ApiError where too many wait."""
+        if self._free.locked() and self._waiting >= self._max_waiting:
+            reason = f"{self._max_waiting} requests wait for a replica, the limit here"
             reason = f"{reason}; try again in a moment"
             raise ApiError(429, "too_many_requests", reason, headers=RETRY_AFTER)
         self._waiting += 1

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import model
-from server.app import create_app, outermost
+from server.app import create_app, outer_middleware
 from server.chat.bodies import READ_ON_THREAD_ABOVE
 from server.errors import (
     CLIENT_CLOSED,
@@ -33,11 +33,11 @@ from server.errors import (
     from_model_error,
     too_slow,
 )
-from server.http.dependencies import Held, read_body, require_caller
+from server.http.dependencies import HeldBytes, read_body, require_caller
 from server.ray import relay
 from server.ray.affinity import affinity
-from server.ray.replica_slots import Seats
-from server.ray.routers import SPARE, ToGateways, ToReplicas
+from server.ray.replica_slots import ReplicaSlots
+from server.ray.routers import SPARE, GatewayRouter, ReplicaRouter
 from server.ray.settings import RaySettings
 from server.service import Service
 from server.telemetry import logs
@@ -54,17 +54,17 @@ class Gateway:
         self._settings = settings
         self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
         self._requests = 0
-        self._seats = Seats(settings.seats, settings.queued_requests)
+        self._slots = ReplicaSlots(settings.replica_slots, settings.queued_requests)
         # Ray's types leave open what ``stream`` decides.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
         self._app: ASGIApp = self._answer
-        for outer in outermost(settings, lambda route, status: None):
+        for outer in outer_middleware(settings, lambda route, status: None):
             self._app = outer.cls(self._app, *outer.args, **outer.kwargs)
         self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
 
     async def __call__(self, _: Request) -> Response:
         """The answer of a replica, as soon as it begins."""
-        return relay.Passed(self._app, without="x-request-id")  # Ray's proxy adds the same
+        return relay.AppResponse(self._app, without="x-request-id")  # Ray's proxy adds the same
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._settings.requests_in_gateway
@@ -81,7 +81,7 @@ class Gateway:
             self._requests -= 1
 
     async def _response(self, request: Request) -> Response:
-        held = Held(self._service)
+        held = HeldBytes(self._service)
         try:
             return await self._forward(request, held)
         except ApiError as error:
@@ -92,7 +92,7 @@ class Gateway:
         finally:
             self._service.release(held.size)
 
-    async def _forward(self, request: Request, held: Held) -> Response:
+    async def _forward(self, request: Request, held: HeldBytes) -> Response:
         body, key = b"", ""
         if request.method == "POST":  # all others have no body
             await require_caller(request, self._service)
@@ -107,9 +107,9 @@ class Gateway:
                 first = await anext(batches)
         except TimeoutError as error:
             raise from_model_error(model.TookTooLongError(seconds)) from error
-        return relay.Relayed(first, batches)
+        return relay.RelayedResponse(first, batches)
 
-    async def _read(self, request: Request, held: Held) -> bytes:
+    async def _read(self, request: Request, held: HeldBytes) -> bytes:
         seconds = self._settings.body_timeout
         try:
             async with asyncio.timeout(seconds):
@@ -119,9 +119,9 @@ class Gateway:
 
     async def _ask(
         self, key: str, request: Request, body: bytes
-    ) -> AsyncGenerator[relay.Batch, None]:
+    ) -> AsyncGenerator[relay.MessageBatch, None]:
         """What a replica answers; raises ApiError."""
-        async with self._seats.taken() if key else nullcontext():
+        async with self._slots.acquire() if key else nullcontext():
             replica = self._replicas.options(session_id=key)
             answer = replica.remote(relay.portable(request.scope), body)
             del body  # which counts as held until the answer begins
@@ -154,9 +154,9 @@ class Replica:
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
         await self._service.load()
 
-    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.Batch, None]:
+    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.MessageBatch, None]:
         """The application's answer to a request."""
-        async with aclosing(relay.answer(self._app, scope, body)) as batches:
+        async with aclosing(relay.message_batches(self._app, scope, body)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -192,7 +192,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
-            "request_router_class": ToReplicas,
+            "request_router_class": ReplicaRouter,
             # Better on a replica that has to compute the beginning than not at all; at an update there
             # are twice as many.
             "request_router_kwargs": {"num_fallback_replicas": 2 * settings.most_replicas - 1},
@@ -202,7 +202,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     gateways = serve.deployment(
         num_replicas=settings.gateways,
         ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
-        request_router_config={"request_router_class": ToGateways},
+        request_router_config={"request_router_class": GatewayRouter},
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
         # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
         # queue are also those that are on their way to one.

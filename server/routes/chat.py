@@ -23,7 +23,7 @@ from server.http.dependencies import (
     extra_policy,
     json_body,
 )
-from server.http.piecewise_json import JsonInPieces
+from server.http.piecewise_json import PiecewiseJsonResponse
 from server.http.sse import ChunkStream
 from server.images.urls import Images
 from server.schemas.responses import ChatCompletion
@@ -131,7 +131,7 @@ async def _answer(
         answer = await _unless_disconnected(request, answering.complete())
         if answer is not None:
             settle()  # the response's headers tell of it
-            return JsonInPieces(answer.pieces(), generation.close)
+            return PiecewiseJsonResponse(answer.pieces(), generation.close)
     except BaseException:
         end()
         raise
