@@ -1,4 +1,4 @@
-"""From text deltas to answers: the chunks of a stream, and the whole answer as a fold of the same.
+"""From text deltas to chat completions: the chunks of a stream, or the whole as a fold of the same deltas.
 
 Knows the wire's shapes, nothing of HTTP.
 """
@@ -32,14 +32,14 @@ from server.schemas.responses import (
 
 @dataclass(frozen=True)
 class Envelope:
-    """What every chunk of an answer repeats."""
+    """What every chunk of a completion repeats."""
 
     model: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-        """A chunk of this answer."""
+        """A chunk of this completion."""
         return ChatCompletionChunk(
             id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
         )
@@ -79,8 +79,8 @@ async def stream(
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A whole answer, whose log probabilities are JSON already.
+class FinishedCompletion:
+    """A whole completion, whose log probabilities are JSON already.
 
     Attributes:
         completion: the rest of it.
@@ -110,8 +110,8 @@ class Answer:
 
 async def complete(
     generation: model.Generation, envelope: Envelope, n: int, numbers: Numbers
-) -> Answer:
-    """The whole answer; log probabilities are written as ``numbers`` does."""
+) -> FinishedCompletion:
+    """The whole completion; log probabilities are written as ``numbers`` does."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[bytes]] = [[] for _ in range(n)]
     async for delta in generation:
@@ -136,7 +136,7 @@ async def complete(
         ],
         usage=_usage(generation),
     )
-    return Answer(completion, logprobs)
+    return FinishedCompletion(completion, logprobs)
 
 
 def _dumped(value: object) -> bytes:

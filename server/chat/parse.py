@@ -52,7 +52,7 @@ MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
 
-def parse(
+def parse_chat(
     body: object, extra_policy: ExtraPolicy, max_messages: int
 ) -> tuple[ChatCompletionRequest, model.SamplingParams]:
     """Validate a decoded JSON body; returns the request, and how it wants its answers sampled.

@@ -1,4 +1,4 @@
-"""From a request that is known to be valid to its answer, whoever asks: a route, or a line of a batch."""
+"""From a valid request to a running completion, for routes and for the lines of a batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from server.service import Backend
 
 
 @dataclass(frozen=True)
-class Answering:
-    """An answer in the making; take it once, in one form, and close the generation.
+class RunningCompletion:
+    """A completion that the engine is computing. Read it once, streamed or whole; close the generation.
 
     Attributes:
+        generation: the engine's side of it.
         envelope: what all its chunks have in common.
-        include_usage: whether a stream tells the usage in a chunk of its own.
+        include_usage: whether a stream reports the usage in a chunk of its own.
     """
 
     generation: model.Generation
@@ -33,14 +34,14 @@ class Answering:
         """Its chunks; raises a ModelError."""
         return completions.stream(self.generation, self.envelope, self._n, self.include_usage)
 
-    async def complete(self, numbers: Numbers = as_json_writes) -> completions.Answer:
+    async def complete(self, numbers: Numbers = as_json_writes) -> completions.FinishedCompletion:
         """All of it; raises a ModelError."""
         return await completions.complete(self.generation, self.envelope, self._n, numbers)
 
 
 @dataclass(frozen=True)
-class Question:
-    """A request as the engine takes it, with its images; may be begun until there is room for it."""
+class PreparedChat:
+    """A request as the engine takes it, with its images; ``start`` may be tried again if it is refused."""
 
     _engine: model.AsyncEngine
     _messages: list[model.Message]
@@ -49,29 +50,29 @@ class Question:
     _include_usage: bool
     _caller: str
 
-    async def begin(self, admit: Callable[[int, int], None] | None = None) -> Answering:
-        """Have an answer made; arguments and errors are those of ``AsyncEngine.generate``."""
+    async def start(self, admit: Callable[[int, int], None] | None = None) -> RunningCompletion:
+        """Have the engine compute it; arguments and errors are those of ``AsyncEngine.generate``."""
         generation = await self._engine.generate(self._messages, self._params, admit, self._caller)
-        return Answering(generation, self._envelope, self._include_usage, self._params.n)
+        return RunningCompletion(generation, self._envelope, self._include_usage, self._params.n)
 
 
-async def convert(
+async def prepare(
     backend: Backend,
     chat: ChatCompletionRequest,
     params: model.SamplingParams,
     images: Images,
     salt: str,
     caller: str = "",
-) -> Question:
-    """What the engine takes of a request; its images are fetched.
+) -> PreparedChat:
+    """Turn a request into what the engine takes, and fetch its images.
 
     Args:
-        backend: makes the answer.
+        backend: has the engine.
         chat: the request.
-        params: how it wants its answers sampled.
+        params: its sampling parameters.
         images: takes those of the request.
-        salt: what is computed of the prompt is shared with requests of the same one.
-        caller: who asks; callers take turns.
+        salt: cached prefixes are shared between requests of the same salt.
+        caller: who sends it; callers take turns.
 
     Raises:
         ApiError: a message that the model does not take, or no engine to take it.
@@ -81,4 +82,4 @@ async def convert(
     messages = await to_messages(chat.messages, images, backend.settings.max_images)
     include_usage = chat.stream_options is not None and chat.stream_options.include_usage
     params = replace(params, cache_salt=salt)
-    return Question(engine, messages, params, envelope, include_usage, caller)
+    return PreparedChat(engine, messages, params, envelope, include_usage, caller)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Admission
 from server.chat.bodies import Json
-from server.chat.parse import ExtraPolicy, parse
-from server.chat.prepare import convert
+from server.chat.parse import ExtraPolicy, parse_chat
+from server.chat.prepare import prepare
 from server.errors import CLIENT_CLOSED, responses
 from server.http.dependencies import (
     KEY_REQUIRED,
@@ -72,7 +72,7 @@ async def azure_chat_completions(
     body: Body,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
-    return await _answer(request, service, admission, images, body, policy)
+    return await _complete_chat(request, service, admission, images, body, policy)
 
 
 @router.post("/v1/chat/completions", **ROUTE)
@@ -81,7 +81,7 @@ async def openai_chat_completions(
     request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: Body
 ) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
-    return await _answer(request, service, admission, images, body, "pass-through")
+    return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
 @router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
@@ -94,10 +94,10 @@ async def azure_openai_chat_completions(
     body: Body,
 ) -> Response:
     """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
-    return await _answer(request, service, admission, images, body, "pass-through")
+    return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
-async def _answer(
+async def _complete_chat(
     request: Request,
     service: Service,
     admission: Admission,
@@ -106,17 +106,17 @@ async def _answer(
     policy: ExtraPolicy,
 ) -> Response:
     most = service.settings.max_messages
-    chat, params = await body.read(lambda value: parse(value, policy, most))
+    chat, params = await body.read(lambda value: parse_chat(value, policy, most))
     salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    question = await convert(service, chat, params, images, salt, request.state.caller)
-    answering = await _unless_disconnected(
-        request, question.begin(admission.reserve), lambda begun: begun.generation.close()
+    prepared = await prepare(service, chat, params, images, salt, request.state.caller)
+    running = await _unless_disconnected(
+        request, prepared.start(admission.reserve), lambda started: started.generation.close()
     )
-    if answering is None:
+    if running is None:
         return Response(status_code=CLIENT_CLOSED)
-    generation = answering.generation
+    generation = running.generation
     # For the access log.
-    request.state.generation, request.state.envelope = generation, answering.envelope
+    request.state.generation, request.state.envelope = generation, running.envelope
 
     def settle() -> None:
         admission.settle(generation.prompt_tokens + generation.completion_tokens)
@@ -126,12 +126,12 @@ async def _answer(
         settle()
 
     if chat.stream:
-        return ChunkStream(answering.stream(), end, answering.include_usage)
+        return ChunkStream(running.stream(), end, running.include_usage)
     try:
-        answer = await _unless_disconnected(request, answering.complete())
-        if answer is not None:
-            settle()  # the response's headers tell of it
-            return PiecewiseJsonResponse(answer.pieces(), generation.close)
+        completion = await _unless_disconnected(request, running.complete())
+        if completion is not None:
+            settle()  # before the response's headers report the limits
+            return PiecewiseJsonResponse(completion.pieces(), generation.close)
     except BaseException:
         end()
         raise
@@ -154,20 +154,20 @@ async def _unless_disconnected(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(disconnected())
-    is_taken = False
+    is_returned = False
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            is_taken = True
-            return working.result()
+        await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            is_returned = True
+            return task.result()
     finally:
         watching.cancel()
-        if not is_taken:
-            working.cancel()
-            working.add_done_callback(partial(_discard, discard))
-            await asyncio.wait({working})  # what it holds counts until then
+        if not is_returned:
+            task.cancel()
+            task.add_done_callback(partial(_discard, discard))
+            await asyncio.wait({task})  # what it holds counts until then
     return None
 
 

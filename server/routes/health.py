@@ -27,16 +27,16 @@ def _503(description: str) -> dict[str, Any]:
 @router.get("/health/ready", **_route("loading, draining or dead"))
 async def ready(service: ServiceOf) -> JSONResponse:
     """200 when requests are taken; 503 with the state otherwise."""
-    return _answer(service, "ready")
+    return _state_response(service, "ready")
 
 
 @router.get("/health/live", **_route("dead: the process must be started anew"))
 async def live(service: ServiceOf) -> JSONResponse:
     """200 with the state unless the engine is dead, also while loading and draining."""
-    return _answer(service, "loading", "ready", "draining")
+    return _state_response(service, "loading", "ready", "draining")
 
 
-def _answer(service: ServiceOf, *good: str) -> JSONResponse:
+def _state_response(service: ServiceOf, *good: str) -> JSONResponse:
     state = Health(status=service.state)
     if state.status in good:
         return JSONResponse(state.model_dump())

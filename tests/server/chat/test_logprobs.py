@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import model
 from model.engine.generation import Generation
 from server.batch.results import Results
-from server.chat.completions import Answer, Envelope, complete
+from server.chat.completions import Envelope, FinishedCompletion, complete
 from server.chat.logprobs import as_json_writes, as_pydantic_writes
 from server.schemas.batch import BatchResponse, BatchResult
 from server.schemas.responses import ChatCompletion, Logprobs, TokenLogprob, TopLogprob
@@ -65,10 +65,10 @@ tokens = st.lists(
 )
 
 
-def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> Answer:
+def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> FinishedCompletion:
     """Two answers, of which the second has no log probabilities."""
 
-    async def answer() -> Answer:
+    async def answer() -> FinishedCompletion:
         generation = Generation(7, 2, lambda: None)
         for i, logprobs in enumerate(deltas):
             reason = "stop" if i == len(deltas) - 1 else None
@@ -79,7 +79,7 @@ def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> Answer:
     return asyncio.run(answer())
 
 
-def dumped(answer: Answer, deltas: list[list[model.TokenLogprob]]) -> ChatCompletion:
+def dumped(answer: FinishedCompletion, deltas: list[list[model.TokenLogprob]]) -> ChatCompletion:
     """The same with log probabilities as pydantic knows them."""
 
     def alternative(other: model.Alternative) -> dict[str, Any]:
