@@ -89,10 +89,14 @@ class Account:
 
 
 class Admission:
-    """One request that was let in. Closed when its response has been sent."""
+    """One request that was let in. Closed when its response has been sent.
+
+    Attributes:
+        caller: who sends it.
+    """
 
     def __init__(self, caller: Caller, account: Account) -> None:
-        self._caller = caller
+        self.caller = caller
         self._account = account
         self._bucket: Bucket | None = None  # what the reservation was taken of
         self._reserved = 0
@@ -117,7 +121,7 @@ class Admission:
         limit = bucket.per_minute
         if prompt_tokens > limit:
             raise _refusal(
-                f"the prompt has {prompt_tokens} tokens and {self._caller.name} may use {limit} a "
+                f"the prompt has {prompt_tokens} tokens and {self.caller.name} may use {limit} a "
                 "minute; send a shorter prompt",
                 self._account,
                 None,
@@ -126,7 +130,7 @@ class Admission:
         wait = bucket.seconds_until(wanted)
         if wait > 0:
             raise _refusal(
-                f"{self._caller.name} may use {limit} tokens a minute, and this request may take "
+                f"{self.caller.name} may use {limit} tokens a minute, and this request may take "
                 f"{prompt_tokens} for its prompt and {completion_tokens} for its answer; lower "
                 "max_tokens, or try again later",
                 self._account,

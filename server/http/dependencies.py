@@ -12,6 +12,7 @@ from server.auth.limits import Admission, Caller
 from server.chat.bodies import Json, decode
 from server.chat.parse import ExtraPolicy
 from server.errors import ApiError, short_name
+from server.http.exchange import exchange_of
 from server.images.urls import Images
 from server.service import Service
 
@@ -27,7 +28,7 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 async def require_caller(request: Request, service: ServiceOf) -> Caller:
     """Refuse requests of nobody we know, before anything of the body is looked at."""
     caller = await service.access.caller(request.headers)
-    request.state.caller = caller.name
+    exchange_of(request.scope).caller = caller.name
     return caller
 
 
@@ -36,7 +37,7 @@ async def admit(
 ) -> AsyncIterator[Admission]:
     """Count the request among its caller's until its response is sent; refuse one too many."""
     admission = service.access.limiter.admit(caller)
-    request.state.admission = admission  # for the headers of any response
+    exchange_of(request.scope).admission = admission  # for the headers of any response
     try:
         yield admission
     finally:

@@ -34,6 +34,7 @@ from server.errors import (
     too_slow,
 )
 from server.http.dependencies import HeldBytes, read_body, require_caller
+from server.http.exchange import exchange_of
 from server.ray import relay
 from server.ray.affinity import affinity
 from server.ray.replica_slots import ReplicaSlots
@@ -85,7 +86,7 @@ class Gateway:
         try:
             return await self._forward(request, held)
         except ApiError as error:
-            request.state.relayed = False
+            exchange_of(request.scope).relayed = False
             return error_response(error)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
@@ -125,7 +126,7 @@ class Gateway:
             replica = self._replicas.options(session_id=key)
             answer = replica.remote(relay.portable(request.scope), body)
             del body  # which counts as held until the answer begins
-            request.state.relayed = True
+            exchange_of(request.scope).relayed = True
             try:
                 async for batch in answer:
                     yield batch

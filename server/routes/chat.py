@@ -23,6 +23,7 @@ from server.http.dependencies import (
     extra_policy,
     json_body,
 )
+from server.http.exchange import exchange_of
 from server.http.piecewise_json import PiecewiseJsonResponse
 from server.http.sse import ChunkStream
 from server.images.urls import Images
@@ -107,16 +108,16 @@ async def _complete_chat(
 ) -> Response:
     most = service.settings.max_messages
     chat, params = await body.read(lambda value: parse_chat(value, policy, most))
-    salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    prepared = await prepare(service, chat, params, images, salt, request.state.caller)
+    caller = admission.caller.name
+    salt = service.cache_salt(caller, chat.cache_salt)
+    prepared = await prepare(service, chat, params, images, salt, caller)
     running = await _unless_disconnected(
         request, prepared.start(admission.reserve), lambda started: started.generation.close()
     )
     if running is None:
         return Response(status_code=CLIENT_CLOSED)
     generation = running.generation
-    # For the access log.
-    request.state.generation, request.state.envelope = generation, running.envelope
+    exchange_of(request.scope).completion = running  # for the access log
 
     def settle() -> None:
         admission.settle(generation.prompt_tokens + generation.completion_tokens)

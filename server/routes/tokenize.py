@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 
 from server.chat.bodies import Json
 from server.chat.parse import parse_tokenize, to_messages
@@ -28,7 +28,6 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
     openapi_extra=documented_body("TokenizeRequest"),
 )
 async def tokenize(
-    request: Request,
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
@@ -36,7 +35,7 @@ async def tokenize(
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
-    most, caller = settings.max_messages, request.state.caller
+    most, caller = settings.max_messages, admission.caller.name
     wanted = await body.read(lambda value: parse_tokenize(value, most))
     if wanted.messages is not None:
         messages = await to_messages(wanted.messages, images, settings.max_images)
