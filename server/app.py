@@ -17,7 +17,7 @@ from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequ
 from server.http.cross_site_guard import CrossSiteGuard
 from server.http.middleware import (
     REQUEST_IDS,
-    AnswerBugs,
+    CatchBugs,
     HeadAsGet,
     PlainPaths,
     RateLimits,
@@ -63,7 +63,7 @@ def create_app(
     if service.settings.playground:
         app.include_router(playground.router)
     app.add_middleware(NoteRoute)
-    app.add_middleware(AnswerBugs)
+    app.add_middleware(CatchBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     trace = None if traces is None else traces.record

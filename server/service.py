@@ -10,7 +10,7 @@ from typing import Literal
 
 import model
 from server.auth.access import Access
-from server.errors import RETRY_AFTER, ApiError
+from server.errors import ApiError, too_many_requests, unavailable
 from server.images.decode_pool import DecodePool
 from server.images.fetching import Fetcher
 from server.settings import ModelSettings, Settings
@@ -100,7 +100,7 @@ class Backend:
             "draining": "the server is shutting down",
             "dead": "the engine has failed; the server must be restarted",
         }[self.state]
-        return ApiError(503, "overloaded", reason, headers=RETRY_AFTER)
+        return unavailable(reason)
 
     def drain(self) -> None:
         """Take no new requests."""
@@ -147,12 +147,9 @@ class Service(Backend):
         """
         limit = int(self.settings.max_bodies_mb * 1e6)
         if self._held and self._held + size > limit:
-            raise ApiError(
-                429,
-                "too_many_requests",
+            raise too_many_requests(
                 f"the bodies of other requests fill the {limit} bytes that there are for them here; "
-                "try again in a moment",
-                headers=RETRY_AFTER,
+                "try again in a moment"
             )
         self._held += size
 

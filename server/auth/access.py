@@ -10,7 +10,7 @@ from server.auth.entra import Entra
 from server.auth.issuer import Issuer
 from server.auth.keys import Keys, generated_key
 from server.auth.limits import Caller, Limiter, Limits
-from server.errors import ApiError
+from server.errors import unauthorized
 from server.settings import Settings
 
 ANYBODY = "anonymous"  # the one caller of a server that asks for nothing
@@ -76,12 +76,9 @@ class Access:
         wanted = "API key" if len(self._keys) else "Entra token"
         if len(self._keys) and self._entra is not None:
             wanted = "API key or Entra token"
-        raise ApiError(
-            401,
-            "Unauthorized",
+        raise unauthorized(
             f"the {wanted} is missing or wrong; send it as 'Authorization: Bearer KEY'"
-            + (" or 'api-key: KEY'" if len(self._keys) else ""),
-            headers={"WWW-Authenticate": "Bearer"},
+            + (" or 'api-key: KEY'" if len(self._keys) else "")
         )
 
     async def follow_changes(self, hangup: asyncio.Event) -> None:

@@ -9,7 +9,7 @@ import jwt
 from jwt.exceptions import ExpiredSignatureError, InvalidAudienceError, PyJWTError
 
 from server.auth.issuer import ALGORITHM, Issuer
-from server.errors import ApiError, short_name
+from server.errors import ApiError, short_name, unauthorized
 
 CLOCK_SKEW = 60  # seconds that the issuer's clock and ours may differ
 LONGEST_TOKEN = 16_384  # characters; Entra's have a few thousand
@@ -97,9 +97,6 @@ class Entra:
 
 
 def _invalid(reason: str) -> ApiError:
-    return ApiError(
-        401,
-        "Unauthorized",
-        f"the token cannot be used here: {short_name(reason)}",
-        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    return unauthorized(
+        f"the token cannot be used here: {short_name(reason)}", 'Bearer error="invalid_token"'
     )

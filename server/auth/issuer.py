@@ -19,7 +19,7 @@ from jwt.exceptions import PyJWTError
 from pydantic_core import from_json
 
 from server.auth.limits import Bucket
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,11 @@ class Issuer:
         if fetching is not None:
             await asyncio.shield(fetching)  # others wait for the same
         if kid not in self._keys and self._failure is not None:
-            wait = math.ceil(self._fetches.seconds_until(1)) or 1
             raise ApiError(
                 503,
                 "issuer_unavailable",
                 f"the token cannot be checked: {self._failure}; try again later",
-                headers={"Retry-After": str(wait)},
+                headers=retry_after(self._fetches.seconds_until(1)),
             )
         return self._keys.get(kid)
 

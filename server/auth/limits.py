@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 
 RATE_LIMIT_HEADERS = tuple(
     f"x-ratelimit-{what}-{unit}"
@@ -187,9 +187,7 @@ def _bucket(per_minute: int | None) -> Bucket | None:
 
 def _refusal(reason: str, account: Account, wait: float | None) -> ApiError:
     """A 429 that says when to come back; None is never, and clients are told not to try."""
-    retry = (
-        {"x-should-retry": "false"} if wait is None else {"Retry-After": str(math.ceil(wait) or 1)}
-    )
+    retry = {"x-should-retry": "false"} if wait is None else retry_after(wait)
     return ApiError(429, "rate_limit_exceeded", reason, headers={**account.headers(), **retry})
 
 

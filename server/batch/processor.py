@@ -20,7 +20,16 @@ from server.chat.completions import FinishedCompletion
 from server.chat.logprobs import as_pydantic_writes
 from server.chat.parse import parse_chat
 from server.chat.prepare import PreparedChat, RunningCompletion, prepare
-from server.errors import ApiError, error_body, from_model_error, from_validation_error
+from server.errors import (
+    ApiError,
+    error_body,
+    from_model_error,
+    from_validation_error,
+    internal_error,
+    invalid_parameter,
+    not_supported,
+    too_large,
+)
 from server.images.fetching import FetchError
 from server.images.urls import Images
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
@@ -113,7 +122,7 @@ class BatchProcessor:
             is_transient = isinstance(error, FetchError)
         except Exception:  # a bug; the other lines go on
             logger.exception("line %d failed", line.number)
-            failure = ApiError(500, "internal_error", "this line failed; the log says why")
+            failure = internal_error("this line failed; the log says why")
         else:
             self._progress.answered(finished.completion.usage.completion_tokens)
             return _result(custom_id, 200), finished.pieces()
@@ -136,16 +145,14 @@ class BatchProcessor:
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
             reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
-            raise ApiError(413, "request_too_large", reason)
+            raise too_large(reason)
         return await decode(line.data, "the line")
 
     async def _complete_chat(self, line: Json) -> FinishedCompletion:
         """The whole completion; raises an ApiError or a ModelError."""
         chat, params = await line.read(self._parse)
         if chat.stream:
-            raise ApiError(
-                422,
-                "parameter_not_supported",
+            raise not_supported(
                 "stream is not supported in a batch, whose results are whole answers: leave it out",
                 ("stream",),
                 chat.stream,
@@ -191,7 +198,7 @@ def _request_of(value: object) -> BatchRequest:
     """The line's request; raises a 422 ApiError."""
     if not isinstance(value, dict):
         reason = "the line must be a JSON object with custom_id, method, url and body"
-        raise ApiError(422, "invalid_parameter", reason, value=value)
+        raise invalid_parameter(reason, value=value)
     try:
         return BatchRequest.model_validate(value)
     except ValidationError as error:

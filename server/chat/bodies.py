@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic_core import from_json
 
-from server.errors import ApiError
+from server.errors import invalid_json, invalid_parameter
 
 READ_ON_THREAD_ABOVE = (
     16_000  # bytes; smaller bodies are parsed and validated in a few milliseconds
@@ -57,7 +57,7 @@ async def decode(body: bytes | bytearray, what: str = "the body") -> Json:
 
 def _decode(body: bytes | bytearray, what: str) -> Json:
     if not body:
-        raise ApiError(400, "invalid_json", f"{what} is empty; send a JSON object with messages")
+        raise invalid_json(f"{what} is empty; send a JSON object with messages")
     check_size(body, what)
     try:
         value = from_json(body, allow_inf_nan=False, cache_strings="none")  # few are alike
@@ -65,7 +65,7 @@ def _decode(body: bytes | bytearray, what: str) -> Json:
         reason = f"{what} is not valid JSON: {error}"
         if body.startswith(BYTE_ORDER_MARKS):
             reason = f"{what} begins with a byte order mark; send it as UTF-8 without one"
-        raise ApiError(400, "invalid_json", reason) from error
+        raise invalid_json(reason) from error
     return Json(value, len(body))
 
 
@@ -83,16 +83,12 @@ def check_size(body: bytes | bytearray, what: str = "the body") -> None:
             at = len(body) if at < 0 else at
             slow += ESCAPE * _others(body, start, at)
         if marks > MOST_MARKS:
-            raise ApiError(
-                422,
-                "invalid_parameter",
+            raise invalid_parameter(
                 f"{what} has more than {MOST_MARKS} commas and opening brackets, the limit here; "
                 "send fewer values or less text",
             )
         if slow > MOST_SLOW:
-            raise ApiError(
-                422,
-                "invalid_parameter",
+            raise invalid_parameter(
                 f"{what} has more than {MOST_SLOW} digits, line breaks and bytes beyond ASCII, with "
                 f"{ESCAPE} for each escape, the limit here; shorten its texts, and send images in "
                 "plain base64",

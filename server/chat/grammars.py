@@ -6,7 +6,7 @@ import json
 import string
 
 import model
-from server.errors import ApiError
+from server.errors import invalid_parameter
 from server.schemas.requests import ChatCompletionRequest, ResponseFormat
 
 MARKS = string.punctuation.replace("\\", "")
@@ -30,7 +30,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
     if len(named) > 1 or request.ignore_eos:
         other = named[1] if len(named) > 1 else "ignore_eos"
         reason = f"{named[0]} and {other} cannot both be honoured; leave one out"
-        raise ApiError(422, "invalid_parameter", reason, (other,))
+        raise invalid_parameter(reason, (other,))
     return asked[named[0]]
 
 
@@ -40,9 +40,7 @@ def _of_format(wanted: ResponseFormat | None) -> model.GrammarSpec | None:
     if wanted.type == "json_object":
         return model.GrammarSpec("json_schema", '{"type": "object"}', ("response_format",))
     if wanted.json_schema is None:
-        raise ApiError(
-            422,
-            "invalid_parameter",
+        raise invalid_parameter(
             "response_format.json_schema is missing; it holds a name and a schema",
             ("response_format", "json_schema"),
         )

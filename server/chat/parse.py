@@ -20,6 +20,8 @@ from server.errors import (
     ApiError,
     Loc,
     from_validation_error,
+    invalid_parameter,
+    not_supported,
     short_name,
     short_path,
 )
@@ -105,19 +107,17 @@ def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
     except ValidationError as error:
         raise from_validation_error(error, body) from error
     if (request.messages is None) == (request.prompt is None):
-        raise ApiError(422, "invalid_parameter", "send either messages or a prompt", ("messages",))
+        raise invalid_parameter("send either messages or a prompt", ("messages",))
     return request
 
 
 def _bounded(body: object, max_messages: int) -> dict[str, Any]:
     """The body, if it is an object and not too much to validate; raises a 422 ApiError."""
     if not isinstance(body, dict):
-        raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
+        raise invalid_parameter("the body must be a JSON object", value=body)
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        raise ApiError(
-            422,
-            "invalid_parameter",
+        raise invalid_parameter(
             f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
             ("messages",),
             len(messages),
@@ -140,11 +140,11 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
         if isinstance(container, dict) and len(container) > MOST_KEYS:
             where = ".".join(map(str, short_path(loc))) or "the body"
             reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}"
-            raise ApiError(422, "invalid_parameter", reason, loc, container)
+            raise invalid_parameter(reason, loc, container)
         if left < 0:
             (field,) = short_path(loc[:1])  # which of its items is one too many is chance
             reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
-            raise ApiError(422, "invalid_parameter", reason, (field,), container)
+            raise invalid_parameter(reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
         shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
         waiting += [
@@ -208,9 +208,7 @@ async def to_messages(
 def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
     loc = ("messages", position)
     if message.role == "tool":  # before its tool_call_id, which is only the consequence
-        raise ApiError(
-            422,
-            "parameter_not_supported",
+        raise not_supported(
             f"messages.{position}.role is 'tool'; Phi-3-vision was not trained to use tools: "
             "put the result into a user message",
             (*loc, "role"),
@@ -219,9 +217,7 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
     for name, value in (message.model_extra or {}).items():
         # Answers that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
         if value not in (None, [], {}):
-            raise ApiError(
-                422,
-                "parameter_not_supported",
+            raise not_supported(
                 f"messages.{position}.{short_name(name)} is not supported; leave it out",
                 (*loc, name),
                 value,
@@ -248,7 +244,7 @@ def _to_image(part: ImagePart, images: Images, loc: tuple[str | int, ...]) -> mo
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
-        raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
+        raise invalid_parameter(message, (*loc, "image_url"))
     loc = (*loc, "image" if part.image_url is None else "image_url", "url")
     return model.MessageImage(images.add(image_url.url, loc), image_url.detail == "low", loc)
 
@@ -257,9 +253,7 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
     """Refuse by name what the model cannot do."""
 
     def refuse(name: str, value: Any, why: str) -> None:
-        raise ApiError(
-            422, "parameter_not_supported", f"{name} is not supported: {why}", (name,), value
-        )
+        raise not_supported(f"{name} is not supported: {why}", (name,), value)
 
     for name, (harmless, why) in UNSUPPORTED.items():
         value = getattr(request, name)

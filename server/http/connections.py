@@ -14,7 +14,7 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
+from server.errors import ApiError, error_response, too_slow, unavailable
 from server.http.connection_limit import RESERVE, ConnectionLimit
 from server.http.middleware import plain_path
 from server.http.request_heads import BoundedH11Connection
@@ -72,7 +72,7 @@ class BoundedProtocol(H11Protocol):
         """Say that there are too many connections, and close this one."""
         limit = self.settings.max_connections
         reason = f"there are {limit} connections, the limit here; try again in a moment"
-        self._refuse(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+        self._refuse(unavailable(reason))
 
     def data_received(self, data: bytes) -> None:
         """Take what came; what is still to come of the request must do so in time."""

@@ -11,7 +11,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from server.auth.limits import Admission, Caller
 from server.chat.bodies import Json, decode
 from server.chat.parse import ExtraPolicy
-from server.errors import ApiError, short_name
+from server.errors import ApiError, short_name, too_large, unsupported_media_type
 from server.http.exchange import exchange_of
 from server.images.urls import Images
 from server.service import Service
@@ -112,23 +112,17 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> 
     if not content_type and service.settings.requires_auth:
         content_type = "application/json"
     if not content_type:  # a page of another site may send that without being asked
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             "the request has no Content-Type; send Content-Type: application/json",
         )
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             f"the body is {short_name(media_type)}; send Content-Type: application/json",
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
     return await decode(await read_body(request, service.settings.max_body_bytes, held))
@@ -136,19 +130,17 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> 
 
 async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
-    too_large = ApiError(
-        413,
-        "request_too_large",
+    refusal = too_large(
         f"the body is larger than {limit} bytes, the limit here; send a smaller image",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise refusal
     parts = bytearray()
     async for part in request.stream():
         parts += part
         if len(parts) > limit:
-            raise too_large
+            raise refusal
         held(len(part))
     return parts
 

@@ -9,7 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, error_response
+from server.errors import error_response, internal_error
 from server.http.exchange import exchange_of
 
 REQUEST_IDS = ("x-ms-client-request-id", "x-request-id")
@@ -52,10 +52,10 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
-class AnswerBugs:
-    """Answers what nothing else catches with a 500, and lets it go on to the log.
+class CatchBugs:
+    """Turns what nothing else catches into a 500, and lets it go on to the log.
 
-    Starlette would answer outside of all other middleware: without request ids, and unreadable to
+    Starlette would respond outside of all other middleware: without request ids, and unreadable to
     pages of other origins.
     """
 
@@ -76,8 +76,8 @@ class AnswerBugs:
         except Exception:
             if scope["type"] == "http" and not started:
                 reason = "the server failed at this request; its log says why"
-                answer = error_response(ApiError(500, "internal_error", reason))
-                await answer(scope, receive, send)
+                response = error_response(internal_error(reason))
+                await response(scope, receive, send)
             raise
 
 

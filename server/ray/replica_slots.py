@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from server.errors import RETRY_AFTER, ApiError
+from server.errors import too_many_requests
 
 
 class ReplicaSlots:
@@ -28,7 +28,7 @@ class ReplicaSlots:
         if self._free.locked() and self._waiting >= self._max_waiting:
             reason = f"{self._max_waiting} requests wait for a replica, the limit here"
             reason = f"{reason}; try again in a moment"
-            raise ApiError(429, "too_many_requests", reason, headers=RETRY_AFTER)
+            raise too_many_requests(reason)
         self._waiting += 1
         try:
             await self._free.acquire()

@@ -27,11 +27,11 @@ from server.app import create_app, outer_middleware
 from server.chat.bodies import READ_ON_THREAD_ABOVE
 from server.errors import (
     CLIENT_CLOSED,
-    RETRY_AFTER,
     ApiError,
     error_response,
     from_model_error,
     too_slow,
+    unavailable,
 )
 from server.http.dependencies import HeldBytes, read_body, require_caller
 from server.http.exchange import exchange_of
@@ -71,7 +71,7 @@ class Gateway:
         limit = self._settings.requests_in_gateway
         if self._requests == limit:
             reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
-            refused = error_response(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+            refused = error_response(unavailable(reason))
             await refused(scope, receive, send)
             return
         self._requests += 1
@@ -132,7 +132,7 @@ class Gateway:
                     yield batch
             except (RayActorError, DeploymentUnavailableError) as error:
                 reason = "the replica at work on this has ended; try again"
-                raise ApiError(503, "overloaded", reason, headers=RETRY_AFTER) from error
+                raise unavailable(reason) from error
             except (asyncio.CancelledError, GeneratorExit):
                 answer.cancel()
                 raise

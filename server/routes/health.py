@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.errors import RETRY_AFTER
+from server.errors import retry_after
 from server.http.dependencies import ServiceOf
 from server.schemas.responses import Health
 
@@ -40,4 +40,4 @@ def _state_response(service: ServiceOf, *good: str) -> JSONResponse:
     state = Health(status=service.state)
     if state.status in good:
         return JSONResponse(state.model_dump())
-    return JSONResponse(state.model_dump(), 503, RETRY_AFTER)
+    return JSONResponse(state.model_dump(), 503, retry_after())
