@@ -13,8 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response, short_name
-from server.hosts import is_loopback, parse_host
-from server.settings import Settings
+from server.settings import Settings, is_loopback, parse_host
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 USUAL_PORTS = {"http": 80, "https": 443}
