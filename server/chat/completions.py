@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import model
-from server.chat.logprobs import Numbers, spelled
+from server.chat.logprobs import Numbers, as_pydantic_writes, spelled
 from server.schemas.responses import (
     AnswerMessage,
     ChatCompletion,
@@ -22,10 +22,7 @@ from server.schemas.responses import (
     Choice,
     ChunkChoice,
     Delta,
-    Logprobs,
     PromptTokensDetails,
-    TokenLogprob,
-    TopLogprob,
     Usage,
 )
 
@@ -47,25 +44,30 @@ class Envelope:
 
 async def stream(
     generation: model.Generation, envelope: Envelope, n: int, include_usage: bool
-) -> AsyncIterator[ChatCompletionChunk]:
-    """The chunks of a stream: a role chunk for each answer, text, and how each one ended.
+) -> AsyncIterator[bytes]:
+    """The chunks of a stream as JSON: a role chunk for each choice, text, and how each one ended.
 
-    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices.
+    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices; all
+    others then say that theirs is null, as OpenAI's do.
     """
+
+    def dumped(
+        choices: list[ChunkChoice], usage: Usage | None = None, logprobs: bytes = b""
+    ) -> bytes:
+        hidden = {"usage"} if usage is None and not include_usage else None
+        text = envelope.chunk(choices, usage).model_dump_json(exclude=hidden).encode()
+        if not logprobs:
+            return text
+        begin, key, end = text.partition(b'"logprobs":')  # a string has no such quotes
+        return begin + key + b'{"content":[' + logprobs + b"]}" + end.removeprefix(b"null")
+
     for index in range(n):
-        yield envelope.chunk([ChunkChoice(index=index, delta=Delta(role="assistant"))])
+        yield dumped([ChunkChoice(index=index, delta=Delta(role="assistant"))])
     unfinished = n
     async for delta in generation:
         if delta.text or delta.logprobs:
-            yield envelope.chunk(
-                [
-                    ChunkChoice(
-                        index=delta.index,
-                        delta=Delta(content=delta.text),
-                        logprobs=_logprobs(delta.logprobs),
-                    )
-                ]
-            )
+            choice = ChunkChoice(index=delta.index, delta=Delta(content=delta.text))
+            yield dumped([choice], logprobs=spelled(delta.logprobs, as_pydantic_writes))
         if delta.logprobs:
             await asyncio.sleep(0)  # many may have gathered
         if delta.finish_reason is not None:
@@ -73,9 +75,9 @@ async def stream(
             last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
             inline = unfinished == 0 and not include_usage
             usage = _usage(generation) if inline else None
-            yield envelope.chunk([last], usage)
+            yield dumped([last], usage)
     if include_usage:
-        yield envelope.chunk([], _usage(generation))
+        yield dumped([], _usage(generation))
 
 
 @dataclass(frozen=True)
@@ -150,23 +152,4 @@ def _usage(generation: model.Generation) -> Usage:
         completion_tokens=generation.completion_tokens,
         total_tokens=generation.prompt_tokens + generation.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
-    )
-
-
-def _logprobs(tokens: tuple[model.TokenLogprob, ...]) -> Logprobs | None:
-    if not tokens:
-        return None
-    return Logprobs(content=[_token_logprob(token) for token in tokens])
-
-
-def _token_logprob(token: model.TokenLogprob) -> TokenLogprob:
-    chosen = token.chosen
-    return TokenLogprob(
-        token=chosen.text,
-        logprob=chosen.logprob,
-        bytes=list(chosen.bytes),
-        top_logprobs=[
-            TopLogprob(token=other.text, logprob=other.logprob, bytes=list(other.bytes))
-            for other in token.top
-        ],
     )

@@ -1,4 +1,4 @@
-"""Log probabilities as JSON, made as the tokens come: what is kept of an answer is its bytes."""
+"""Log probabilities as JSON, written as the tokens come: a completion keeps only the bytes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Numbers = Callable[[Sequence[float]], list[str]]
 
 
 def as_json_writes(numbers: Sequence[float]) -> list[str]:
-    """Numbers in the words of Python's ``json``, as in the answers of routes."""
+    """Numbers as Python's ``json`` writes them, for the responses of routes."""
     return [float.__repr__(number) for number in numbers]
 
 
 def as_pydantic_writes(numbers: Sequence[float]) -> list[str]:
-    """Numbers in pydantic's words, as in the results of a batch."""
+    """Numbers as pydantic writes them, for streams and the results of a batch."""
     return to_json(list(numbers)).decode()[1:-1].split(",")
 
 
 def spelled(tokens: Sequence[model.TokenLogprob], numbers: Numbers) -> bytes:
-    """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, parted by commas."""
+    """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, comma-separated."""
     return ",".join(map("".join, (_parts(token, numbers) for token in tokens))).encode()
 
 

@@ -11,7 +11,6 @@ from server.chat.logprobs import Numbers, as_json_writes
 from server.chat.parse import to_messages
 from server.images.urls import Images
 from server.schemas.requests import ChatCompletionRequest
-from server.schemas.responses import ChatCompletionChunk
 from server.service import Backend
 
 
@@ -22,17 +21,16 @@ class RunningCompletion:
     Attributes:
         generation: the engine's side of it.
         envelope: what all its chunks have in common.
-        include_usage: whether a stream reports the usage in a chunk of its own.
     """
 
     generation: model.Generation
     envelope: completions.Envelope
-    include_usage: bool
+    _include_usage: bool
     _n: int
 
-    def stream(self) -> AsyncIterator[ChatCompletionChunk]:
-        """Its chunks; raises a ModelError."""
-        return completions.stream(self.generation, self.envelope, self._n, self.include_usage)
+    def stream(self) -> AsyncIterator[bytes]:
+        """Its chunks as JSON; raises a ModelError."""
+        return completions.stream(self.generation, self.envelope, self._n, self._include_usage)
 
     async def complete(self, numbers: Numbers = as_json_writes) -> completions.FinishedCompletion:
         """All of it; raises a ModelError."""

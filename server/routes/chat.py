@@ -127,7 +127,7 @@ async def _complete_chat(
         settle()
 
     if chat.stream:
-        return ChunkStream(running.stream(), end, running.include_usage)
+        return ChunkStream(running.stream(), end)
     try:
         completion = await _unless_disconnected(request, running.complete())
         if completion is not None:

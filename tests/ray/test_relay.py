@@ -15,7 +15,6 @@ import model
 from server.errors import ApiError
 from server.http.sse import ChunkStream, StreamBrokenError
 from server.ray import relay
-from server.schemas.responses import ChatCompletionChunk
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {
@@ -51,13 +50,13 @@ def told(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-async def fails() -> AsyncGenerator[ChatCompletionChunk, None]:
+async def fails() -> AsyncGenerator[bytes, None]:
     raise model.GrammarError("secret", ("guided_regex",), "secret")
-    yield
+    yield b""
 
 
 async def fails_on_its_way(scope: Scope, receive: Receive, send: Send) -> None:
-    stream = ChunkStream(fails(), lambda: None, include_usage=False)
+    stream = ChunkStream(fails(), lambda: None)
     await stream({"method": "POST", **scope}, receive, send)
 
 
