@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, FilePath
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
-from server.settings import ModelSettings, Revision
+from server.settings import CommandSettings, ModelSettings, Revision
 from server.telemetry import logs
 
 Result = TypeVar("Result")
@@ -60,12 +60,10 @@ def _until_signal(work: Callable[[], Result]) -> Result:
         handle(signal.SIG_DFL)
 
 
-class Download(BaseSettings):
+class Download(CommandSettings):
     """Download a checkpoint into the hub's cache, if it is not there, and print its directory."""
 
-    model_config = SettingsConfigDict(
-        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server download"}
-    )
+    model_config = SettingsConfigDict(cli_prog_name="phi3v-server download")
 
     model: CliPositionalArg[str] = Field(
         OFFICIAL, min_length=1, description="hub id; Microsoft's by default"
@@ -90,12 +88,10 @@ class Download(BaseSettings):
         return 0
 
 
-class Check(BaseSettings):
+class Check(CommandSettings):
     """Check a checkpoint's files against the architecture, without loading its weights."""
 
-    model_config = SettingsConfigDict(
-        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server check"}
-    )
+    model_config = SettingsConfigDict(cli_prog_name="phi3v-server check")
 
     directory: CliPositionalArg[Path] = Field(description="the checkpoint's directory")
 

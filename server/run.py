@@ -24,7 +24,7 @@ from server.http.sse import is_not_a_broken_stream
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import logs
-from server.telemetry.traces import Traces, TracesError
+from server.telemetry.traces import TracesError, open_traces
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEAD_FOR = 2.0  # seconds that a server without an engine goes on, to say so
@@ -63,7 +63,7 @@ def _run(settings: Settings) -> int:
         return 1
     try:
         service = Service(settings)
-        traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        traces = open_traces(settings.otlp_endpoint)
     except (KeysError, TracesError) as error:
         listener.close()
         logs.complain(settings.log_format, str(error))

@@ -101,7 +101,7 @@ class Issuer:
             if isinstance(error, TimeoutError):
                 reason = f"no answer in {FETCH_TIMEOUT:g} seconds"
             self._failure = IssuerError(f"the issuer {self._base} failed ({reason})")
-            logger.error("%s; the %d keys of before stay known", self._failure, len(self._keys))
+            logger.error("%s; keeping the previous %d keys", self._failure, len(self._keys))
         finally:
             self._fetching = None
 

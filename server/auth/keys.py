@@ -93,17 +93,17 @@ class Keys:
         return self._callers.get(self._digest(sent))
 
     def reload(self) -> None:
-        """Read the file again. One that cannot be used is logged, and the old keys stay."""
+        """Read the file again. If it cannot be used, that is logged and the old keys stay valid."""
         if self._file is None:
             return
         self._seen = _signature(self._file)
         try:
             callers = self._from_file(self._file)
         except KeysError as error:
-            logger.error("%s; the %d keys of before stay valid", error, len(self))
+            logger.error("%s; keeping the previous %d keys", error, len(self))
             return
         self._callers = callers
-        logger.info("%s was read: %d keys are valid", self._file, len(self))
+        logger.info("read %s: %d keys are valid", self._file, len(self))
 
     async def follow(self, hangup: asyncio.Event) -> None:
         """Reload whenever the file changes or ``hangup`` is set; does not end."""

@@ -173,7 +173,8 @@ class Limiter:
             reason = f"{name} may have {most} requests at a time, and they are running"
             raise _refusal(f"{reason}; wait for one to end", account, SOON)
         for unit, bucket in (("requests", account.requests), ("tokens", account.tokens)):
-            if bucket is not None and (wait := bucket.seconds_until(1)) > 0:
+            wait = 0.0 if bucket is None else bucket.seconds_until(1)
+            if bucket is not None and wait > 0:
                 reason = f"{name} has used its {bucket.per_minute} {unit} a minute"
                 raise _refusal(f"{reason}; try again later", account, wait)
         if account.requests is not None:

@@ -52,6 +52,7 @@ def _read(file: BinaryIO, limit: int) -> Iterator[Line]:
         size = len(data)
         fits = size <= limit or data.endswith(b"\n")
         rest = data
-        while not rest.endswith(b"\n") and (rest := file.readline(READ_AT_A_TIME)):
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(READ_AT_A_TIME)
             size += len(rest)
         yield Line(number, data.strip() if fits else None, size)

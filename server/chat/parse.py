@@ -240,7 +240,7 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
     return model.Message(message.role, "\n".join(texts), tuple(converted))
 
 
-def _to_image(part: ImagePart, images: Images, loc: tuple[str | int, ...]) -> model.MessageImage:
+def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"

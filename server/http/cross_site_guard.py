@@ -13,10 +13,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response, short_name
-from server.settings import Settings, is_loopback, parse_host
+from server.settings import DEFAULT_PORTS, Settings, is_loopback, parse_host
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class CrossSiteGuard:
@@ -90,9 +89,9 @@ def _is_among(text: str, allowed: Sequence[str]) -> bool:
 
 def _is_own(origin: str, host: str) -> bool:
     """Whether a page came from this server, over http or https."""
-    scheme, _, place = origin.partition("://")
-    its, own = parse_host(place), parse_host(host)
+    scheme, _, rest = origin.partition("://")
+    its, own = parse_host(rest), parse_host(host)
     if its is None or own is None:
         return False
-    usual = USUAL_PORTS.get(scheme.lower())
-    return (its.name, its.port or usual) == (own.name, own.port or usual)
+    default = DEFAULT_PORTS.get(scheme.lower())
+    return (its.name, its.port or default) == (own.name, own.port or default)

@@ -18,9 +18,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpx2
 
 import model
+from server.settings import DEFAULT_PORTS
 
 HTTP = re.compile("https?://", re.IGNORECASE)
-USUAL_PORTS = {"http": 80, "https": 443}
 GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
 INSTEAD = "send the file itself as data:image/png;base64,..."
 
@@ -40,7 +40,7 @@ class Fetcher:
     """A client for the hosts that are listed.
 
     Args:
-        hosts: ``HOST`` for the ports that are usual, or ``HOST:PORT``.
+        hosts: ``HOST`` for the default ports, or ``HOST:PORT``.
         max_bytes: of a file.
         timeout: seconds that a file may take, with all that comes before it.
     """
@@ -158,7 +158,7 @@ class Fetcher:
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     """Scheme, host and port, which decide whether a URL is allowed."""
-    port = USUAL_PORTS.get(url.scheme) if url.port is None else url.port
+    port = DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     return url.scheme, _name(url), port
 
 

@@ -11,6 +11,7 @@ import httpx2
 from PIL import Image
 
 import model
+from server.errors import Loc
 from server.images.decode_pool import DecodePool
 from server.images.fetching import HTTP, Fetcher
 
@@ -20,7 +21,6 @@ DATA_URL = re.compile(
 )
 WHITE_SPACE = b" \t\r\n\f\v"
 PIECE = 1 << 20  # characters of base64
-Loc = tuple[str | int, ...]
 
 
 class Images:

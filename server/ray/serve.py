@@ -42,7 +42,7 @@ from server.ray.routers import SPARE, GatewayRouter, ReplicaRouter
 from server.ray.settings import RaySettings
 from server.service import Service
 from server.telemetry import logs
-from server.telemetry.traces import Traces
+from server.telemetry.traces import open_traces
 
 
 class Gateway:
@@ -149,7 +149,7 @@ class Replica:
         if not settings.gpus:  # Ray hides GPUs from nobody
             settings = settings.model_copy(update={"device": "cpu"})
         self._service = Service(settings)
-        self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._traces = open_traces(settings.otlp_endpoint)
         self._app = create_app(self._service, self._traces, faces_browsers=False)  # gateways do
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from server.settings import Settings
+from server.settings import Settings, unprotected
 
 
 class RaySettings(Settings):
@@ -116,9 +116,8 @@ class RaySettings(Settings):
     @model_validator(mode="after")
     def _ray_listens(self) -> Self:
         if not (self.requires_auth or self.insecure):
-            raise PydanticCustomError(
-                "insecure",
-                "Ray lets other machines use the server and nothing asks who they are; set "
+            raise unprotected(
+                "Ray",
                 "PHI3V_API_KEY, PHI3V_API_KEYS_FILE or PHI3V_ENTRA_TENANT, or PHI3V_INSECURE=1",
             )
         if self.needs_generated_key:

@@ -41,8 +41,8 @@ def check_hosts(hosts: list[str]) -> list[str]:
     return hosts
 
 
-class ModelSettings(BaseSettings):
-    """The model and its engine, and what a request may cost."""
+class CommandSettings(BaseSettings):
+    """How every command reads flags and variables."""
 
     model_config = SettingsConfigDict(
         env_prefix="PHI3V_",
@@ -55,6 +55,10 @@ class ModelSettings(BaseSettings):
         cli_implicit_flags=True,
         frozen=True,
     )
+
+
+class ModelSettings(CommandSettings):
+    """The model and its engine, and what a request may cost."""
 
     model: str = Field(
         "demo",

@@ -13,6 +13,15 @@ from server.settings.hosts import is_loopback
 from server.settings.model_settings import ModelSettings, Words, check_hosts
 
 
+def unprotected(cause: str, remedies: str) -> PydanticCustomError:
+    """The error for settings by which strangers could use the server."""
+    return PydanticCustomError(
+        "insecure",
+        "{cause} lets other machines use the server and nothing asks who they are; set {remedies}",
+        {"cause": cause, "remedies": remedies},
+    )
+
+
 class Settings(ModelSettings):
     """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
 
@@ -28,7 +37,7 @@ class Settings(ModelSettings):
         None, description="key that clients must send; better set as PHI3V_API_KEY or in a file"
     )
     api_keys: SecretStr | None = Field(
-        None, description="what --api-keys-file has, as a text; better set as PHI3V_API_KEYS"
+        None, description="content of --api-keys-file; better set as PHI3V_API_KEYS"
     )
     api_keys_file: FilePath | None = Field(
         None,
@@ -56,7 +65,7 @@ class Settings(ModelSettings):
         None, description="id of the tenant whose Entra ID tokens are taken; none by default"
     )
     entra_audience: Words = Field(
-        [], description="what a token must be for, such as api://CLIENT-ID; several by commas"
+        [], description="what a token must be for, such as api://CLIENT-ID; comma-separated"
     )
     entra_roles: Words = Field(
         [], description="app roles one of which a token must have; all tokens will do by default"
@@ -162,10 +171,8 @@ class Settings(ModelSettings):
     @model_validator(mode="after")
     def _others_need_a_key(self) -> Self:
         if not (self.requires_auth or self.insecure or is_loopback(self.host)):
-            raise PydanticCustomError(
-                "insecure",
-                "--host {host} lets other machines use the server and nothing asks who they are; "
-                "set PHI3V_API_KEY, --api-keys-file or --entra-tenant, or say --insecure",
-                {"host": self.host},
+            raise unprotected(
+                f"--host {self.host}",
+                "PHI3V_API_KEY, --api-keys-file or --entra-tenant, or pass --insecure",
             )
         return self

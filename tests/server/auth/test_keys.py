@@ -34,7 +34,7 @@ key = "bob-key"
 tokens-per-minute = 500
 concurrent-requests = 2
 """
-STAY = "the 4 keys of before stay valid"
+STAY = "keeping the previous 4 keys"
 
 
 @pytest.fixture(scope="module")
