@@ -15,9 +15,9 @@ import model
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.chat.bodies import Json, decode
+from server.chat.bodies import ParsedJson, parse_json
 from server.chat.completions import FinishedCompletion
-from server.chat.logprobs import as_pydantic_writes
+from server.chat.logprobs import pydantic_numbers
 from server.chat.parse import parse_chat
 from server.chat.prepare import PreparedChat, RunningCompletion, prepare
 from server.errors import (
@@ -107,14 +107,14 @@ class BatchProcessor:
             return None
         custom_id, is_transient = None, False
         try:
-            decoded = await self._decode(line)
-            value = decoded.value
+            parsed = await self._parse_json(line)
+            value = parsed.value
             given = _custom_id_of(value)
             if given is not None and not self._results.claim(given):
                 self._progress.earlier()
                 return None
             custom_id = given
-            finished = await self._complete_chat(decoded)
+            finished = await self._complete_chat(parsed)
         except ApiError as error:
             failure = error
         except model.ModelError as error:
@@ -140,17 +140,17 @@ class BatchProcessor:
         result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
         return result, [to_json(error_body(failure))]
 
-    async def _decode(self, line: Line) -> Json:
+    async def _parse_json(self, line: Line) -> ParsedJson:
         """The line as a JSON value; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
             reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
             raise too_large(reason)
-        return await decode(line.data, "the line")
+        return await parse_json(line.data, "the line")
 
-    async def _complete_chat(self, line: Json) -> FinishedCompletion:
+    async def _complete_chat(self, line: ParsedJson) -> FinishedCompletion:
         """The whole completion; raises an ApiError or a ModelError."""
-        chat, params = await line.read(self._parse)
+        chat, params = await line.validate(self._parse_request)
         if chat.stream:
             raise not_supported(
                 "stream is not supported in a batch, whose results are whole answers: leave it out",
@@ -162,11 +162,11 @@ class BatchProcessor:
         prepared = await prepare(self._backend, chat, params, images, chat.cache_salt or "")
         running = await self._start(prepared)
         try:
-            return await running.complete(as_pydantic_writes)
+            return await running.complete(pydantic_numbers)
         finally:
             running.generation.close()
 
-    def _parse(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+    def _parse_request(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
         request = _request_of(value)
         return parse_chat(request.body, "pass-through", self._backend.settings.max_messages)
 

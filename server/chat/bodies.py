@@ -1,4 +1,4 @@
-"""From the bytes of a request to what they ask, if that is not more than can be served.
+"""From the bytes of a body to a JSON value, within bounds.
 
 The parser lets no other thread run, so what it would take long for is bounded first. It is quick with
 the data of images, and with plain text in ASCII.
@@ -35,27 +35,27 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Json:
-    """A JSON value, and how many bytes of a request it was."""
+class ParsedJson:
+    """A JSON value, and the size in bytes of what it was parsed from."""
 
     value: object
     size: int
 
-    async def read(self, parse: Callable[[object], T]) -> T:
-        """What ``parse`` makes of the value; it runs on a thread where that may take a while."""
+    async def validate(self, validator: Callable[[object], T]) -> T:
+        """What ``validator`` makes of the value; it runs on a thread where that may take a while."""
         if self.size > READ_ON_THREAD_ABOVE:
-            return await asyncio.to_thread(parse, self.value)
-        return parse(self.value)
+            return await asyncio.to_thread(validator, self.value)
+        return validator(self.value)
 
 
-async def decode(body: bytes | bytearray, what: str = "the body") -> Json:
+async def parse_json(body: bytes | bytearray, what: str = "the body") -> ParsedJson:
     """The JSON value in ``body``, which errors call ``what``; raises a 400 or 422 ApiError."""
     if len(body) > READ_ON_THREAD_ABOVE:
-        return await asyncio.to_thread(_decode, body, what)
-    return _decode(body, what)
+        return await asyncio.to_thread(_parse_json, body, what)
+    return _parse_json(body, what)
 
 
-def _decode(body: bytes | bytearray, what: str) -> Json:
+def _parse_json(body: bytes | bytearray, what: str) -> ParsedJson:
     if not body:
         raise invalid_json(f"{what} is empty; send a JSON object with messages")
     check_size(body, what)
@@ -66,11 +66,11 @@ def _decode(body: bytes | bytearray, what: str) -> Json:
         if body.startswith(BYTE_ORDER_MARKS):
             reason = f"{what} begins with a byte order mark; send it as UTF-8 without one"
         raise invalid_json(reason) from error
-    return Json(value, len(body))
+    return ParsedJson(value, len(body))
 
 
 def check_size(body: bytes | bytearray, what: str = "the body") -> None:
-    """Refuse what the parser would take long for; raises a 422 ApiError."""
+    """Refuse what would take the parser long; raises a 422 ApiError."""
     marks = slow = at = 0
     while at < len(body):
         start = _image_data(body, at, at + PIECE)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import model
-from server.chat.logprobs import Numbers, as_pydantic_writes, spelled
+from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
 from server.schemas.responses import (
     AnswerMessage,
     ChatCompletion,
@@ -67,7 +67,7 @@ async def stream(
     async for delta in generation:
         if delta.text or delta.logprobs:
             choice = ChunkChoice(index=delta.index, delta=Delta(content=delta.text))
-            yield dumped([choice], logprobs=spelled(delta.logprobs, as_pydantic_writes))
+            yield dumped([choice], logprobs=logprobs_json(delta.logprobs, pydantic_numbers))
         if delta.logprobs:
             await asyncio.sleep(0)  # many may have gathered
         if delta.finish_reason is not None:
@@ -111,16 +111,16 @@ class FinishedCompletion:
 
 
 async def complete(
-    generation: model.Generation, envelope: Envelope, n: int, numbers: Numbers
+    generation: model.Generation, envelope: Envelope, n: int, write_numbers: NumberWriter
 ) -> FinishedCompletion:
-    """The whole completion; log probabilities are written as ``numbers`` does."""
+    """The whole completion; log probabilities are written as ``write_numbers`` does."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[bytes]] = [[] for _ in range(n)]
     async for delta in generation:
         texts[delta.index].append(delta.text)
         if delta.logprobs:
             own = logprobs[delta.index]
-            own.append((b"," if own else b"") + spelled(delta.logprobs, numbers))
+            own.append((b"," if own else b"") + logprobs_json(delta.logprobs, write_numbers))
             await asyncio.sleep(0)  # many may have gathered
     reasons = cast("list[model.FinishReason]", generation.finish_reasons)  # none was aborted
     completion = ChatCompletion(

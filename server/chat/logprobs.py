@@ -10,26 +10,26 @@ from pydantic_core import to_json
 
 import model
 
-Numbers = Callable[[Sequence[float]], list[str]]
+NumberWriter = Callable[[Sequence[float]], list[str]]
 
 
-def as_json_writes(numbers: Sequence[float]) -> list[str]:
+def json_numbers(numbers: Sequence[float]) -> list[str]:
     """Numbers as Python's ``json`` writes them, for the responses of routes."""
     return [float.__repr__(number) for number in numbers]
 
 
-def as_pydantic_writes(numbers: Sequence[float]) -> list[str]:
+def pydantic_numbers(numbers: Sequence[float]) -> list[str]:
     """Numbers as pydantic writes them, for streams and the results of a batch."""
     return to_json(list(numbers)).decode()[1:-1].split(",")
 
 
-def spelled(tokens: Sequence[model.TokenLogprob], numbers: Numbers) -> bytes:
+def logprobs_json(tokens: Sequence[model.TokenLogprob], write_numbers: NumberWriter) -> bytes:
     """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, comma-separated."""
-    return ",".join(map("".join, (_parts(token, numbers) for token in tokens))).encode()
+    return ",".join(map("".join, (_parts(token, write_numbers) for token in tokens))).encode()
 
 
-def _parts(token: model.TokenLogprob, numbers: Numbers) -> Iterator[str]:
-    logprobs = numbers(token.logprobs)
+def _parts(token: model.TokenLogprob, write_numbers: NumberWriter) -> Iterator[str]:
+    logprobs = write_numbers(token.logprobs)
     around = [_around(token.describe, token_id) for token_id in token.token_ids]
     (begin, end), *others = around
     yield f'{begin}{logprobs[0]}{end},"top_logprobs":['

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import model
 from server.chat import completions
-from server.chat.logprobs import Numbers, as_json_writes
+from server.chat.logprobs import NumberWriter, json_numbers
 from server.chat.parse import to_messages
 from server.images.urls import Images
 from server.schemas.requests import ChatCompletionRequest
@@ -32,9 +32,11 @@ class RunningCompletion:
         """Its chunks as JSON; raises a ModelError."""
         return completions.stream(self.generation, self.envelope, self._n, self._include_usage)
 
-    async def complete(self, numbers: Numbers = as_json_writes) -> completions.FinishedCompletion:
+    async def complete(
+        self, write_numbers: NumberWriter = json_numbers
+    ) -> completions.FinishedCompletion:
         """All of it; raises a ModelError."""
-        return await completions.complete(self.generation, self.envelope, self._n, numbers)
+        return await completions.complete(self.generation, self.envelope, self._n, write_numbers)
 
 
 @dataclass(frozen=True)

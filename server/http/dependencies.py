@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from server.auth.limits import Admission, Caller
-from server.chat.bodies import Json, decode
+from server.chat.bodies import ParsedJson, parse_json
 from server.chat.parse import ExtraPolicy
 from server.errors import ApiError, short_name, too_large, unsupported_media_type
 from server.http.exchange import exchange_of
@@ -26,7 +26,7 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 
 
 async def require_caller(request: Request, service: ServiceOf) -> Caller:
-    """Refuse requests of nobody we know, before anything of the body is looked at."""
+    """Refuse unknown callers, before anything of the body is read."""
     caller = await service.access.caller(request.headers)
     exchange_of(request.scope).caller = caller.name
     return caller
@@ -74,7 +74,7 @@ def documented_body(schema: str) -> dict[str, Any]:
 
 
 async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
-    """What counts as held for a request, until it has been answered."""
+    """The bytes that are held for a request, until the response has been sent."""
     held = HeldBytes(service)
     try:
         yield held
@@ -83,7 +83,7 @@ async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
 
 
 class HeldBytes:
-    """How many bytes of a request the service holds."""
+    """How many bytes the service holds for a request."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -99,14 +99,14 @@ HeldBytesOf = Annotated[HeldBytes, Depends(held_bytes)]
 
 
 def images_of(service: ServiceOf, held: HeldBytesOf) -> Images:
-    """Takes the images of the request; files that it fetches are held as its body is."""
+    """Takes the images of the request; files that it fetches count as its body does."""
     return Images(service.decode_pool, service.fetcher, held)
 
 
 ImagesOf = Annotated[Images, Depends(images_of)]
 
 
-async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> Json:
+async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> ParsedJson:
     """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
     content_type = request.headers.get("content-type", "")
     if not content_type and service.settings.requires_auth:
@@ -125,7 +125,10 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> 
         raise unsupported_media_type(
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    return await decode(await read_body(request, service.settings.max_body_bytes, held))
+    return await parse_json(await read_body(request, service.settings.max_body_bytes, held))
+
+
+JsonBody = Annotated[ParsedJson, Depends(json_body)]
 
 
 async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Admission
-from server.chat.bodies import Json
+from server.chat.bodies import ParsedJson
 from server.chat.parse import ExtraPolicy, parse_chat
 from server.chat.prepare import prepare
 from server.errors import CLIENT_CLOSED, responses
@@ -18,10 +18,10 @@ from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
+    JsonBody,
     ServiceOf,
     documented_body,
     extra_policy,
-    json_body,
 )
 from server.http.exchange import exchange_of
 from server.http.piecewise_json import PiecewiseJsonResponse
@@ -59,7 +59,6 @@ AZURE_ROUTE = {
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 T = TypeVar("T")
-Body = Annotated[Json, Depends(json_body)]
 
 
 @router.post("/chat/completions", **AZURE_ROUTE)
@@ -70,7 +69,7 @@ async def azure_chat_completions(
     admission: Admitted,
     images: ImagesOf,
     policy: Annotated[ExtraPolicy, Depends(extra_policy)],
-    body: Body,
+    body: JsonBody,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
     return await _complete_chat(request, service, admission, images, body, policy)
@@ -79,7 +78,7 @@ async def azure_chat_completions(
 @router.post("/v1/chat/completions", **ROUTE)
 @router.post("/openai/v1/chat/completions", **ROUTE)
 async def openai_chat_completions(
-    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: Body
+    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: JsonBody
 ) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
     return await _complete_chat(request, service, admission, images, body, "pass-through")
@@ -92,7 +91,7 @@ async def azure_openai_chat_completions(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Body,
+    body: JsonBody,
 ) -> Response:
     """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
     return await _complete_chat(request, service, admission, images, body, "pass-through")
@@ -103,11 +102,11 @@ async def _complete_chat(
     service: Service,
     admission: Admission,
     images: Images,
-    body: Json,
+    body: ParsedJson,
     policy: ExtraPolicy,
 ) -> Response:
     most = service.settings.max_messages
-    chat, params = await body.read(lambda value: parse_chat(value, policy, most))
+    chat, params = await body.validate(lambda value: parse_chat(value, policy, most))
     caller = admission.caller.name
     salt = service.cache_salt(caller, chat.cache_salt)
     prepared = await prepare(service, chat, params, images, salt, caller)

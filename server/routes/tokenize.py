@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Depends
-
-from server.chat.bodies import Json
 from server.chat.parse import parse_tokenize, to_messages
 from server.errors import responses
 from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
+    JsonBody,
     ServiceOf,
     documented_body,
-    json_body,
 )
 from server.schemas.responses import Tokenized
 
@@ -31,12 +28,12 @@ async def tokenize(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Annotated[Json, Depends(json_body)],
+    body: JsonBody,
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
     most, caller = settings.max_messages, admission.caller.name
-    wanted = await body.read(lambda value: parse_tokenize(value, most))
+    wanted = await body.validate(lambda value: parse_tokenize(value, most))
     if wanted.messages is not None:
         messages = await to_messages(wanted.messages, images, settings.max_images)
         tokens = await engine.tokenize(messages, caller)

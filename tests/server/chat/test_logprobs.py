@@ -20,7 +20,7 @@ import model
 from model.engine.generation import Generation
 from server.batch.results import Results
 from server.chat.completions import Envelope, FinishedCompletion, complete, stream
-from server.chat.logprobs import as_json_writes, as_pydantic_writes
+from server.chat.logprobs import json_numbers, pydantic_numbers
 from server.schemas.batch import BatchResponse, BatchResult
 from server.schemas.responses import (
     ChatCompletion,
@@ -112,7 +112,7 @@ def dumped(answer: FinishedCompletion, deltas: list[list[model.TokenLogprob]]) -
 
 @given(st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5))
 def test_the_bytes_of_an_answer(deltas: list[list[model.TokenLogprob]]) -> None:
-    answer = answered(deltas, as_json_writes)
+    answer = answered(deltas, json_numbers)
     expected = json.dumps(
         dumped(answer, deltas).model_dump(),
         ensure_ascii=False,
@@ -143,7 +143,7 @@ def test_the_bytes_of_a_stream(deltas: list[list[model.TokenLogprob]], include_u
 def test_the_bytes_of_a_batch(
     tmp_path_factory: pytest.TempPathFactory, deltas: list[list[model.TokenLogprob]]
 ) -> None:
-    answer = answered(deltas, as_pydantic_writes)
+    answer = answered(deltas, pydantic_numbers)
     body = dumped(answer, deltas).model_dump()
 
     def result(body: dict[str, Any]) -> BatchResult:
