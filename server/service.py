@@ -19,7 +19,7 @@ State = Literal["loading", "ready", "draining", "dead"]
 
 
 class Backend:
-    """The engine and its state. Made before the engine, which ``load`` brings.
+    """The engine and its state. Exists before the engine, which ``load`` starts.
 
     Attributes:
         decode_pool: decodes images.
@@ -136,14 +136,14 @@ class Service(Backend):
         self._held = 0  # bytes of bodies
 
     def cache_salt(self, caller: str, salt: str | None) -> str:
-        """Who shares what is computed of a prompt: all with the same salt, of one caller if so set."""
+        """The salt of cached prefixes, which only requests with the same one share."""
         own = f"{caller}\n" if self.settings.isolate_caches else ""
         return own + (salt or "")
 
     def hold(self, size: int) -> None:
-        """Take note of ``size`` bytes of a body; raises a 429 ApiError when they are too many.
+        """Count ``size`` bytes of a body as held; raises a 429 ApiError when there are too many.
 
-        Those that are held are given back with ``release``.
+        They are given back with ``release``.
         """
         limit = int(self.settings.max_bodies_mb * 1e6)
         if self._held and self._held + size > limit:
@@ -154,5 +154,5 @@ class Service(Backend):
         self._held += size
 
     def release(self, size: int) -> None:
-        """Let go of ``size`` bytes that were held."""
+        """Stop counting ``size`` bytes as held."""
         self._held -= size

@@ -1,4 +1,4 @@
-"""Who sends a request: by its key, or by its token, in the headers that clients use for them."""
+"""Authentication: who sends a request, by the API key or the token in its headers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Access:
         self.required = settings.requires_auth
 
     async def caller(self, headers: Headers) -> Caller:
-        """Who that is, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
+        """Who sends a request, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
 
         Azure's SDKs send a key in both.
 

@@ -1,4 +1,4 @@
-"""Callers with a token of Entra ID: signed by their tenant, for this server, and not yet expired."""
+"""Callers with an Entra ID token: signed for their tenant, meant for this server, and not expired."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Entra:
         tenant: its id.
         audiences: one of which a token must be for.
         roles: one of which a token must have, or one of the scopes.
-        scopes: the same; with neither every token of the tenant for the audience will do.
+        scopes: one of which is enough instead of a role; with no roles and no scopes every token of the
+            tenant for the audience is accepted.
     """
 
     def __init__(

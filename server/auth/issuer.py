@@ -61,7 +61,7 @@ class Issuer:
     async def key(self, kid: str) -> PyJWK | None:
         """The key with that id, None where the issuer has none.
 
-        A key that is known is returned at once, also when it is time to look for new ones.
+        A known key is returned at once, even when it is time to look for new ones.
 
         Raises:
             ApiError: 503, the key is not known and the issuer cannot be asked.
@@ -147,7 +147,7 @@ async def _get(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
 
 
 def _signing_keys(listed: object) -> dict[str, PyJWK]:
-    """The keys of a JWKS that can sign our way, by id; others are left out."""
+    """The keys of a JWKS for our signature algorithm, by id; others are left out."""
     keys: dict[str, PyJWK] = {}
     for entry in listed[:MOST_KEYS] if isinstance(listed, list) else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):

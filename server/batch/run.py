@@ -22,10 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(settings: ModelSettings, source: Path, target: Path) -> int:
-    """Answer the requests in ``source``; returns the exit status.
+    """Process the requests in ``source``; returns the exit status.
 
-    It is 0 when each line has its result, which may be an error, 1 when some are left for another
-    run, and 128 and a signal's number when that left lines out.
+    It is 0 when each line has a result, which may be an error, 1 when some are left for the next run,
+    and 128 plus a signal's number when the signal left lines out.
     """
     log = logs.start(settings.log_format, settings.log_level)
     try:

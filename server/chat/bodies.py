@@ -1,7 +1,7 @@
 """From the bytes of a body to a JSON value, within bounds.
 
-The parser lets no other thread run, so what it would take long for is bounded first. It is quick with
-the data of images, and with plain text in ASCII.
+The parser holds the GIL, so a body that would take it long is refused first. It is quick with base64
+and with plain text in ASCII.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from pydantic_core import from_json
 
 from server.errors import invalid_json, invalid_parameter
 
-READ_ON_THREAD_ABOVE = (
-    16_000  # bytes; smaller bodies are parsed and validated in a few milliseconds
-)
+PARSE_ON_THREAD_ABOVE = 16_000  # bytes; smaller ones are parsed and validated in a few milliseconds
 # Both are more than the longest text that fits into the context window has; the worst that is within
 # them takes the parser some 30 ms.
 MOST_MARKS = 80_000
@@ -28,7 +26,7 @@ MARKS = b",[{"  # before each value stands one, or the colon of its key
 QUICK = (string.ascii_letters + string.punctuation + " ").replace("\\", "").encode()
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 ESCAPE = 4  # as many digits take as long
-PIECE = 1 << 20  # bytes looked at while no other thread runs
+PIECE = 1 << 20  # bytes looked at while holding the GIL
 BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 T = TypeVar("T")
@@ -43,14 +41,14 @@ class ParsedJson:
 
     async def validate(self, validator: Callable[[object], T]) -> T:
         """What ``validator`` makes of the value; it runs on a thread where that may take a while."""
-        if self.size > READ_ON_THREAD_ABOVE:
+        if self.size > PARSE_ON_THREAD_ABOVE:
             return await asyncio.to_thread(validator, self.value)
         return validator(self.value)
 
 
 async def parse_json(body: bytes | bytearray, what: str = "the body") -> ParsedJson:
     """The JSON value in ``body``, which errors call ``what``; raises a 400 or 422 ApiError."""
-    if len(body) > READ_ON_THREAD_ABOVE:
+    if len(body) > PARSE_ON_THREAD_ABOVE:
         return await asyncio.to_thread(_parse_json, body, what)
     return _parse_json(body, what)
 
@@ -96,7 +94,7 @@ def check_size(body: bytes | bytearray, what: str = "the body") -> None:
 
 
 def _image_data(body: bytes | bytearray, at: int, end: int) -> int | None:
-    """Where between these the next image's base64 begins."""
+    """Where the next image's base64 begins, if that is before ``end``."""
     for _ in range(MOST_MARKS):
         at = body.find(b",", at, end) + 1
         if not at:
@@ -107,7 +105,7 @@ def _image_data(body: bytes | bytearray, at: int, end: int) -> int | None:
 
 
 def _others(body: bytes | bytearray, start: int, end: int) -> int:
-    """How many bytes there are not of base64."""
+    """How many bytes in that range are not base64."""
     return sum(
         len(body[at : min(at + PIECE, end)].translate(None, BASE64))
         for at in range(start, end, PIECE)

@@ -94,7 +94,7 @@ class FinishedCompletion:
     logprobs: list[list[bytes]]
 
     def pieces(self) -> Iterator[bytes]:
-        """Its JSON, which together is what dumping all of it would give."""
+        """Its JSON in pieces, which together are what dumping all of it would give."""
         whole = self.completion.model_dump()
         choices, whole["choices"] = whole["choices"], []
         begin, mark, end = _dumped(whole).partition(b'"choices":[')  # a string has no such quotes
@@ -142,7 +142,7 @@ async def complete(
 
 
 def _dumped(value: object) -> bytes:
-    """As a route's JSON response is dumped."""
+    """Dumped as FastAPI dumps a JSON response."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

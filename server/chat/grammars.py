@@ -1,4 +1,4 @@
-"""What an answer must match, as a request says it in one of several ways."""
+"""The grammar that the output must match, which a request can give in several ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
     """The grammar that the request asks for, if any.
 
     Raises:
-        ApiError: two of them, or one whose answer could never end.
+        ApiError: two of them, or one whose output could never end.
     """
     asked = {
         "response_format": _of_format(request.response_format),
@@ -55,8 +55,8 @@ def _of_choices(choices: list[str] | None) -> model.GrammarSpec | None:
 
 
 def _escaped(text: str) -> str:
-    """The text as an expression that matches it; quick, for long ones let no other thread run."""
-    # Only ASCII marks mean something in an expression; all of them may be escaped.
+    """The text as a regular expression that matches it; quick, as long ones hold the GIL."""
+    # Only ASCII punctuation means something in an expression; all of it may be escaped.
     text = text.replace("\\", r"\\")
     for mark in MARKS:
         text = text.replace(mark, f"\\{mark}")

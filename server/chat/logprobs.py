@@ -42,7 +42,7 @@ def _parts(token: model.TokenLogprob, write_numbers: NumberWriter) -> Iterator[s
 
 @lru_cache(1 << 16)  # more than the vocabulary
 def _around(describe: model.Describe, token_id: int) -> tuple[str, str]:
-    """What of a token's JSON stands before its log probability, and what after."""
+    """The parts of a token's JSON before and after its log probability."""
     text, raw = describe(token_id)
     token = json.dumps(text, ensure_ascii=False)
     return f'{{"token":{token},"logprob":', f',"bytes":[{",".join(map(str, raw))}]'

@@ -1,7 +1,7 @@
 """From a request's body to what the engine takes: messages and sampling parameters.
 
-The only place that knows which parameters are honoured, which change nothing, and which are
-refused. Works on values; knows nothing of HTTP.
+The only place that knows which parameters are honoured, ignored or refused. Works on values; knows
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 NO_TOOLS = "Phi-3-vision was not trained to call tools"
 TEXT_ONLY = "the model writes text only"
-# Parameters of OpenAI's that cannot be served: the values that ask for nothing, and why not.
+# OpenAI's parameters that are not supported: the values that ask for nothing, and why not.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": ((None, []), NO_TOOLS),
     "tool_choice": ((None, "none"), NO_TOOLS),
@@ -57,7 +57,7 @@ MOST_VALUES_ELSEWHERE = 8192
 def parse_chat(
     body: object, extra_policy: ExtraPolicy, max_messages: int
 ) -> tuple[ChatCompletionRequest, model.SamplingParams]:
-    """Validate a decoded JSON body; returns the request, and how it wants its answers sampled.
+    """Validate a parsed JSON body; returns the request and its sampling parameters.
 
     Args:
         body: the JSON value.
@@ -92,7 +92,7 @@ def parse_chat(
 
 
 def _names(extras: list[str]) -> list[str]:
-    """The first of them, as many as leave room for the rest of the sentence, which stays whole."""
+    """The first of them, as many as leave room for the rest of the sentence."""
     names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
     while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
         names.pop()
@@ -215,7 +215,7 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
             message.role,
         )
     for name, value in (message.model_extra or {}).items():
-        # Answers that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
+        # Earlier responses that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
         if value not in (None, [], {}):
             raise not_supported(
                 f"messages.{position}.{short_name(name)} is not supported; leave it out",

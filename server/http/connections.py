@@ -90,7 +90,7 @@ class BoundedProtocol(H11Protocol):
             self._await("body" if self.conn.their_state is h11.SEND_BODY else None)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that sends nothing more gets its answers, unless it has gone altogether.
+        """A client that has closed its sending side gets its responses, unless it has gone altogether.
 
         Its system tells the two apart where something is sent to it: it refuses that for nobody.
         """
@@ -119,10 +119,10 @@ class BoundedProtocol(H11Protocol):
             self._departure = None
 
     def on_response_complete(self) -> None:
-        """A closed transport waits for the client to read the rest: not for ever."""
+        """A closed transport waits for the client to read the rest: bound that wait."""
         super().on_response_complete()
         if self._look is not None and self.cycle.response_complete:
-            self.transport.close()  # the last answer to one that sends nothing more
+            self.transport.close()  # the last response to one that sends nothing more
         if self.transport.is_closing():
             self._abort_after(self.settings.write_timeout)
 
@@ -141,7 +141,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP: uvicorn's own answer is text, and fails after the first byte."""
+        """Refuse what is not HTTP; uvicorn's own response is text, and fails after the first byte."""
         reason = f"{msg.rstrip('.')}; send HTTP/1.1, with no more than 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
 
@@ -167,14 +167,14 @@ class BoundedProtocol(H11Protocol):
         self._look = self.loop.call_later(LOOK_EVERY, self._look_for_reader)
 
     def _take_probe(self) -> None:
-        """Refuse a request in the reserve that does not ask after health."""
+        """Refuse a request in the reserve that is not a health probe."""
         if self.scope["method"] in ("GET", "HEAD") and _is_health_path(self.scope["path"]):
             self.connection_limit.keep(self)
         else:
             self.refuse_one_too_many()
 
     async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is answered in the reserve is the last on its connection."""
+        """Respond to a request in the reserve, and close the connection after it."""
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -212,7 +212,7 @@ class BoundedProtocol(H11Protocol):
             self._departure = self.loop.call_later(seconds, self.transport.abort)
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer, if no answer has begun, and take nothing more."""
+        """Send the error, unless a response has begun, and read no more requests."""
         if self._in_reserve:
             self.connection_limit.release(self)
             if len(self.connections) > 2 * self.settings.max_connections + RESERVE:
@@ -223,7 +223,7 @@ class BoundedProtocol(H11Protocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response has begun
             self.transport.abort()
             return
         response = error_response(error)
@@ -238,7 +238,7 @@ class BoundedProtocol(H11Protocol):
         if cycle is not None:  # its app hears that the client has gone
             cycle.disconnected = True
             cycle.message_event.set()
-        self.flow.resume_reading()  # unread data would make the system cut the answer off
+        self.flow.resume_reading()  # unread data would make the system cut the response off
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)

@@ -22,7 +22,7 @@ class CrossSiteGuard:
     """Refuses what a page of another site sends, where no key tells it from the user.
 
     Args:
-        app: what answers the others.
+        app: what responds to all other requests.
         settings: which hosts and origins are let in; with keys all are.
     """
 

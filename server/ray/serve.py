@@ -1,8 +1,8 @@
 """The same application on many devices or machines: ``serve run server.ray_serve:app``.
 
 A gateway takes requests from Ray's HTTP proxy and hands each to a replica: the same one for
-conversations that begin alike, where their beginning is cached. A replica is the whole server but
-for its sockets.
+conversations that begin alike, where their beginning is cached. A replica is the whole server without
+its sockets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import model
 from server.app import create_app, outer_middleware
-from server.chat.bodies import READ_ON_THREAD_ABOVE
+from server.chat.bodies import PARSE_ON_THREAD_ABOVE
 from server.errors import (
     CLIENT_CLOSED,
     ApiError,
@@ -46,7 +46,7 @@ from server.telemetry.traces import open_traces
 
 
 class Gateway:
-    """Hands requests to replicas. Refuses those of nobody, too large, too slow or too many."""
+    """Hands requests to replicas. Refuses those of unknown callers, too large, too slow or too many."""
 
     async def __init__(  # type: ignore[misc] # Ray awaits it
         self, settings: RaySettings, replicas: DeploymentHandle[Replica]
@@ -58,16 +58,16 @@ class Gateway:
         self._slots = ReplicaSlots(settings.replica_slots, settings.queued_requests)
         # Ray's types leave open what ``stream`` decides.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
-        self._app: ASGIApp = self._answer
+        self._app: ASGIApp = self._handle
         for outer in outer_middleware(settings, lambda route, status: None):
             self._app = outer.cls(self._app, *outer.args, **outer.kwargs)
         self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
 
     async def __call__(self, _: Request) -> Response:
-        """The answer of a replica, as soon as it begins."""
+        """The response, as soon as a replica begins it."""
         return relay.AppResponse(self._app, without="x-request-id")  # Ray's proxy adds the same
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._settings.requests_in_gateway
         if self._requests == limit:
             reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
@@ -98,7 +98,7 @@ class Gateway:
         if request.method == "POST":  # all others have no body
             await require_caller(request, self._service)
             body = await self._read(request, held)
-            at_once = len(body) <= READ_ON_THREAD_ABOVE
+            at_once = len(body) <= PARSE_ON_THREAD_ABOVE
             key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
             key = key or uuid.uuid4().hex
         seconds = self._settings.request_timeout
@@ -121,20 +121,20 @@ class Gateway:
     async def _ask(
         self, key: str, request: Request, body: bytes
     ) -> AsyncGenerator[relay.MessageBatch, None]:
-        """What a replica answers; raises ApiError."""
+        """A replica's response; raises ApiError."""
         async with self._slots.acquire() if key else nullcontext():
             replica = self._replicas.options(session_id=key)
-            answer = replica.remote(relay.portable(request.scope), body)
-            del body  # which counts as held until the answer begins
+            response = replica.remote(relay.portable(request.scope), body)
+            del body  # which counts as held until the response begins
             exchange_of(request.scope).relayed = True
             try:
-                async for batch in answer:
+                async for batch in response:
                     yield batch
             except (RayActorError, DeploymentUnavailableError) as error:
                 reason = "the replica at work on this has ended; try again"
                 raise unavailable(reason) from error
             except (asyncio.CancelledError, GeneratorExit):
-                answer.cancel()
+                response.cancel()
                 raise
 
     def __del__(self) -> None:
@@ -146,7 +146,7 @@ class Replica:
 
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
-        if not settings.gpus:  # Ray hides GPUs from nobody
+        if not settings.gpus:  # Ray hides them from no process
             settings = settings.model_copy(update={"device": "cpu"})
         self._service = Service(settings)
         self._traces = open_traces(settings.otlp_endpoint)
@@ -156,7 +156,7 @@ class Replica:
         await self._service.load()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.MessageBatch, None]:
-        """The application's answer to a request."""
+        """The application's response to a request."""
         async with aclosing(relay.message_batches(self._app, scope, body)) as batches:
             async for batch in batches:
                 yield batch

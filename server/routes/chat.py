@@ -142,12 +142,12 @@ async def _complete_chat(
 async def _unless_disconnected(
     request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], None] = lambda _: None
 ) -> T | None:
-    """The result, or None when the client has gone away; the work has ended in any case.
+    """The result, or None when the client has gone away; either way the work has ended.
 
     Args:
         request: of the client.
         work: what it waits for.
-        discard: gets a result that nobody will.
+        discard: called with a result that came too late.
     """
 
     async def disconnected() -> None:

@@ -1,4 +1,4 @@
-"""Traces of requests, sent to an OpenTelemetry collector: what the log says of each, as a span. No content.
+"""Traces of requests, sent to an OpenTelemetry collector: the log's fields of each as a span. No content.
 
 Its packages are an extra and imported only where a collector is named. The SDK reads the ``OTEL_*``
 variables that are its own: the service's name, headers for the collector, sampling.
@@ -30,7 +30,7 @@ ATTRIBUTES = {
 
 
 class TracesError(Exception):
-    """Why there can be no traces, in a sentence for the operator."""
+    """Traces cannot be sent; the message says why."""
 
 
 class TracedCompletion(NamedTuple):
