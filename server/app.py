@@ -14,10 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from server import errors
 from server.auth.limits import RATE_LIMIT_HEADERS
 from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
-from server.http.guard import Guard
+from server.http.cross_site_guard import CrossSiteGuard
 from server.http.middleware import (
     REQUEST_IDS,
-    AnswerBugs,
+    CatchBugs,
     HeadAsGet,
     PlainPaths,
     RateLimits,
@@ -26,8 +26,8 @@ from server.http.middleware import (
 )
 from server.routes import chat, docs, health, info, playground, tokenize
 from server.routes import metrics as metrics_route
-from server.schemas.answers import ChatCompletionChunk
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
+from server.schemas.responses import ChatCompletionChunk
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import metrics
@@ -43,8 +43,8 @@ def create_app(
 
     Args:
         service: the model and its callers.
-        traces: of requests, if there are to be any.
-        faces_browsers: whether nothing before it says which pages may use it.
+        traces: of requests, if they are traced.
+        faces_browsers: whether browsers reach it directly, so that it must say which pages may use it.
     """
     app = FastAPIOffline(  # it brings the files of /docs
         title="Phi-3-vision",
@@ -63,40 +63,40 @@ def create_app(
     if service.settings.playground:
         app.include_router(playground.router)
     app.add_middleware(NoteRoute)
-    app.add_middleware(AnswerBugs)
+    app.add_middleware(CatchBugs)
     app.add_middleware(PlainPaths)
     app.add_middleware(HeadAsGet)
     trace = None if traces is None else traces.record
     count = app.state.metrics.count_request
-    for outer in outermost(service.settings, count, trace, faces_browsers):
+    for outer in outer_middleware(service.settings, count, trace, faces_browsers):
         app.add_middleware(outer.cls, *outer.args, **outer.kwargs)
     return app
 
 
-def outermost(
+def outer_middleware(
     settings: Settings,
     count: CountRequest,
     trace: TraceRequest | None = None,
     faces_browsers: bool = True,
 ) -> list[Middleware]:
-    """What is around all answers, refusals too, from the inside out."""
-    allowed = Middleware(
-        CORSMiddleware,
-        allow_origins=settings.allowed_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=READABLE_BY_SCRIPTS,
-        allow_private_network=True,  # pages on the web may call a server on localhost
-    )
-    guard = Middleware(Guard, settings=settings)
-    return [
-        *([guard] if faces_browsers else []),
-        Middleware(RequestIds),
-        Middleware(RateLimits),
-        Middleware(ReadBeforeRefusing),
-        *([allowed] if faces_browsers and settings.allowed_origins else []),
-        Middleware(AccessLog, count=count, trace=trace),
-    ]
+    """The middleware around every response, refusals included, from the inside out."""
+    stack = []
+    if faces_browsers:
+        stack.append(Middleware(CrossSiteGuard, settings=settings))
+    stack += [Middleware(RequestIds), Middleware(RateLimits), Middleware(ReadBeforeRefusing)]
+    if faces_browsers and settings.allowed_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=READABLE_BY_SCRIPTS,
+                allow_private_network=True,  # pages on the web may call a server on localhost
+            )
+        )
+    stack.append(Middleware(AccessLog, count=count, trace=trace))
+    return stack
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

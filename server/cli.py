@@ -1,8 +1,7 @@
 """The command line: read settings, listen, load, say so, serve until told to stop; or run a subcommand.
 
-Everything slow is imported after the settings are read, so that ``--help`` answers at once, and the
-settings after Ctrl-C is dealt with. What goes wrong at start ends in one sentence and a non-zero
-status.
+Everything slow is imported after the settings are read, so that ``--help`` is quick, and the settings
+after Ctrl-C is handled. What goes wrong at start ends in one sentence and a non-zero status.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _end(status: int) -> int:
-    """The status to end with; ends at once where files are downloaded, which may take hours."""
+    """The status to end with; ends at once if a download is running, which may take hours."""
     from model import abandon_downloads
 
     if abandon_downloads():
@@ -66,7 +65,7 @@ def _end(status: int) -> int:
 
 
 def _read(command: type[Command], given: list[str]) -> Command | None:
-    """The settings that flags and environment give; None after the complaints where they are wrong."""
+    """The settings from flags and environment; None, after saying why, where they are invalid."""
     from pydantic import ValidationError
     from pydantic_settings import CliPositionalArg
 

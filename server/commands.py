@@ -1,4 +1,4 @@
-"""What the program does besides serving: ``download`` a checkpoint, ``check`` one, answer a ``batch``.
+"""The subcommands: ``download`` a checkpoint, ``check`` one, process a ``batch`` of requests.
 
 The result goes to standard output, everything else to standard error.
 """
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, FilePath
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from model import OFFICIAL, CheckpointError, check_checkpoint, find_checkpoint
-from server.settings import ModelSettings, Revision
+from server.settings import CommandSettings, ModelSettings, Revision
 from server.telemetry import logs
 
 Result = TypeVar("Result")
 
 
 class _EndedError(Exception):
-    """A signal asks the program to end."""
+    """A signal ends the program."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -34,7 +34,7 @@ class _EndedError(Exception):
 
 
 def _until_signal(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns or raises, on a thread of its own; raises _EndedError at a signal."""
+    """Run ``work`` on a thread of its own; returns or raises what it does, or _EndedError at a signal."""
 
     def on_signal(number: int, _: object) -> None:
         handle(signal.SIG_DFL)
@@ -60,12 +60,10 @@ def _until_signal(work: Callable[[], Result]) -> Result:
         handle(signal.SIG_DFL)
 
 
-class Download(BaseSettings):
+class Download(CommandSettings):
     """Download a checkpoint into the hub's cache, if it is not there, and print its directory."""
 
-    model_config = SettingsConfigDict(
-        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server download"}
-    )
+    model_config = SettingsConfigDict(cli_prog_name="phi3v-server download")
 
     model: CliPositionalArg[str] = Field(
         OFFICIAL, min_length=1, description="hub id; Microsoft's by default"
@@ -90,17 +88,15 @@ class Download(BaseSettings):
         return 0
 
 
-class Check(BaseSettings):
+class Check(CommandSettings):
     """Check a checkpoint's files against the architecture, without loading its weights."""
 
-    model_config = SettingsConfigDict(
-        {**ModelSettings.model_config, "cli_prog_name": "phi3v-server check"}
-    )
+    model_config = SettingsConfigDict(cli_prog_name="phi3v-server check")
 
     directory: CliPositionalArg[Path] = Field(description="the checkpoint's directory")
 
     def run(self) -> int:
-        """Print what was found, problems last; returns 1 when there are any, as the exit status."""
+        """Print the findings, problems last; returns the exit status, 1 when there are any."""
         findings = check_checkpoint(self.directory.expanduser())
         width = max(len(finding.subject) for finding in findings)
         for finding in sorted(findings, key=lambda finding: not finding.ok):
@@ -111,7 +107,7 @@ class Check(BaseSettings):
 class Batch(ModelSettings):
     """Answer a file of requests, in the format of OpenAI's batches, without HTTP.
 
-    Run it again to go on where an earlier run was ended: what OUTPUT has is not answered again.
+    Run it again to resume: requests whose results are in OUTPUT are skipped.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="phi3v-server batch")
@@ -130,7 +126,7 @@ class Batch(ModelSettings):
     )
 
     def run(self) -> int:
-        """Answer the requests; returns the exit status."""
+        """Process the requests; returns the exit status."""
         from server.batch.run import run
 
         return run(self, self.input, self.output)

@@ -20,15 +20,15 @@ import model
 from server.app import create_app
 from server.auth.keys import KeysError
 from server.http.connections import bounded_protocol
-from server.http.sse import says_more_than_a_broken_stream
+from server.http.sse import is_not_a_broken_stream
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import logs
-from server.telemetry.traces import Traces, TracesError
+from server.telemetry.traces import TracesError, open_traces
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEAD_FOR = 2.0  # seconds that a server without an engine goes on, to say so
-TELL_FOR = 5  # seconds that its answers then get to reach their readers
+DEAD_FOR = 2.0  # seconds that a server with a dead engine goes on, to say so
+TELL_FOR = 5  # seconds that its responses then get to reach their clients
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal; returns the exit status."""
     log = logs.start(settings.log_format, settings.log_level)
     _allow_open_files()
-    logging.getLogger("uvicorn.error").addFilter(says_more_than_a_broken_stream)
+    logging.getLogger("uvicorn.error").addFilter(is_not_a_broken_stream)
     try:
         return _run(settings)
     finally:
@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
 
 
 def _allow_open_files() -> None:
-    """Have as many open files as the system lets: connections, and processes for grammars."""
+    """Raise the limit of open files to the most allowed, for connections and grammar processes."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS has no number for "any"
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -63,7 +63,7 @@ def _run(settings: Settings) -> int:
         return 1
     try:
         service = Service(settings)
-        traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        traces = open_traces(settings.otlp_endpoint)
     except (KeysError, TracesError) as error:
         listener.close()
         logs.complain(settings.log_format, str(error))
@@ -95,7 +95,7 @@ def _run(settings: Settings) -> int:
 
 
 async def _serve(config: uvicorn.Config, service: Service, listener: socket.socket) -> int:
-    """Listen at once and load beside it; a failed load ends the server."""
+    """Listen at once and load meanwhile; a failed load ends the server."""
     server = Server(config, service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(service.load())
@@ -106,7 +106,7 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
         try:
             loading.result()
         except Exception as error:
-            logs.complain(service.settings.log_format, _why_not_loaded(error))
+            logs.complain(service.settings.log_format, _load_failure(error))
             status = 1
             server.should_exit = True
         else:
@@ -124,8 +124,8 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
     return status or server.status
 
 
-def _why_not_loaded(error: Exception) -> str:
-    """What is said of an error that ends the server before it is ready."""
+def _load_failure(error: Exception) -> str:
+    """The message for an error that ends the server before it is ready."""
     if isinstance(error, model.ModelError):
         return str(error)
     logger.debug("loading failed", exc_info=error)
@@ -134,7 +134,7 @@ def _why_not_loaded(error: Exception) -> str:
 
 
 def _hangups(settings: Settings) -> asyncio.Event:
-    """Set at each SIGHUP; without a key file to read again that ends the server, as it always did."""
+    """Set at each SIGHUP where there is a key file to read again; otherwise SIGHUP ends the server."""
     hangup = asyncio.Event()
     if settings.api_keys_file is not None and hasattr(signal, "SIGHUP"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
@@ -144,7 +144,7 @@ def _hangups(settings: Settings) -> asyncio.Event:
 class Server(uvicorn.Server):
     """uvicorn's server, which ends when a signal asks it to end, or when its engine has ended.
 
-    It listens until the last answer is finished, so that load balancers read in ``/health`` that it
+    It listens until the last response is finished, so that load balancers read in ``/health`` that it
     is draining, and requests get a 503 instead of a refused connection.
 
     Attributes:
@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
         self.status = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. uvicorn's own leaves a TLS handshake a minute, beside all other limits."""
+        """Listen. uvicorn's own gives a TLS handshake a minute, whatever the limits are."""
         config, loop = self.config, asyncio.get_running_loop()
         made: Any = config.http_protocol_class
         protocol = partial(
@@ -196,7 +196,7 @@ class Server(uvicorn.Server):
         self._service.drain()
 
     def _end_dead(self) -> None:
-        """Whoever started the server starts it anew when it ends; nothing else brings an engine."""
+        """End with status 1, so that a supervisor restarts the server; the engine cannot restart itself."""
         self.status = 1
         self._end_by = time.monotonic() + DEAD_FOR
         self.config.timeout_graceful_shutdown = TELL_FOR
@@ -212,7 +212,7 @@ class Server(uvicorn.Server):
         if self._end_by is not None:
             left = self._end_by - time.monotonic()
             if left <= 0 or not (self.status or self._service.busy):
-                # What is left is for uvicorn to send the rest of the answers.
+                # The time left is for uvicorn to send the rest of the responses.
                 if not self.status:
                     self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
                 self.should_exit = True

@@ -10,8 +10,8 @@ from typing import Literal
 
 import model
 from server.auth.access import Access
-from server.errors import RETRY_AFTER, ApiError
-from server.images.decode_pool import Decoder
+from server.errors import ApiError, too_many_requests, unavailable
+from server.images.decode_pool import DecodePool
 from server.images.fetching import Fetcher
 from server.settings import ModelSettings, Settings
 
@@ -19,16 +19,16 @@ State = Literal["loading", "ready", "draining", "dead"]
 
 
 class Backend:
-    """The engine and its state. Made before the engine, which ``load`` brings.
+    """The engine and its state. Exists before the engine, which ``load`` starts.
 
     Attributes:
-        decoder: of images.
-        fetcher: of images elsewhere.
+        decode_pool: decodes images.
+        fetcher: fetches images that are elsewhere.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
         self.settings = settings
-        self.decoder = Decoder(settings.max_image_pixels, settings.image_timeout)
+        self.decode_pool = DecodePool(settings.max_image_pixels, settings.image_timeout)
         self.fetcher = Fetcher(
             settings.allow_image_hosts, settings.max_body_bytes, settings.image_timeout
         )
@@ -39,7 +39,7 @@ class Backend:
     async def load(self) -> None:
         """Load the model; raises model.CheckpointError."""
         settings = self.settings
-        await asyncio.to_thread(self.decoder.start)
+        await asyncio.to_thread(self.decode_pool.start)
         self._engine, self._info = await model.load_engine(
             model.LoadOptions(
                 model=settings.model,
@@ -64,7 +64,7 @@ class Backend:
                 prompt_lookup=settings.prompt_lookup,
             )
         )
-        self.decoder.longest_ratio = self._engine.longest_ratio
+        self.decode_pool.longest_ratio = self._engine.longest_ratio
 
     @property
     def state(self) -> State:
@@ -100,7 +100,7 @@ class Backend:
             "draining": "the server is shutting down",
             "dead": "the engine has failed; the server must be restarted",
         }[self.state]
-        return ApiError(503, "overloaded", reason, headers=RETRY_AFTER)
+        return unavailable(reason)
 
     def drain(self) -> None:
         """Take no new requests."""
@@ -108,14 +108,14 @@ class Backend:
 
     @property
     def busy(self) -> bool:
-        """Whether answers are in the making."""
+        """Whether requests are in flight."""
         return self._engine is not None and self._engine.is_busy
 
     def close(self) -> None:
-        """End the engine, and the decoder of images."""
+        """End the engine and the pool that decodes images."""
         if self._engine is not None:
-            self._engine.shutdown()  # whose threads use the decoder
-        self.decoder.close()
+            self._engine.shutdown()  # whose threads use the pool
+        self.decode_pool.close()
 
 
 class Service(Backend):
@@ -136,26 +136,23 @@ class Service(Backend):
         self._held = 0  # bytes of bodies
 
     def cache_salt(self, caller: str, salt: str | None) -> str:
-        """Who shares what is computed of a prompt: all with the same salt, of one caller if so set."""
+        """The salt of cached prefixes, which only requests with the same one share."""
         own = f"{caller}\n" if self.settings.isolate_caches else ""
         return own + (salt or "")
 
     def hold(self, size: int) -> None:
-        """Take note of ``size`` bytes of a body; raises a 429 ApiError when they are too many.
+        """Count ``size`` bytes of a body as held; raises a 429 ApiError when there are too many.
 
-        Those that are held are given back with ``release``.
+        They are given back with ``release``.
         """
         limit = int(self.settings.max_bodies_mb * 1e6)
         if self._held and self._held + size > limit:
-            raise ApiError(
-                429,
-                "too_many_requests",
+            raise too_many_requests(
                 f"the bodies of other requests fill the {limit} bytes that there are for them here; "
-                "try again in a moment",
-                headers=RETRY_AFTER,
+                "try again in a moment"
             )
         self._held += size
 
     def release(self, size: int) -> None:
-        """Let go of ``size`` bytes that were held."""
+        """Stop counting ``size`` bytes as held."""
         self._held -= size

@@ -1,4 +1,4 @@
-"""Who sends a request: by its key, or by its token, in the headers that clients use for them."""
+"""Authentication: who sends a request, by the API key or the token in its headers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.auth.entra import Entra
 from server.auth.issuer import Issuer
 from server.auth.keys import Keys, generated_key
 from server.auth.limits import Caller, Limiter, Limits
-from server.errors import ApiError
+from server.errors import unauthorized
 from server.settings import Settings
 
 ANYBODY = "anonymous"  # the one caller of a server that asks for nothing
@@ -53,10 +53,10 @@ class Access:
                 settings.entra_scopes,
             )
         self.limiter = Limiter()
-        self.required = settings.has_callers
+        self.required = settings.requires_auth
 
     async def caller(self, headers: Headers) -> Caller:
-        """Who that is, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
+        """Who sends a request, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
 
         Azure's SDKs send a key in both.
 
@@ -76,12 +76,9 @@ class Access:
         wanted = "API key" if len(self._keys) else "Entra token"
         if len(self._keys) and self._entra is not None:
             wanted = "API key or Entra token"
-        raise ApiError(
-            401,
-            "Unauthorized",
+        raise unauthorized(
             f"the {wanted} is missing or wrong; send it as 'Authorization: Bearer KEY'"
-            + (" or 'api-key: KEY'" if len(self._keys) else ""),
-            headers={"WWW-Authenticate": "Bearer"},
+            + (" or 'api-key: KEY'" if len(self._keys) else "")
         )
 
     async def follow_changes(self, hangup: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Callers with a token of Entra ID: signed by their tenant, for this server, and not yet expired."""
+"""Callers with an Entra ID token: signed for their tenant, meant for this server, and not expired."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jwt
 from jwt.exceptions import ExpiredSignatureError, InvalidAudienceError, PyJWTError
 
 from server.auth.issuer import ALGORITHM, Issuer
-from server.errors import ApiError, short_name
+from server.errors import ApiError, short_name, unauthorized
 
 CLOCK_SKEW = 60  # seconds that the issuer's clock and ours may differ
 LONGEST_TOKEN = 16_384  # characters; Entra's have a few thousand
@@ -23,7 +23,8 @@ class Entra:
         tenant: its id.
         audiences: one of which a token must be for.
         roles: one of which a token must have, or one of the scopes.
-        scopes: the same; with neither every token of the tenant for the audience will do.
+        scopes: one of which is enough instead of a role; with no roles and no scopes every token of the
+            tenant for the audience is accepted.
     """
 
     def __init__(
@@ -97,9 +98,6 @@ class Entra:
 
 
 def _invalid(reason: str) -> ApiError:
-    return ApiError(
-        401,
-        "Unauthorized",
-        f"the token cannot be used here: {short_name(reason)}",
-        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    return unauthorized(
+        f"the token cannot be used here: {short_name(reason)}", 'Bearer error="invalid_token"'
     )

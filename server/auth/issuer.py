@@ -19,7 +19,7 @@ from jwt.exceptions import PyJWTError
 from pydantic_core import from_json
 
 from server.auth.limits import Bucket
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Issuer:
     async def key(self, kid: str) -> PyJWK | None:
         """The key with that id, None where the issuer has none.
 
-        A key that is known is returned at once, also when it is time to look for new ones.
+        A known key is returned at once, even when it is time to look for new ones.
 
         Raises:
             ApiError: 503, the key is not known and the issuer cannot be asked.
@@ -75,12 +75,11 @@ class Issuer:
         if fetching is not None:
             await asyncio.shield(fetching)  # others wait for the same
         if kid not in self._keys and self._failure is not None:
-            wait = math.ceil(self._fetches.seconds_until(1)) or 1
             raise ApiError(
                 503,
                 "issuer_unavailable",
                 f"the token cannot be checked: {self._failure}; try again later",
-                headers={"Retry-After": str(wait)},
+                headers=retry_after(self._fetches.seconds_until(1)),
             )
         return self._keys.get(kid)
 
@@ -102,7 +101,7 @@ class Issuer:
             if isinstance(error, TimeoutError):
                 reason = f"no answer in {FETCH_TIMEOUT:g} seconds"
             self._failure = IssuerError(f"the issuer {self._base} failed ({reason})")
-            logger.error("%s; the %d keys of before stay known", self._failure, len(self._keys))
+            logger.error("%s; keeping the previous %d keys", self._failure, len(self._keys))
         finally:
             self._fetching = None
 
@@ -148,7 +147,7 @@ async def _get(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
 
 
 def _signing_keys(listed: object) -> dict[str, PyJWK]:
-    """The keys of a JWKS that can sign our way, by id; others are left out."""
+    """The keys of a JWKS for our signature algorithm, by id; others are left out."""
     keys: dict[str, PyJWK] = {}
     for entry in listed[:MOST_KEYS] if isinstance(listed, list) else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):

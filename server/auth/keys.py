@@ -89,21 +89,21 @@ class Keys:
         return len(self._callers)
 
     def find(self, sent: str) -> Caller | None:
-        """Whose key that is; takes microseconds."""
+        """The caller with that key; takes microseconds."""
         return self._callers.get(self._digest(sent))
 
     def reload(self) -> None:
-        """Read the file again. One that cannot be used is logged, and the old keys stay."""
+        """Read the file again. If it cannot be used, that is logged and the old keys stay valid."""
         if self._file is None:
             return
         self._seen = _signature(self._file)
         try:
             callers = self._from_file(self._file)
         except KeysError as error:
-            logger.error("%s; the %d keys of before stay valid", error, len(self))
+            logger.error("%s; keeping the previous %d keys", error, len(self))
             return
         self._callers = callers
-        logger.info("%s was read: %d keys are valid", self._file, len(self))
+        logger.info("read %s: %d keys are valid", self._file, len(self))
 
     async def follow(self, hangup: asyncio.Event) -> None:
         """Reload whenever the file changes or ``hangup`` is set; does not end."""
@@ -161,7 +161,7 @@ class Keys:
 
 
 def generated_key(file: Path) -> str:
-    """The key in a file of nothing else; a random one is made where there is no file.
+    """The key in a file that holds nothing else; without a file, one is made with a random key.
 
     Raises:
         KeysError: the file cannot be made or read, or holds no key.
@@ -180,7 +180,7 @@ def generated_key(file: Path) -> str:
 
 
 def _make(file: Path, key: str) -> None:
-    """Write a file all at once, so that nobody reads half of it; one that is there stays as it is."""
+    """Write a file atomically, so that nobody reads half of it; an existing one is kept."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as whole:
         whole.write(f"{key}\n")
         whole.flush()
@@ -189,7 +189,7 @@ def _make(file: Path, key: str) -> None:
 
 
 def _signature(file: Path) -> object:
-    """What differs when the file has been changed or replaced; None when it is not there."""
+    """Changes whenever the file is edited or replaced; None when it is missing."""
     try:
         stat = file.stat()
     except OSError:

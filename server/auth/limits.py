@@ -1,8 +1,8 @@
 """How much a caller may use: requests and tokens a minute, and requests at a time.
 
 Rates are token buckets, refilled evenly: a caller that has been quiet may use a minute's share at
-once. Tokens are reserved before an answer is begun and settled by what was made of it. Everything
-here is called on the event loop.
+once. Tokens are reserved before a completion starts, and settled by what it used. Everything here is
+called on the event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from server.errors import ApiError
+from server.errors import ApiError, retry_after
 
 RATE_LIMIT_HEADERS = tuple(
     f"x-ratelimit-{what}-{unit}"
@@ -39,7 +39,7 @@ class Caller:
 
 
 class Bucket:
-    """So many a minute. More than is there may be taken of it: the debt is refilled first."""
+    """A token bucket, refilled evenly over a minute. It may be overdrawn: the debt is refilled first."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
@@ -48,18 +48,18 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        """What is there now; negative in debt."""
+        """How much is in it now; negative in debt."""
         now = time.monotonic()
         refilled = self._level + (now - self._at) * self.per_minute / 60
         self._level, self._at = min(refilled, self.per_minute), now
         return self._level
 
     def take(self, amount: float) -> None:
-        """Take of it; a negative amount puts back."""
+        """Take that much; a negative amount puts it back."""
         self._level = min(self.level - amount, self.per_minute)
 
     def seconds_until(self, amount: float) -> float:
-        """How long until so much is there; 0 when it is."""
+        """How long until that much is in it; 0 when it is."""
         return max(0.0, (amount - self.level) * 60 / self.per_minute)
 
 
@@ -71,13 +71,13 @@ class Account:
         self.apply(limits)
 
     def apply(self, limits: Limits) -> None:
-        """Hold the caller to these limits from now on; buckets whose limit is new are full."""
+        """Apply these limits from now on, with full buckets."""
         self.limits = limits
         self.requests = _bucket(limits.requests_per_minute)
         self.tokens = _bucket(limits.tokens_per_minute)
 
     def headers(self) -> dict[str, str]:
-        """OpenAI's headers for the limits there are; Azure has the same names."""
+        """OpenAI's rate limit headers, for the limits that are set; Azure has the same names."""
         headers = {}
         for unit, bucket in (("requests", self.requests), ("tokens", self.tokens)):
             if bucket is not None:
@@ -89,12 +89,16 @@ class Account:
 
 
 class Admission:
-    """One request that was let in. Closed when its response has been sent."""
+    """One request that was let in. Closed when its response has been sent.
+
+    Attributes:
+        caller: who sends it.
+    """
 
     def __init__(self, caller: Caller, account: Account) -> None:
-        self._caller = caller
+        self.caller = caller
         self._account = account
-        self._bucket: Bucket | None = None  # what the reservation was taken of
+        self._bucket: Bucket | None = None  # that the reservation was taken from
         self._reserved = 0
         account.running += 1
 
@@ -103,10 +107,10 @@ class Admission:
         return self._account.headers()
 
     def reserve(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Set tokens aside for an answer.
+        """Reserve tokens for a completion.
 
-        An answer that may become longer than a minute's tokens waits for a full bucket; what it
-        makes beyond that is a debt.
+        One that may use more than a minute's tokens waits for a full bucket; what it uses beyond that
+        is a debt.
 
         Raises:
             ApiError: 429; not now, or never where the prompt alone is more than a minute's tokens.
@@ -117,7 +121,7 @@ class Admission:
         limit = bucket.per_minute
         if prompt_tokens > limit:
             raise _refusal(
-                f"the prompt has {prompt_tokens} tokens and {self._caller.name} may use {limit} a "
+                f"the prompt has {prompt_tokens} tokens and {self.caller.name} may use {limit} a "
                 "minute; send a shorter prompt",
                 self._account,
                 None,
@@ -126,7 +130,7 @@ class Admission:
         wait = bucket.seconds_until(wanted)
         if wait > 0:
             raise _refusal(
-                f"{self._caller.name} may use {limit} tokens a minute, and this request may take "
+                f"{self.caller.name} may use {limit} tokens a minute, and this request may take "
                 f"{prompt_tokens} for its prompt and {completion_tokens} for its answer; lower "
                 "max_tokens, or try again later",
                 self._account,
@@ -136,13 +140,13 @@ class Admission:
         self._bucket, self._reserved = bucket, wanted
 
     def settle(self, used: int) -> None:
-        """Replace what was reserved by what was used, in tokens; only once."""
+        """Replace the reserved tokens by those that were used; done once."""
         if self._bucket is not None:
             self._bucket.take(used - self._reserved)
             self._bucket = None
 
     def close(self) -> None:
-        """The request has ended; what is still reserved was for an answer that never came."""
+        """The request has ended; tokens that are still reserved were not used."""
         self.settle(0)
         self._account.running -= 1
 
@@ -169,7 +173,8 @@ class Limiter:
             reason = f"{name} may have {most} requests at a time, and they are running"
             raise _refusal(f"{reason}; wait for one to end", account, SOON)
         for unit, bucket in (("requests", account.requests), ("tokens", account.tokens)):
-            if bucket is not None and (wait := bucket.seconds_until(1)) > 0:
+            wait = 0.0 if bucket is None else bucket.seconds_until(1)
+            if bucket is not None and wait > 0:
                 reason = f"{name} has used its {bucket.per_minute} {unit} a minute"
                 raise _refusal(f"{reason}; try again later", account, wait)
         if account.requests is not None:
@@ -182,10 +187,8 @@ def _bucket(per_minute: int | None) -> Bucket | None:
 
 
 def _refusal(reason: str, account: Account, wait: float | None) -> ApiError:
-    """A 429 that says when to come back; None is never, and clients are told not to try."""
-    retry = (
-        {"x-should-retry": "false"} if wait is None else {"Retry-After": str(math.ceil(wait) or 1)}
-    )
+    """A 429 that says when to try again; with a ``wait`` of None clients are told not to."""
+    retry = {"x-should-retry": "false"} if wait is None else retry_after(wait)
     return ApiError(429, "rate_limit_exceeded", reason, headers={**account.headers(), **retry})
 
 

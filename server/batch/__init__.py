@@ -1,1 +1,1 @@
-"""Files of requests answered without HTTP, by the same rules as the routes."""
+"""Files of requests, processed without HTTP by the same rules as the routes."""

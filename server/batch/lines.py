@@ -1,4 +1,4 @@
-"""The input as it lies: one line at a time, none longer than the limit in memory."""
+"""Reads the input one line at a time, and holds no line longer than the limit in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-READ_AT_A_TIME = 1 << 20  # bytes of what is passed over
+READ_AT_A_TIME = 1 << 20  # bytes of a line that is too long
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Line:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it asks for nothing."""
+        """Whether it is blank."""
         return self.data == b""
 
 
 def read_lines(file: BinaryIO, limit: int) -> Iterator[Line]:
-    """The lines of a file, empty ones too, as they are asked for.
+    """The lines of a file, blank ones too, read lazily.
 
     Args:
         file: read from where it stands.
@@ -52,6 +52,7 @@ def _read(file: BinaryIO, limit: int) -> Iterator[Line]:
         size = len(data)
         fits = size <= limit or data.endswith(b"\n")
         rest = data
-        while not rest.endswith(b"\n") and (rest := file.readline(READ_AT_A_TIME)):
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(READ_AT_A_TIME)
             size += len(rest)
         yield Line(number, data.strip() if fits else None, size)

@@ -1,4 +1,4 @@
-"""What became of the lines so far: a bar for whoever watches, and a sentence at the end."""
+"""Progress of a batch: a bar while it runs, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SECONDS_BETWEEN_LINES = 10.0  # of a log, where nobody watches
 
 
 class Progress:
-    """Counts lines, and shows by how many bytes of the input are dealt with.
+    """Counts lines, and shows how many bytes of the input are done.
 
     Args:
         size: of the input, in bytes.
         quiet: whether to show no bar.
 
     Attributes:
-        left: lines that got no result, and may get one in another run.
+        left: lines without a result, which the next run retries.
     """
 
     def __init__(self, size: int, quiet: bool) -> None:
@@ -38,20 +38,20 @@ class Progress:
         )
 
     def answered(self, tokens: int) -> None:
-        """Note an answer of so many tokens."""
+        """Count a completion of so many tokens."""
         self._answered += 1
         self._tokens += tokens
 
     def failed(self) -> None:
-        """Note a line that gets an error."""
+        """Count a line whose result is an error."""
         self._failed += 1
 
     def earlier(self) -> None:
-        """Note a line that an earlier run has dealt with."""
+        """Count a line whose result an earlier run has written."""
         self._earlier += 1
 
     def advance(self, size: int) -> None:
-        """Note that a line of so many bytes is dealt with."""
+        """Advance the bar by a line of so many bytes."""
         counts = f"{self._answered} answered, {self._failed} failed, {self._speed:.0f} tokens/s"
         self._bar.set_postfix_str(counts, refresh=False)
         self._bar.update(size)
@@ -65,7 +65,7 @@ class Progress:
         return self._tokens / max(self._seconds, 1e-9)
 
     def close(self) -> str:
-        """End the bar; returns the sentence."""
+        """End the bar; returns the summary."""
         self._bar.close()
         return (
             f"{self._answered} answered, {self._failed} failed, {self.left} left, "

@@ -1,7 +1,7 @@
 """The output: what earlier runs wrote to it, and each new result as one line at its end.
 
-A run may be killed at any time. What it wrote is kept, but for the end of a line that is not whole;
-a line whose result is not there is answered again.
+A run may be killed at any time. Complete lines are kept, an incomplete last one is cut off, and the
+next run processes the requests that have no result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from server.errors import ApiError, short_name
 from server.schemas.batch import BatchResult
 
-TOGETHER = 256  # pieces that are written together
+PIECES_PER_WRITE = 256
 START = b'{"id":"batch_req_'  # of every line
 
 
@@ -25,19 +25,19 @@ class ResultsError(Exception):
     """The file cannot be used; the message says why."""
 
 
-class _Place(BaseModel):
+class _LineError(BaseModel):
     line: int
 
 
 class _Written(BaseModel):
-    """What of a result says which line of the input it is for."""
+    """The part of a result that says which line of the input it is for."""
 
     custom_id: str | None
-    error: _Place | None
+    error: _LineError | None
 
 
 class Results:
-    """The output file, which no other run writes to meanwhile. To be closed.
+    """The output file, locked against other runs until it is closed.
 
     Args:
         path: made if it is missing.
@@ -50,7 +50,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._claimed: dict[str, bool] = {}  # whether this run has seen the custom_id
-        self._lines: set[int] = set()  # of the input, which have no custom_id of their own
+        self._lines: set[int] = set()  # of the input, those without a custom_id
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self._lock()
@@ -86,7 +86,7 @@ class Results:
         os.ftruncate(self._descriptor, whole)
 
     def claim(self, custom_id: str) -> bool:
-        """Whether a request is to be answered: False if an earlier run has.
+        """Whether a request is to be processed: False if an earlier run has written its result.
 
         Raises:
             ApiError: 422; an earlier line of this run has the same custom_id.
@@ -105,7 +105,7 @@ class Results:
         return new
 
     def has_line(self, number: int) -> bool:
-        """Whether an earlier run has told what is wrong with a line that has no custom_id."""
+        """Whether an earlier run has written an error for this line, which has no custom_id."""
         return number in self._lines
 
     def write(self, result: BatchResult, body: Iterable[bytes]) -> None:
@@ -122,7 +122,7 @@ class Results:
         pieces = [begin + mark.removesuffix(b"{}")]
         for piece in chain(body, [end + b"\n"]):
             pieces.append(piece)
-            if len(pieces) == TOGETHER:
+            if len(pieces) == PIECES_PER_WRITE:
                 self._write(b"".join(pieces))
                 pieces.clear()
         self._write(b"".join(pieces))
@@ -133,5 +133,5 @@ class Results:
             left = left[os.write(self._descriptor, left) :]
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Unlock the file."""
         os.close(self._descriptor)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import model
-from server.batch.answers import Answers, BatchEndedError
 from server.batch.lines import read_lines
+from server.batch.processor import BatchEndedError, BatchProcessor
 from server.batch.progress import Progress
 from server.batch.results import Results, ResultsError
 from server.service import Backend
@@ -22,10 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(settings: ModelSettings, source: Path, target: Path) -> int:
-    """Answer the requests in ``source``; returns the exit status.
+    """Process the requests in ``source``; returns the exit status.
 
-    It is 0 when each line has its result, which may be an error, 1 when some are left for another
-    run, and 128 and a signal's number when that left lines out.
+    It is 0 when each line has a result, which may be an error, 1 when some are left for the next run,
+    and 128 plus a signal's number when the signal left lines out.
     """
     log = logs.start(settings.log_format, settings.log_level)
     try:
@@ -46,26 +46,26 @@ def run(settings: ModelSettings, source: Path, target: Path) -> int:
 async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> int:
     backend = Backend(settings)
     signals: list[int] = []
-    answers: Answers | None = None
+    processor: BatchProcessor | None = None
     left = 0
 
     def on_signal(number: int) -> None:
         """First signal: finish what runs. Second, or while loading: drop it."""
-        if signals or answers is None:
+        if signals or processor is None:
             working.cancel()
         else:
-            answers.stop()
+            processor.stop()
             loop.call_later(settings.drain_timeout, working.cancel)
         signals.append(number)
 
     async def work() -> None:
-        nonlocal answers, left
+        nonlocal processor, left
         await backend.load()
         quiet = settings.log_format == "json"
         progress = Progress(os.fstat(source.fileno()).st_size, quiet)
-        answers = Answers(backend, results, progress)
+        processor = BatchProcessor(backend, results, progress)
         try:
-            await answers.write(read_lines(source, settings.max_body_bytes))
+            await processor.process(read_lines(source, settings.max_body_bytes))
         finally:
             logs.say(settings.log_format, progress.close())
             left = progress.left
@@ -79,9 +79,10 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
             await working
     finally:
         backend.close()
-    if answers is not None and answers.complete:
+    if processor is not None and processor.complete:
         if left:
-            reason = f"{left} lines got no result, and the log says why; run it again for them"
+            lines, them = ("line", "it") if left == 1 else ("lines", "them")
+            reason = f"{left} {lines} got no result, and the log says why; run it again for {them}"
             logs.complain(settings.log_format, reason)
         return 1 if left else 0
     name = signal.Signals(signals[0]).name

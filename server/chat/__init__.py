@@ -1,1 +1,1 @@
-"""One chat request: from its body to messages, and from tokens to completions."""
+"""One chat request: from its body to the engine's messages, and from text deltas to a completion."""

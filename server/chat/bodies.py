@@ -1,7 +1,7 @@
-"""From the bytes of a request to what they ask, if that is not more than can be served.
+"""From the bytes of a body to a JSON value, within bounds.
 
-The parser lets no other thread run, so what it would take long for is bounded first. It is quick with
-the data of images, and with plain text in ASCII.
+The parser holds the GIL, so a body that would take it long is refused first. It is quick with base64
+and with plain text in ASCII.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from typing import TypeVar
 
 from pydantic_core import from_json
 
-from server.errors import ApiError
+from server.errors import invalid_json, invalid_parameter
 
-READ_ON_THREAD_ABOVE = (
-    16_000  # bytes; smaller bodies are parsed and validated in a few milliseconds
-)
+PARSE_ON_THREAD_ABOVE = 16_000  # bytes; smaller ones are parsed and validated in a few milliseconds
 # Both are more than the longest text that fits into the context window has; the worst that is within
 # them takes the parser some 30 ms.
 MOST_MARKS = 80_000
@@ -28,36 +26,36 @@ MARKS = b",[{"  # before each value stands one, or the colon of its key
 QUICK = (string.ascii_letters + string.punctuation + " ").replace("\\", "").encode()
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 ESCAPE = 4  # as many digits take as long
-PIECE = 1 << 20  # bytes looked at while no other thread runs
+PIECE = 1 << 20  # bytes looked at while holding the GIL
 BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Json:
-    """A JSON value, and how many bytes of a request it was."""
+class ParsedJson:
+    """A JSON value, and the size in bytes of what it was parsed from."""
 
     value: object
     size: int
 
-    async def read(self, parse: Callable[[object], T]) -> T:
-        """What ``parse`` makes of the value; it runs on a thread where that may take a while."""
-        if self.size > READ_ON_THREAD_ABOVE:
-            return await asyncio.to_thread(parse, self.value)
-        return parse(self.value)
+    async def validate(self, validator: Callable[[object], T]) -> T:
+        """What ``validator`` makes of the value; it runs on a thread where that may take a while."""
+        if self.size > PARSE_ON_THREAD_ABOVE:
+            return await asyncio.to_thread(validator, self.value)
+        return validator(self.value)
 
 
-async def decode(body: bytes | bytearray, what: str = "the body") -> Json:
+async def parse_json(body: bytes | bytearray, what: str = "the body") -> ParsedJson:
     """The JSON value in ``body``, which errors call ``what``; raises a 400 or 422 ApiError."""
-    if len(body) > READ_ON_THREAD_ABOVE:
-        return await asyncio.to_thread(_decode, body, what)
-    return _decode(body, what)
+    if len(body) > PARSE_ON_THREAD_ABOVE:
+        return await asyncio.to_thread(_parse_json, body, what)
+    return _parse_json(body, what)
 
 
-def _decode(body: bytes | bytearray, what: str) -> Json:
+def _parse_json(body: bytes | bytearray, what: str) -> ParsedJson:
     if not body:
-        raise ApiError(400, "invalid_json", f"{what} is empty; send a JSON object with messages")
+        raise invalid_json(f"{what} is empty; send a JSON object with messages")
     check_size(body, what)
     try:
         value = from_json(body, allow_inf_nan=False, cache_strings="none")  # few are alike
@@ -65,12 +63,12 @@ def _decode(body: bytes | bytearray, what: str) -> Json:
         reason = f"{what} is not valid JSON: {error}"
         if body.startswith(BYTE_ORDER_MARKS):
             reason = f"{what} begins with a byte order mark; send it as UTF-8 without one"
-        raise ApiError(400, "invalid_json", reason) from error
-    return Json(value, len(body))
+        raise invalid_json(reason) from error
+    return ParsedJson(value, len(body))
 
 
 def check_size(body: bytes | bytearray, what: str = "the body") -> None:
-    """Refuse what the parser would take long for; raises a 422 ApiError."""
+    """Refuse what would take the parser long; raises a 422 ApiError."""
     marks = slow = at = 0
     while at < len(body):
         start = _image_data(body, at, at + PIECE)
@@ -83,16 +81,12 @@ def check_size(body: bytes | bytearray, what: str = "the body") -> None:
             at = len(body) if at < 0 else at
             slow += ESCAPE * _others(body, start, at)
         if marks > MOST_MARKS:
-            raise ApiError(
-                422,
-                "invalid_parameter",
+            raise invalid_parameter(
                 f"{what} has more than {MOST_MARKS} commas and opening brackets, the limit here; "
                 "send fewer values or less text",
             )
         if slow > MOST_SLOW:
-            raise ApiError(
-                422,
-                "invalid_parameter",
+            raise invalid_parameter(
                 f"{what} has more than {MOST_SLOW} digits, line breaks and bytes beyond ASCII, with "
                 f"{ESCAPE} for each escape, the limit here; shorten its texts, and send images in "
                 "plain base64",
@@ -100,7 +94,7 @@ def check_size(body: bytes | bytearray, what: str = "the body") -> None:
 
 
 def _image_data(body: bytes | bytearray, at: int, end: int) -> int | None:
-    """Where between these the next image's base64 begins."""
+    """Where the next image's base64 begins, if that is before ``end``."""
     for _ in range(MOST_MARKS):
         at = body.find(b",", at, end) + 1
         if not at:
@@ -111,7 +105,7 @@ def _image_data(body: bytes | bytearray, at: int, end: int) -> int | None:
 
 
 def _others(body: bytes | bytearray, start: int, end: int) -> int:
-    """How many bytes there are not of base64."""
+    """How many bytes in that range are not base64."""
     return sum(
         len(body[at : min(at + PIECE, end)].translate(None, BASE64))
         for at in range(start, end, PIECE)

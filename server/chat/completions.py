@@ -1,4 +1,4 @@
-"""From text deltas to answers: the chunks of a stream, and the whole answer as a fold of the same.
+"""From text deltas to chat completions: the chunks of a stream, or the whole as a fold of the same deltas.
 
 Knows the wire's shapes, nothing of HTTP.
 """
@@ -14,32 +14,29 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import model
-from server.chat.logprobs import Numbers, spelled
-from server.schemas.answers import (
+from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
+from server.schemas.responses import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
     Delta,
-    Logprobs,
     PromptTokensDetails,
-    TokenLogprob,
-    TopLogprob,
     Usage,
 )
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """What every chunk of an answer repeats."""
+    """What every chunk of a completion repeats."""
 
     model: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-        """A chunk of this answer."""
+        """A chunk of this completion."""
         return ChatCompletionChunk(
             id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
         )
@@ -47,25 +44,30 @@ class Envelope:
 
 async def stream(
     generation: model.Generation, envelope: Envelope, n: int, include_usage: bool
-) -> AsyncIterator[ChatCompletionChunk]:
-    """The chunks of a stream: a role chunk for each answer, text, and how each one ended.
+) -> AsyncIterator[bytes]:
+    """The chunks of a stream as JSON: a role chunk for each choice, text, and how each one ended.
 
-    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices.
+    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices; all
+    others then say that theirs is null, as OpenAI's do.
     """
+
+    def dumped(
+        choices: list[ChunkChoice], usage: Usage | None = None, logprobs: bytes = b""
+    ) -> bytes:
+        hidden = {"usage"} if usage is None and not include_usage else None
+        text = envelope.chunk(choices, usage).model_dump_json(exclude=hidden).encode()
+        if not logprobs:
+            return text
+        begin, key, end = text.partition(b'"logprobs":')  # a string has no such quotes
+        return begin + key + b'{"content":[' + logprobs + b"]}" + end.removeprefix(b"null")
+
     for index in range(n):
-        yield envelope.chunk([ChunkChoice(index=index, delta=Delta(role="assistant"))])
+        yield dumped([ChunkChoice(index=index, delta=Delta(role="assistant"))])
     unfinished = n
     async for delta in generation:
         if delta.text or delta.logprobs:
-            yield envelope.chunk(
-                [
-                    ChunkChoice(
-                        index=delta.index,
-                        delta=Delta(content=delta.text),
-                        logprobs=_logprobs(delta.logprobs),
-                    )
-                ]
-            )
+            choice = ChunkChoice(index=delta.index, delta=Delta(content=delta.text))
+            yield dumped([choice], logprobs=logprobs_json(delta.logprobs, pydantic_numbers))
         if delta.logprobs:
             await asyncio.sleep(0)  # many may have gathered
         if delta.finish_reason is not None:
@@ -73,14 +75,14 @@ async def stream(
             last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
             inline = unfinished == 0 and not include_usage
             usage = _usage(generation) if inline else None
-            yield envelope.chunk([last], usage)
+            yield dumped([last], usage)
     if include_usage:
-        yield envelope.chunk([], _usage(generation))
+        yield dumped([], _usage(generation))
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A whole answer, whose log probabilities are JSON already.
+class FinishedCompletion:
+    """A whole completion, whose log probabilities are JSON already.
 
     Attributes:
         completion: the rest of it.
@@ -92,7 +94,7 @@ class Answer:
     logprobs: list[list[bytes]]
 
     def pieces(self) -> Iterator[bytes]:
-        """Its JSON, which together is what dumping all of it would give."""
+        """Its JSON in pieces, which together are what dumping all of it would give."""
         whole = self.completion.model_dump()
         choices, whole["choices"] = whole["choices"], []
         begin, mark, end = _dumped(whole).partition(b'"choices":[')  # a string has no such quotes
@@ -109,16 +111,16 @@ class Answer:
 
 
 async def complete(
-    generation: model.Generation, envelope: Envelope, n: int, numbers: Numbers
-) -> Answer:
-    """The whole answer; log probabilities are written as ``numbers`` does."""
+    generation: model.Generation, envelope: Envelope, n: int, write_numbers: NumberWriter
+) -> FinishedCompletion:
+    """The whole completion; log probabilities are written as ``write_numbers`` does."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[bytes]] = [[] for _ in range(n)]
     async for delta in generation:
         texts[delta.index].append(delta.text)
         if delta.logprobs:
             own = logprobs[delta.index]
-            own.append((b"," if own else b"") + spelled(delta.logprobs, numbers))
+            own.append((b"," if own else b"") + logprobs_json(delta.logprobs, write_numbers))
             await asyncio.sleep(0)  # many may have gathered
     reasons = cast("list[model.FinishReason]", generation.finish_reasons)  # none was aborted
     completion = ChatCompletion(
@@ -136,11 +138,11 @@ async def complete(
         ],
         usage=_usage(generation),
     )
-    return Answer(completion, logprobs)
+    return FinishedCompletion(completion, logprobs)
 
 
 def _dumped(value: object) -> bytes:
-    """As a route's JSON response is dumped."""
+    """Dumped as FastAPI dumps a JSON response."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -150,23 +152,4 @@ def _usage(generation: model.Generation) -> Usage:
         completion_tokens=generation.completion_tokens,
         total_tokens=generation.prompt_tokens + generation.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
-    )
-
-
-def _logprobs(tokens: tuple[model.TokenLogprob, ...]) -> Logprobs | None:
-    if not tokens:
-        return None
-    return Logprobs(content=[_token_logprob(token) for token in tokens])
-
-
-def _token_logprob(token: model.TokenLogprob) -> TokenLogprob:
-    chosen = token.chosen
-    return TokenLogprob(
-        token=chosen.text,
-        logprob=chosen.logprob,
-        bytes=list(chosen.bytes),
-        top_logprobs=[
-            TopLogprob(token=other.text, logprob=other.logprob, bytes=list(other.bytes))
-            for other in token.top
-        ],
     )

@@ -1,4 +1,4 @@
-"""What an answer must match, as a request says it in one of several ways."""
+"""The grammar that the output must match, which a request can give in several ways."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import string
 
 import model
-from server.errors import ApiError
+from server.errors import invalid_parameter
 from server.schemas.requests import ChatCompletionRequest, ResponseFormat
 
 MARKS = string.punctuation.replace("\\", "")
@@ -16,7 +16,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
     """The grammar that the request asks for, if any.
 
     Raises:
-        ApiError: two of them, or one whose answer could never end.
+        ApiError: two of them, or one whose output could never end.
     """
     asked = {
         "response_format": _of_format(request.response_format),
@@ -30,7 +30,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
     if len(named) > 1 or request.ignore_eos:
         other = named[1] if len(named) > 1 else "ignore_eos"
         reason = f"{named[0]} and {other} cannot both be honoured; leave one out"
-        raise ApiError(422, "invalid_parameter", reason, (other,))
+        raise invalid_parameter(reason, (other,))
     return asked[named[0]]
 
 
@@ -40,9 +40,7 @@ def _of_format(wanted: ResponseFormat | None) -> model.GrammarSpec | None:
     if wanted.type == "json_object":
         return model.GrammarSpec("json_schema", '{"type": "object"}', ("response_format",))
     if wanted.json_schema is None:
-        raise ApiError(
-            422,
-            "invalid_parameter",
+        raise invalid_parameter(
             "response_format.json_schema is missing; it holds a name and a schema",
             ("response_format", "json_schema"),
         )
@@ -57,8 +55,8 @@ def _of_choices(choices: list[str] | None) -> model.GrammarSpec | None:
 
 
 def _escaped(text: str) -> str:
-    """The text as an expression that matches it; quick, for long ones let no other thread run."""
-    # Only ASCII marks mean something in an expression; all of them may be escaped.
+    """The text as a regular expression that matches it; quick, as long ones hold the GIL."""
+    # Only ASCII punctuation means something in an expression; all of it may be escaped.
     text = text.replace("\\", r"\\")
     for mark in MARKS:
         text = text.replace(mark, f"\\{mark}")

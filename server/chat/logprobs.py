@@ -1,4 +1,4 @@
-"""Log probabilities as JSON, made as the tokens come: what is kept of an answer is its bytes."""
+"""Log probabilities as JSON, written as the tokens come: a completion keeps only the bytes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pydantic_core import to_json
 
 import model
 
-Numbers = Callable[[Sequence[float]], list[str]]
+NumberWriter = Callable[[Sequence[float]], list[str]]
 
 
-def as_json_writes(numbers: Sequence[float]) -> list[str]:
-    """Numbers in the words of Python's ``json``, as in the answers of routes."""
+def json_numbers(numbers: Sequence[float]) -> list[str]:
+    """Numbers as Python's ``json`` writes them, for the responses of routes."""
     return [float.__repr__(number) for number in numbers]
 
 
-def as_pydantic_writes(numbers: Sequence[float]) -> list[str]:
-    """Numbers in pydantic's words, as in the results of a batch."""
+def pydantic_numbers(numbers: Sequence[float]) -> list[str]:
+    """Numbers as pydantic writes them, for streams and the results of a batch."""
     return to_json(list(numbers)).decode()[1:-1].split(",")
 
 
-def spelled(tokens: Sequence[model.TokenLogprob], numbers: Numbers) -> bytes:
-    """The tokens as ``server.schemas.answers.TokenLogprob`` is dumped, parted by commas."""
-    return ",".join(map("".join, (_parts(token, numbers) for token in tokens))).encode()
+def logprobs_json(tokens: Sequence[model.TokenLogprob], write_numbers: NumberWriter) -> bytes:
+    """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, comma-separated."""
+    return ",".join(map("".join, (_parts(token, write_numbers) for token in tokens))).encode()
 
 
-def _parts(token: model.TokenLogprob, numbers: Numbers) -> Iterator[str]:
-    logprobs = numbers(token.logprobs)
+def _parts(token: model.TokenLogprob, write_numbers: NumberWriter) -> Iterator[str]:
+    logprobs = write_numbers(token.logprobs)
     around = [_around(token.describe, token_id) for token_id in token.token_ids]
     (begin, end), *others = around
     yield f'{begin}{logprobs[0]}{end},"top_logprobs":['
@@ -42,7 +42,7 @@ def _parts(token: model.TokenLogprob, numbers: Numbers) -> Iterator[str]:
 
 @lru_cache(1 << 16)  # more than the vocabulary
 def _around(describe: model.Describe, token_id: int) -> tuple[str, str]:
-    """What of a token's JSON stands before its log probability, and what after."""
+    """The parts of a token's JSON before and after its log probability."""
     text, raw = describe(token_id)
     token = json.dumps(text, ensure_ascii=False)
     return f'{{"token":{token},"logprob":', f',"bytes":[{",".join(map(str, raw))}]'

@@ -1,7 +1,7 @@
 """From a request's body to what the engine takes: messages and sampling parameters.
 
-The only place that knows which parameters are honoured, which change nothing, and which are
-refused. Works on values; knows nothing of HTTP.
+The only place that knows which parameters are honoured, ignored or refused. Works on values; knows
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from server.errors import (
     ApiError,
     Loc,
     from_validation_error,
+    invalid_parameter,
+    not_supported,
     short_name,
     short_path,
 )
@@ -31,7 +33,7 @@ ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 NO_TOOLS = "Phi-3-vision was not trained to call tools"
 TEXT_ONLY = "the model writes text only"
-# Parameters of OpenAI's that cannot be served: the values that ask for nothing, and why not.
+# OpenAI's parameters that are not supported: the values that ask for nothing, and why not.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": ((None, []), NO_TOOLS),
     "tool_choice": ((None, "none"), NO_TOOLS),
@@ -52,10 +54,10 @@ MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
 
-def parse(
+def parse_chat(
     body: object, extra_policy: ExtraPolicy, max_messages: int
 ) -> tuple[ChatCompletionRequest, model.SamplingParams]:
-    """Validate a decoded JSON body; returns the request, and how it wants its answers sampled.
+    """Validate a parsed JSON body; returns the request and its sampling parameters.
 
     Args:
         body: the JSON value.
@@ -90,7 +92,7 @@ def parse(
 
 
 def _names(extras: list[str]) -> list[str]:
-    """The first of them, as many as leave room for the rest of the sentence, which stays whole."""
+    """The first of them, as many as leave room for the rest of the sentence."""
     names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
     while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
         names.pop()
@@ -105,19 +107,17 @@ def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
     except ValidationError as error:
         raise from_validation_error(error, body) from error
     if (request.messages is None) == (request.prompt is None):
-        raise ApiError(422, "invalid_parameter", "send either messages or a prompt", ("messages",))
+        raise invalid_parameter("send either messages or a prompt", ("messages",))
     return request
 
 
 def _bounded(body: object, max_messages: int) -> dict[str, Any]:
     """The body, if it is an object and not too much to validate; raises a 422 ApiError."""
     if not isinstance(body, dict):
-        raise ApiError(422, "invalid_parameter", "the body must be a JSON object", value=body)
+        raise invalid_parameter("the body must be a JSON object", value=body)
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        raise ApiError(
-            422,
-            "invalid_parameter",
+        raise invalid_parameter(
             f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
             ("messages",),
             len(messages),
@@ -140,11 +140,11 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
         if isinstance(container, dict) and len(container) > MOST_KEYS:
             where = ".".join(map(str, short_path(loc))) or "the body"
             reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}"
-            raise ApiError(422, "invalid_parameter", reason, loc, container)
+            raise invalid_parameter(reason, loc, container)
         if left < 0:
             (field,) = short_path(loc[:1])  # which of its items is one too many is chance
             reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
-            raise ApiError(422, "invalid_parameter", reason, (field,), container)
+            raise invalid_parameter(reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
         shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
         waiting += [
@@ -208,20 +208,16 @@ async def to_messages(
 def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
     loc = ("messages", position)
     if message.role == "tool":  # before its tool_call_id, which is only the consequence
-        raise ApiError(
-            422,
-            "parameter_not_supported",
+        raise not_supported(
             f"messages.{position}.role is 'tool'; Phi-3-vision was not trained to use tools: "
             "put the result into a user message",
             (*loc, "role"),
             message.role,
         )
     for name, value in (message.model_extra or {}).items():
-        # Answers that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
+        # Earlier responses that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
         if value not in (None, [], {}):
-            raise ApiError(
-                422,
-                "parameter_not_supported",
+            raise not_supported(
                 f"messages.{position}.{short_name(name)} is not supported; leave it out",
                 (*loc, name),
                 value,
@@ -244,11 +240,11 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
     return model.Message(message.role, "\n".join(texts), tuple(converted))
 
 
-def _to_image(part: ImagePart, images: Images, loc: tuple[str | int, ...]) -> model.MessageImage:
+def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
-        raise ApiError(422, "invalid_parameter", message, (*loc, "image_url"))
+        raise invalid_parameter(message, (*loc, "image_url"))
     loc = (*loc, "image" if part.image_url is None else "image_url", "url")
     return model.MessageImage(images.add(image_url.url, loc), image_url.detail == "low", loc)
 
@@ -257,9 +253,7 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
     """Refuse by name what the model cannot do."""
 
     def refuse(name: str, value: Any, why: str) -> None:
-        raise ApiError(
-            422, "parameter_not_supported", f"{name} is not supported: {why}", (name,), value
-        )
+        raise not_supported(f"{name} is not supported: {why}", (name,), value)
 
     for name, (harmless, why) in UNSUPPORTED.items():
         value = getattr(request, name)

@@ -1,1 +1,1 @@
-"""What lies between a socket and a route: bounds, guards, middleware, event streams."""
+"""Between a socket and a route: limits, guards, middleware, event streams."""

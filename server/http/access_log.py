@@ -1,8 +1,4 @@
-"""One line for every request: who asked for what, what it took, and how it ended. No content.
-
-Handlers leave what is known to them alone in the request's state: ``request_id``, ``caller``,
-``generation``, ``envelope``; and ``relayed``, where the process that makes the answer logs it.
-"""
+"""One line for every request: who asked for what, what it took, and how it ended. No content."""
 
 from __future__ import annotations
 
@@ -15,19 +11,20 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import model
+from server.chat.prepare import RunningCompletion
 from server.errors import CLIENT_CLOSED, from_model_error, short_name
+from server.http.exchange import UNMATCHED, Exchange, exchange_of, open_exchange
 from server.telemetry import logs
+from server.telemetry.traces import TracedCompletion
 
 logger = logging.getLogger(__name__)
 
-UNMATCHED = "unmatched"  # the route of a path that has none
-
 CountRequest = Callable[[str, int], None]
-TraceRequest = Callable[[Scope, str, dict[str, Any]], None]
+TraceRequest = Callable[[Scope, str, dict[str, Any], TracedCompletion | None], None]
 
 
 class NoteRoute:
-    """Keeps the route that was found for those outside, which do not see the inner scope."""
+    """Notes which route was found: outer middleware does not see the inner scope, where it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,16 +36,16 @@ class NoteRoute:
         finally:
             route = scope.get("route")
             if scope["type"] == "http" and route is not None:
-                scope.setdefault("state", {})["route"] = getattr(route, "path", UNMATCHED)
+                exchange_of(scope).route = getattr(route, "path", UNMATCHED)
 
 
 class AccessLog:
-    """Logs and counts requests when their answers end.
+    """Opens the exchange of each request; logs, counts and traces it when the response ends.
 
     Args:
-        app: what answers them.
-        count: told the route and the status of each.
-        trace: told the scope and the route of each, and what is logged of it.
+        app: what responds to the requests.
+        count: called with the route and the status of each.
+        trace: called with the scope and the route of each, what is logged of it, and its completion.
     """
 
     def __init__(
@@ -63,9 +60,9 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
+        exchange = open_exchange(scope)
         started = time.perf_counter()
-        status = CLIENT_CLOSED  # unless something is answered
+        status = CLIENT_CLOSED  # unless a response begins
         error_code: str | None = None
 
         async def send_and_note(message: Message) -> None:
@@ -78,34 +75,39 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            if not state.get("relayed"):
-                self._note(scope, status, error_code, started)
+            if not exchange.relayed:
+                self._log(scope, exchange, status, error_code, started)
 
-    def _note(self, scope: Scope, status: int, error_code: str | None, started: float) -> None:
-        state = scope["state"]
-        route = state.get("route", UNMATCHED)
-        self._count(route, status)
+    def _log(
+        self,
+        scope: Scope,
+        exchange: Exchange,
+        status: int,
+        error_code: str | None,
+        started: float,
+    ) -> None:
+        self._count(exchange.route, status)
+        completion = exchange.completion
         method, path = short_name(scope["method"]), short_name(scope["path"])
         described = logs.fields(
-            request_id=state.get("request_id"),
-            caller=state.get("caller"),
+            request_id=exchange.request_id,
+            caller=exchange.caller,
             method=method,
             path=path,
             status=status,
-            **_generated(state.get("generation"), started),
+            **({} if completion is None else _generated(completion.generation, started)),
             total_seconds=round(time.perf_counter() - started, 6),
         )
         if error_code is not None:
             described["fields"]["error_code"] = error_code
         logger.info("request", extra=described)
         if self._trace is not None:
-            self._trace(scope, route, described["fields"])
+            traced = None if completion is None else _traced(completion)
+            self._trace(scope, exchange.route, described["fields"], traced)
 
 
-def _generated(generation: model.Generation | None, started: float) -> dict[str, Any]:
-    """What is known of the answers to a request; nothing where it came to none."""
-    if generation is None:
-        return {}
+def _generated(generation: model.Generation, started: float) -> dict[str, Any]:
+    """What is logged of a completion."""
     first, error = generation.first_token_at, generation.error
     reasons = dict.fromkeys(generation.finish_reasons) if error is None else ["error"]
     return {
@@ -116,3 +118,10 @@ def _generated(generation: model.Generation | None, started: float) -> dict[str,
         "finish_reason": ",".join(reasons),
         "error_code": None if error is None else from_model_error(error).code,
     }
+
+
+def _traced(completion: RunningCompletion) -> TracedCompletion:
+    generation, envelope = completion.generation, completion.envelope
+    return TracedCompletion(
+        envelope.model, envelope.id, generation.finish_reasons, generation.error is not None
+    )

@@ -14,10 +14,10 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from server.errors import RETRY_AFTER, ApiError, error_response, too_slow
-from server.http.heads import Heads
+from server.errors import ApiError, error_response, too_slow, unavailable
+from server.http.connection_limit import RESERVE, ConnectionLimit
 from server.http.middleware import plain_path
-from server.http.places import RESERVE, Places
+from server.http.request_heads import BoundedH11Connection
 from server.settings import Settings
 
 LINGER = 1.0  # seconds that a refused client gets to read why
@@ -30,8 +30,8 @@ RESERVE_TIMEOUT = 5.0  # seconds for a head to arrive on a connection of the res
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
     """The protocol with the limits of ``settings``, for one server."""
-    places: Places[BoundedProtocol] = Places(settings.max_connections)
-    return type("Protocol", (BoundedProtocol,), {"settings": settings, "places": places})
+    limit: ConnectionLimit[BoundedProtocol] = ConnectionLimit(settings.max_connections)
+    return type("Protocol", (BoundedProtocol,), {"settings": settings, "connection_limit": limit})
 
 
 class BoundedProtocol(H11Protocol):
@@ -39,15 +39,15 @@ class BoundedProtocol(H11Protocol):
 
     Attributes:
         settings: its limits.
-        places: of all connections of its server.
+        connection_limit: shared by all connections of its server.
     """
 
     settings: ClassVar[Settings]
-    places: ClassVar[Places[BoundedProtocol]]
+    connection_limit: ClassVar[ConnectionLimit[BoundedProtocol]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn: Heads = Heads()
+        self.conn: BoundedH11Connection = BoundedH11Connection()
         self._in_reserve = False
         self._refused = False
         self._awaited: str | None = None  # the part of a request that is to come
@@ -58,21 +58,21 @@ class BoundedProtocol(H11Protocol):
         self._knock_after = KNOCK_AFTER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give it a place, or one of the reserve if those are taken."""
+        """Admit it, or where the limit is reached admit it to the reserve."""
         super().connection_made(transport)
-        if not self.places.take(self):
+        if not self.connection_limit.admit(self):
             self._in_reserve = True
             self.app = self._answer_probe
-            last = self.places.take_reserve(self)
-            if last is not None:
-                last.refuse_one_too_many()
+            evicted = self.connection_limit.admit_to_reserve(self)
+            if evicted is not None:
+                evicted.refuse_one_too_many()
         self._await("head")
 
     def refuse_one_too_many(self) -> None:
         """Say that there are too many connections, and close this one."""
         limit = self.settings.max_connections
         reason = f"there are {limit} connections, the limit here; try again in a moment"
-        self._refuse(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+        self._refuse(unavailable(reason))
 
     def data_received(self, data: bytes) -> None:
         """Take what came; what is still to come of the request must do so in time."""
@@ -90,7 +90,7 @@ class BoundedProtocol(H11Protocol):
             self._await("body" if self.conn.their_state is h11.SEND_BODY else None)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that sends nothing more gets its answers, unless it has gone altogether.
+        """A client that has closed its sending side gets its responses, unless it has gone altogether.
 
         Its system tells the two apart where something is sent to it: it refuses that for nobody.
         """
@@ -109,7 +109,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads too slowly, or not at all."""
         super().pause_writing()
-        self._let_go_by(self.settings.write_timeout)
+        self._abort_after(self.settings.write_timeout)
 
     def resume_writing(self) -> None:
         """It has read."""
@@ -119,17 +119,17 @@ class BoundedProtocol(H11Protocol):
             self._departure = None
 
     def on_response_complete(self) -> None:
-        """A closed transport waits for the client to read the rest: not for ever."""
+        """A closed transport waits for the client to read the rest: bound that wait."""
         super().on_response_complete()
         if self._look is not None and self.cycle.response_complete:
-            self.transport.close()  # the last answer to one that sends nothing more
+            self.transport.close()  # the last response to one that sends nothing more
         if self.transport.is_closing():
-            self._let_go_by(self.settings.write_timeout)
+            self._abort_after(self.settings.write_timeout)
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection is closed, read or not."""
         super().timeout_keep_alive_handler()
-        self._let_go_by(self.settings.write_timeout)
+        self._abort_after(self.settings.write_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -137,11 +137,11 @@ class BoundedProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._arrival = self._departure = self._look = None
-        self.places.leave(self)
+        self.connection_limit.release(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP: uvicorn's own answer is text, and fails after the first byte."""
+        """Refuse what is not HTTP; uvicorn's own response is text, and fails after the first byte."""
         reason = f"{msg.rstrip('.')}; send HTTP/1.1, with no more than 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
 
@@ -167,14 +167,14 @@ class BoundedProtocol(H11Protocol):
         self._look = self.loop.call_later(LOOK_EVERY, self._look_for_reader)
 
     def _take_probe(self) -> None:
-        """Refuse a request in the reserve that does not ask after health."""
-        if self.scope["method"] in ("GET", "HEAD") and _is_of_health(self.scope["path"]):
-            self.places.ask(self)
+        """Refuse a request in the reserve that is not a health probe."""
+        if self.scope["method"] in ("GET", "HEAD") and _is_health_path(self.scope["path"]):
+            self.connection_limit.keep(self)
         else:
             self.refuse_one_too_many()
 
     async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is answered in the reserve is the last on its connection."""
+        """Respond to a request in the reserve, and close the connection after it."""
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -206,14 +206,15 @@ class BoundedProtocol(H11Protocol):
         else:
             self._refuse(too_slow(part, seconds))
 
-    def _let_go_by(self, seconds: float) -> None:
+    def _abort_after(self, seconds: float) -> None:
+        """Cut the connection off then, unless the client has read what was sent by then."""
         if self._departure is None and self.transport.get_write_buffer_size():
             self._departure = self.loop.call_later(seconds, self.transport.abort)
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer, if no answer has begun, and take nothing more."""
+        """Send the error, unless a response has begun, and read no more requests."""
         if self._in_reserve:
-            self.places.leave(self)
+            self.connection_limit.release(self)
             if len(self.connections) > 2 * self.settings.max_connections + RESERVE:
                 self.transport.abort()  # there are too many of those that linger
                 return
@@ -222,7 +223,7 @@ class BoundedProtocol(H11Protocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response has begun
             self.transport.abort()
             return
         response = error_response(error)
@@ -237,11 +238,11 @@ class BoundedProtocol(H11Protocol):
         if cycle is not None:  # its app hears that the client has gone
             cycle.disconnected = True
             cycle.message_event.set()
-        self.flow.resume_reading()  # unread data would make the system cut the answer off
+        self.flow.resume_reading()  # unread data would make the system cut the response off
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)
 
 
-def _is_of_health(path: str) -> bool:
+def _is_health_path(path: str) -> bool:
     return (plain_path(path) + "/").startswith("/health/")

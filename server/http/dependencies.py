@@ -9,9 +9,10 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from server.auth.limits import Admission, Caller
-from server.chat.bodies import Json, decode
+from server.chat.bodies import ParsedJson, parse_json
 from server.chat.parse import ExtraPolicy
-from server.errors import ApiError, short_name
+from server.errors import ApiError, short_name, too_large, unsupported_media_type
+from server.http.exchange import exchange_of
 from server.images.urls import Images
 from server.service import Service
 
@@ -25,9 +26,9 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 
 
 async def require_caller(request: Request, service: ServiceOf) -> Caller:
-    """Refuse requests of nobody we know, before anything of the body is looked at."""
+    """Refuse unknown callers, before anything of the body is read."""
     caller = await service.access.caller(request.headers)
-    request.state.caller = caller.name
+    exchange_of(request.scope).caller = caller.name
     return caller
 
 
@@ -36,7 +37,7 @@ async def admit(
 ) -> AsyncIterator[Admission]:
     """Count the request among its caller's until its response is sent; refuse one too many."""
     admission = service.access.limiter.admit(caller)
-    request.state.admission = admission  # for the headers of any response
+    exchange_of(request.scope).admission = admission  # for the headers of any response
     try:
         yield admission
     finally:
@@ -72,17 +73,17 @@ def documented_body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def held_bytes(service: ServiceOf) -> AsyncIterator[Held]:
-    """What counts as held for a request, until it has been answered."""
-    held = Held(service)
+async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
+    """The bytes that are held for a request, until the response has been sent."""
+    held = HeldBytes(service)
     try:
         yield held
     finally:
         service.release(held.size)
 
 
-class Held:
-    """How many bytes of a request the service holds."""
+class HeldBytes:
+    """How many bytes the service holds for a request."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -94,60 +95,55 @@ class Held:
         self.size += size
 
 
-HeldBytes = Annotated[Held, Depends(held_bytes)]
+HeldBytesOf = Annotated[HeldBytes, Depends(held_bytes)]
 
 
-def images_of(service: ServiceOf, held: HeldBytes) -> Images:
-    """Takes the images of the request; files that it fetches are held as its body is."""
-    return Images(service.decoder, service.fetcher, held)
+def images_of(service: ServiceOf, held: HeldBytesOf) -> Images:
+    """Takes the images of the request; files that it fetches count as its body does."""
+    return Images(service.decode_pool, service.fetcher, held)
 
 
 ImagesOf = Annotated[Images, Depends(images_of)]
 
 
-async def json_body(request: Request, service: ServiceOf, held: HeldBytes) -> Json:
+async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> ParsedJson:
     """The body as a JSON value; raises a 400, 413, 415, 422 or 429 ApiError."""
     content_type = request.headers.get("content-type", "")
-    if not content_type and service.settings.has_callers:
+    if not content_type and service.settings.requires_auth:
         content_type = "application/json"
     if not content_type:  # a page of another site may send that without being asked
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             "the request has no Content-Type; send Content-Type: application/json",
         )
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             f"the body is {short_name(media_type)}; send Content-Type: application/json",
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise ApiError(
-            415,
-            "unsupported_media_type",
+        raise unsupported_media_type(
             f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
         )
-    return await decode(await read_body(request, service.settings.max_body_bytes, held))
+    return await parse_json(await read_body(request, service.settings.max_body_bytes, held))
 
 
-async def read_body(request: Request, limit: int, held: Held) -> bytearray:
+JsonBody = Annotated[ParsedJson, Depends(json_body)]
+
+
+async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
-    too_large = ApiError(
-        413,
-        "request_too_large",
+    refusal = too_large(
         f"the body is larger than {limit} bytes, the limit here; send a smaller image",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise refusal
     parts = bytearray()
     async for part in request.stream():
         parts += part
         if len(parts) > limit:
-            raise too_large
+            raise refusal
         held(len(part))
     return parts
 

@@ -9,7 +9,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, error_response
+from server.errors import error_response, internal_error
+from server.http.exchange import exchange_of
 
 REQUEST_IDS = ("x-ms-client-request-id", "x-request-id")
 LONGEST_ID = 128  # characters; a longer one is not echoed
@@ -51,10 +52,10 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
-class AnswerBugs:
-    """Answers what nothing else catches with a 500, and lets it go on to the log.
+class CatchBugs:
+    """Turns what nothing else catches into a 500, and lets it go on to the log.
 
-    Starlette would answer outside of all other middleware: without request ids, and unreadable to
+    Starlette would respond outside of all other middleware: without request ids, and unreadable to
     pages of other origins.
     """
 
@@ -75,8 +76,8 @@ class AnswerBugs:
         except Exception:
             if scope["type"] == "http" and not started:
                 reason = "the server failed at this request; its log says why"
-                answer = error_response(ApiError(500, "internal_error", reason))
-                await answer(scope, receive, send)
+                response = error_response(internal_error(reason))
+                await response(scope, receive, send)
             raise
 
 
@@ -96,7 +97,7 @@ class RequestIds:
             name: sent[name] for name in REQUEST_IDS if 0 < len(sent.get(name, "")) <= LONGEST_ID
         }
         ids.setdefault("x-request-id", uuid.uuid4().hex)
-        scope.setdefault("state", {})["request_id"] = ids["x-request-id"]
+        exchange_of(scope).request_id = ids["x-request-id"]
 
         async def send_with_ids(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -114,11 +115,14 @@ class RateLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, adding the headers to the start of its response if it was let in."""
-        state = scope.setdefault("state", {})
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
 
         async def send_with_limits(message: Message) -> None:
-            if message["type"] == "http.response.start" and "admission" in state:
-                MutableHeaders(scope=message).update(state["admission"].headers())
+            if message["type"] == "http.response.start" and exchange.admission is not None:
+                MutableHeaders(scope=message).update(exchange.admission.headers())
             await send(message)
 
         await self._app(scope, receive, send_with_limits)

@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 import model
 from server.errors import ApiError, error_body, from_model_error
-from server.schemas.answers import ChatCompletionChunk
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ def error_event(error: ApiError) -> bytes:
     return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
-def says_more_than_a_broken_stream(record: logging.LogRecord) -> bool:
-    """A filter for the web server's log: what is broken off on purpose has a line of its own."""
+def is_not_a_broken_stream(record: logging.LogRecord) -> bool:
+    """A filter for the web server's log: a stream that is broken off on purpose has a line of its own."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamBrokenError))
 
 
@@ -48,18 +47,12 @@ class ChunkStream(EventSourceResponse):
     """A stream of chunks, ended by ``[DONE]``.
 
     Args:
-        chunks: of one generation.
+        chunks: of one completion, as JSON.
         end: called when all is sent or the client has gone away, also before the first chunk.
-        include_usage: whether chunks without usage say so with a null, as OpenAI's do.
     """
 
-    def __init__(
-        self,
-        chunks: AsyncIterator[ChatCompletionChunk],
-        end: Callable[[], None],
-        include_usage: bool,
-    ) -> None:
-        super().__init__(_events(chunks, include_usage), sep="\n", ping=0)
+    def __init__(self, chunks: AsyncIterator[bytes], end: Callable[[], None]) -> None:
+        super().__init__(_events(chunks), sep="\n", ping=0)
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,13 +63,10 @@ class ChunkStream(EventSourceResponse):
             self._end()
 
 
-async def _events(
-    chunks: AsyncIterator[ChatCompletionChunk], include_usage: bool
-) -> AsyncIterator[bytes]:
+async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
-            hidden = {"usage"} if chunk.usage is None and not include_usage else None
-            yield b"data: " + chunk.model_dump_json(exclude=hidden).encode() + b"\n\n"
+            yield b"data: " + chunk + b"\n\n"
     except model.ModelError as error:
         failed = from_model_error(error)
         yield error_event(failed)  # for those who read it, then an abrupt end

@@ -80,8 +80,8 @@ class _Worker:
         self._worker.end()
 
 
-class Decoder:
-    """As many processes as decode at a time; each starts with its first image, or before.
+class DecodePool:
+    """A pool of processes that decode images; each starts with its first image, or before.
 
     Args:
         max_pixels: largest width times height.
@@ -97,7 +97,7 @@ class Decoder:
         self._max_pixels = max_pixels
         self._timeout = timeout
         self._zygote = Zygote(
-            "server.images.decode_pool:prepare", max_pixels, timeout, decode or decode_image
+            "server.images.decode_pool:make_worker", max_pixels, timeout, decode or decode_image
         )
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(max(2, (os.cpu_count() or 1) // 2)):
@@ -156,8 +156,8 @@ class Decoder:
         return _Worker(self._zygote.fork(), self._max_pixels, self._timeout)
 
 
-def prepare(max_pixels: int, timeout: float, decode: Decode) -> Callable[[socket.socket], None]:
-    """What a process does; the arguments are those of ``Decoder``."""
+def make_worker(max_pixels: int, timeout: float, decode: Decode) -> Callable[[socket.socket], None]:
+    """What a process runs, made once before it is forked; takes the arguments of ``DecodePool``."""
     Image.preinit()
     Image.MAX_IMAGE_PIXELS = max_pixels  # also of what a file holds inside
     return partial(_work, max_pixels, timeout, decode)

@@ -18,9 +18,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpx2
 
 import model
+from server.settings import DEFAULT_PORTS
 
 HTTP = re.compile("https?://", re.IGNORECASE)
-USUAL_PORTS = {"http": 80, "https": 443}
 GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
 INSTEAD = "send the file itself as data:image/png;base64,..."
 
@@ -40,14 +40,14 @@ class Fetcher:
     """A client for the hosts that are listed.
 
     Args:
-        hosts: ``HOST`` for the ports that are usual, or ``HOST:PORT``.
+        hosts: ``HOST`` for the default ports, or ``HOST:PORT``.
         max_bytes: of a file.
         timeout: seconds that a file may take, with all that comes before it.
     """
 
     def __init__(self, hosts: Sequence[str], max_bytes: int, timeout: float) -> None:
-        self._hosts = {_place(httpx2.URL(f"http://{host}")) for host in hosts}
-        self._hosts |= {_place(httpx2.URL(f"https://{host}")) for host in hosts}
+        self._hosts = {_origin(httpx2.URL(f"http://{host}")) for host in hosts}
+        self._hosts |= {_origin(httpx2.URL(f"https://{host}")) for host in hosts}
         self._max_bytes = max_bytes
         self._timeout = timeout
         # A pool of its own: a name server that does not answer keeps nobody else waiting.
@@ -67,7 +67,7 @@ class Fetcher:
             raise model.ModalityError(f"the image's URL is broken: {INSTEAD}") from error
         if parsed.userinfo:
             raise model.ModalityError("the image's URL has a password; leave that out")
-        if _place(parsed) not in self._hosts:
+        if _origin(parsed) not in self._hosts:
             raise model.ModalityError(
                 f"the image's host is not among those that this server fetches from: {INSTEAD}"
             )
@@ -156,9 +156,9 @@ class Fetcher:
             return bytes(file)
 
 
-def _place(url: httpx2.URL) -> tuple[str, str, int | None]:
-    """What decides whether a URL is allowed."""
-    port = USUAL_PORTS.get(url.scheme) if url.port is None else url.port
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port, which decide whether a URL is allowed."""
+    port = DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     return url.scheme, _name(url), port
 
 

@@ -11,7 +11,8 @@ import httpx2
 from PIL import Image
 
 import model
-from server.images.decode_pool import Decoder
+from server.errors import Loc
+from server.images.decode_pool import DecodePool
 from server.images.fetching import HTTP, Fetcher
 
 # The parameters of the media type are bounded: nothing is searched for in megabytes of them.
@@ -20,20 +21,21 @@ DATA_URL = re.compile(
 )
 WHITE_SPACE = b" \t\r\n\f\v"
 PIECE = 1 << 20  # characters of base64
-Loc = tuple[str | int, ...]
 
 
 class Images:
     """The images of one request. The model looks at the last one, so that is the one to be fetched.
 
     Args:
-        decoder: of their files.
-        fetcher: of those that are elsewhere.
+        decode_pool: decodes their files.
+        fetcher: fetches those that are elsewhere.
         hold: called with the bytes that a file takes, as they come; what it raises is raised.
     """
 
-    def __init__(self, decoder: Decoder, fetcher: Fetcher, hold: Callable[[int], None]) -> None:
-        self._decoder = decoder
+    def __init__(
+        self, decode_pool: DecodePool, fetcher: Fetcher, hold: Callable[[int], None]
+    ) -> None:
+        self._decode_pool = decode_pool
         self._fetcher = fetcher
         self._hold = hold
         self._last: DataUrl | RemoteUrl | None = None
@@ -49,9 +51,9 @@ class Images:
             model.ModalityError: the URL is neither.
         """
         if HTTP.match(url):
-            self._last = RemoteUrl(url, self._fetcher, self._decoder, loc)
+            self._last = RemoteUrl(url, self._fetcher, self._decode_pool, loc)
         else:
-            self._last = DataUrl(url, self._decoder, loc)
+            self._last = DataUrl(url, self._decode_pool, loc)
         return self._last.decode
 
     async def fetch(self) -> None:
@@ -67,13 +69,13 @@ class RemoteUrl:
         model.ModalityError: it is not one that may be fetched.
     """
 
-    def __init__(self, url: str, fetcher: Fetcher, decoder: Decoder, loc: Loc) -> None:
+    def __init__(self, url: str, fetcher: Fetcher, decode_pool: DecodePool, loc: Loc) -> None:
         try:
             self._url: httpx2.URL = fetcher.allowed(url)
         except model.ModalityError as error:
             raise model.ModalityError(error.message, loc, url) from error
         self._fetcher = fetcher
-        self._decoder = decoder
+        self._decode_pool = decode_pool
         self._loc = loc
         self._file = b""
 
@@ -86,7 +88,7 @@ class RemoteUrl:
 
     def decode(self) -> Image.Image:
         """The picture, in RGB; raises model.ImageError."""
-        return self._decoder(self._file)
+        return self._decode_pool(self._file)
 
 
 class DataUrl:
@@ -96,7 +98,7 @@ class DataUrl:
         model.ModalityError: the URL is not a data URL of an image.
     """
 
-    def __init__(self, url: str, decoder: Decoder, loc: Loc) -> None:
+    def __init__(self, url: str, decode_pool: DecodePool, loc: Loc) -> None:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
@@ -107,7 +109,7 @@ class DataUrl:
             )
         self._url = url
         self._start = match.end()
-        self._decoder = decoder
+        self._decode_pool = decode_pool
 
     def decode(self) -> Image.Image:
         """The picture, in RGB. Takes a while for large ones.
@@ -125,7 +127,7 @@ class DataUrl:
             raise model.ImageError(
                 f"the image's base64 is broken or cut off ({error}); encode the whole file again"
             ) from error
-        return self._decoder(data)
+        return self._decode_pool(data)
 
 
 def _from_base64(characters: bytes) -> bytes:

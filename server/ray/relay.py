@@ -1,4 +1,4 @@
-"""Answers of the application that are made in one process and sent by another, in batches of messages.
+"""Responses that the application makes in one process and another sends, in batches of ASGI messages.
 
 Knows nothing of what carries the batches.
 """
@@ -19,11 +19,20 @@ from server.http.sse import StreamBrokenError, error_event
 
 logger = logging.getLogger(__name__)
 
-Batch = list[Message]
+MessageBatch = list[Message]
 # Of a request's scope; the rest does not travel between processes.
 PASSED_ON = {
-    *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string"),
-    *("root_path", "headers", "client", "server"),
+    "type",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "headers",
+    "client",
+    "server",
 }
 
 
@@ -32,8 +41,10 @@ def portable(scope: Scope) -> Scope:
     return {name: value for name, value in scope.items() if name in PASSED_ON}
 
 
-async def answer(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[Batch, None]:
-    """The application's messages for a request, those at once that are there at once.
+async def message_batches(
+    app: ASGIApp, scope: Scope, body: bytes
+) -> AsyncGenerator[MessageBatch, None]:
+    """The application's messages for a request; those that are ready together come in one batch.
 
     The application is cancelled when the generator is closed or cancelled.
 
@@ -48,35 +59,37 @@ async def answer(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[Batc
             await asyncio.Event().wait()  # a client that goes away cancels all of this
         return {"type": "http.request", "body": unread.pop(), "more_body": False}
 
-    answering = asyncio.ensure_future(app(scope, receive, messages.put))
-    answering.add_done_callback(lambda _: messages.put_nowait(None))
+    running = asyncio.ensure_future(app(scope, receive, messages.put))
+    running.add_done_callback(lambda _: messages.put_nowait(None))
     try:
-        message = await messages.get()
-        while message is not None:
-            batch = [message]
-            while not messages.empty() and (message := messages.get_nowait()) is not None:
-                batch.append(message)
-            yield batch
-            message = message and await messages.get()
-        await answering
+        ended = False
+        while not ended:
+            ready = [await messages.get()]
+            while not messages.empty():
+                ready.append(messages.get_nowait())
+            batch = [message for message in ready if message is not None]
+            ended = None in ready
+            if batch:
+                yield batch
+        await running
     except StreamBrokenError:
         raise
     except Exception as error:  # its words may be of a request, and are for our log alone
         logger.exception("a request failed")
         raise StreamBrokenError(type(error).__name__) from None
     finally:
-        answering.cancel()
+        running.cancel()
 
 
-class Relayed(Response):
-    """The response of which the batches are.
+class RelayedResponse(Response):
+    """The response that the batches make up.
 
     Args:
         first: batch.
-        others: as they come; an ApiError that they raise is told in streams, and breaks them off.
+        others: the batches after it; in a stream, an ApiError that they raise is sent before it breaks off.
     """
 
-    def __init__(self, first: Batch, others: AsyncGenerator[Batch, None]) -> None:
+    def __init__(self, first: MessageBatch, others: AsyncGenerator[MessageBatch, None]) -> None:
         super().__init__()
         self._content_type = Headers(raw=first[0]["headers"]).get("content-type", "")
         self._first = first
@@ -98,12 +111,12 @@ class Relayed(Response):
             raise StreamBrokenError from None
 
 
-class Passed(Response):
-    """An application's answer as a response.
+class AppResponse(Response):
+    """An application's response without one of its headers.
 
     Args:
         app: the application.
-        without: a header that whoever sends this adds.
+        without: the header, which the sender adds itself.
     """
 
     def __init__(self, app: ASGIApp, without: str) -> None:

@@ -1,4 +1,4 @@
-"""Which gateway takes a request, and which replica: one with a free seat.
+"""Which gateway takes a request, and which replica: one with a free slot.
 
 Ray counts a request when it is sent, so that all of one moment would go to the same process.
 """
@@ -12,12 +12,12 @@ from typing import Any
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-# Seats of a replica for what is no POST: health, metrics, the page; and for a few requests that
-# several gateways, or one in one moment, hand out beyond its others.
+# Slots of a replica beyond those of POSTs: for requests without a session (health, metrics, the page),
+# and for the few too many that several gateways, or one at the same moment, may send.
 SPARE = 8
 
 
-class Counting(RequestRouter):
+class CountingRouter(RequestRouter):
     """Counts a request as soon as a process is chosen for it."""
 
     # Seconds for a process that computes; one that takes longer looks full.
@@ -30,17 +30,17 @@ class Counting(RequestRouter):
 
     @property
     def max_num_routing_tasks(self) -> int:
-        """Requests that look for a seat at a time: all, so that none waits behind another."""
+        """Requests that look for a slot at a time: all, so that none waits behind another."""
         return self.max_num_routing_tasks_cap
 
-    async def take_seat(
+    async def take_slot(
         self, replicas: list[RunningReplica], spare: int = 0
     ) -> list[RunningReplica]:
-        """Take one at the process with the fewest requests.
+        """Take a slot at the process with the fewest requests.
 
         Args:
             replicas: processes to choose from.
-            spare: seats of each that are not to be taken.
+            spare: slots of each that must stay free.
 
         Returns:
             the process alone; none where all are full.
@@ -48,13 +48,13 @@ class Counting(RequestRouter):
         for replica in replicas:
             if self.replica_queue_len_cache.get(replica.replica_id) is None:
                 self._probe(replica)  # and wait for it only where no other is free
-        if not (chosen := self._freest(replicas, spare)):
+        chosen = self._freest(replicas, spare)
+        if not chosen:
             await asyncio.wait([self._probe(replica) for replica in replicas])
             chosen = self._freest(replicas, spare)
         for replica in chosen:
-            self.on_send_request(
-                replica.replica_id
-            )  # so does Ray later; the reply says what is true
+            # So does Ray later; the reply says what is true.
+            self.on_send_request(replica.replica_id)
         return chosen
 
     def _freest(self, replicas: list[RunningReplica], spare: int) -> list[RunningReplica]:
@@ -81,7 +81,7 @@ class Counting(RequestRouter):
         self._event_loop.call_later(pause, self._probes.pop, key)
 
 
-class ToGateways(Counting):
+class GatewayRouter(CountingRouter):
     """Sends a request to the gateway that has the fewest."""
 
     async def choose_replicas(
@@ -94,13 +94,13 @@ class ToGateways(Counting):
         if pending_request is None or pending_request.future.done():
             return [gateways]
         pending_request.routing_context.should_backoff = True
-        return [await self.take_seat(gateways)]
+        return [await self.take_slot(gateways)]
 
 
-class ToReplicas(Counting, ConsistentHashRouter):
-    """Sends requests of one session to the same replica, while that has a seat.
+class ReplicaRouter(CountingRouter, ConsistentHashRouter):
+    """Sends requests of one session to the same replica, while that has a free slot.
 
-    Those without a session ask how the server is, and have seats of their own.
+    Those without a session, such as health probes, have slots of their own.
     """
 
     async def choose_replicas(
@@ -114,6 +114,7 @@ class ToReplicas(Counting, ConsistentHashRouter):
             return ranks
         spare = SPARE if pending_request.metadata.session_id else 0
         for replicas in ranks:
-            if chosen := await self.take_seat(replicas, spare):
+            chosen = await self.take_slot(replicas, spare)
+            if chosen:
                 return [chosen]
         return []

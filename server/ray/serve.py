@@ -1,8 +1,8 @@
 """The same application on many devices or machines: ``serve run server.ray_serve:app``.
 
 A gateway takes requests from Ray's HTTP proxy and hands each to a replica: the same one for
-conversations that begin alike, where their beginning is cached. A replica is the whole server but
-for its sockets.
+conversations that begin alike, where their beginning is cached. A replica is the whole server without
+its sockets.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import model
-from server.app import create_app, outermost
-from server.chat.bodies import READ_ON_THREAD_ABOVE
+from server.app import create_app, outer_middleware
+from server.chat.bodies import PARSE_ON_THREAD_ABOVE
 from server.errors import (
     CLIENT_CLOSED,
-    RETRY_AFTER,
     ApiError,
     error_response,
     from_model_error,
     too_slow,
+    unavailable,
 )
-from server.http.dependencies import Held, read_body, require_caller
+from server.http.dependencies import HeldBytes, read_body, require_caller
+from server.http.exchange import exchange_of
 from server.ray import relay
 from server.ray.affinity import affinity
-from server.ray.routers import SPARE, ToGateways, ToReplicas
-from server.ray.seats import Seats
+from server.ray.replica_slots import ReplicaSlots
+from server.ray.routers import SPARE, GatewayRouter, ReplicaRouter
 from server.ray.settings import RaySettings
 from server.service import Service
 from server.telemetry import logs
-from server.telemetry.traces import Traces
+from server.telemetry.traces import open_traces
 
 
 class Gateway:
-    """Hands requests to replicas. Refuses those of nobody, too large, too slow or too many."""
+    """Hands requests to replicas. Refuses those of unknown callers, too large, too slow or too many."""
 
     async def __init__(  # type: ignore[misc] # Ray awaits it
         self, settings: RaySettings, replicas: DeploymentHandle[Replica]
@@ -54,23 +55,23 @@ class Gateway:
         self._settings = settings
         self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
         self._requests = 0
-        self._seats = Seats(settings.seats, settings.queued_requests)
+        self._slots = ReplicaSlots(settings.replica_slots, settings.queued_requests)
         # Ray's types leave open what ``stream`` decides.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
-        self._app: ASGIApp = self._answer
-        for outer in outermost(settings, lambda route, status: None):
+        self._app: ASGIApp = self._handle
+        for outer in outer_middleware(settings, lambda route, status: None):
             self._app = outer.cls(self._app, *outer.args, **outer.kwargs)
         self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
 
     async def __call__(self, _: Request) -> Response:
-        """The answer of a replica, as soon as it begins."""
-        return relay.Passed(self._app, without="x-request-id")  # Ray's proxy adds the same
+        """The response, as soon as a replica begins it."""
+        return relay.AppResponse(self._app, without="x-request-id")  # Ray's proxy adds the same
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._settings.requests_in_gateway
         if self._requests == limit:
             reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
-            refused = error_response(ApiError(503, "overloaded", reason, headers=RETRY_AFTER))
+            refused = error_response(unavailable(reason))
             await refused(scope, receive, send)
             return
         self._requests += 1
@@ -81,23 +82,23 @@ class Gateway:
             self._requests -= 1
 
     async def _response(self, request: Request) -> Response:
-        held = Held(self._service)
+        held = HeldBytes(self._service)
         try:
             return await self._forward(request, held)
         except ApiError as error:
-            request.state.relayed = False
+            exchange_of(request.scope).relayed = False
             return error_response(error)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
         finally:
             self._service.release(held.size)
 
-    async def _forward(self, request: Request, held: Held) -> Response:
+    async def _forward(self, request: Request, held: HeldBytes) -> Response:
         body, key = b"", ""
         if request.method == "POST":  # all others have no body
             await require_caller(request, self._service)
             body = await self._read(request, held)
-            at_once = len(body) <= READ_ON_THREAD_ABOVE
+            at_once = len(body) <= PARSE_ON_THREAD_ABOVE
             key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
             key = key or uuid.uuid4().hex
         seconds = self._settings.request_timeout
@@ -107,9 +108,9 @@ class Gateway:
                 first = await anext(batches)
         except TimeoutError as error:
             raise from_model_error(model.TookTooLongError(seconds)) from error
-        return relay.Relayed(first, batches)
+        return relay.RelayedResponse(first, batches)
 
-    async def _read(self, request: Request, held: Held) -> bytes:
+    async def _read(self, request: Request, held: HeldBytes) -> bytes:
         seconds = self._settings.body_timeout
         try:
             async with asyncio.timeout(seconds):
@@ -119,21 +120,21 @@ class Gateway:
 
     async def _ask(
         self, key: str, request: Request, body: bytes
-    ) -> AsyncGenerator[relay.Batch, None]:
-        """What a replica answers; raises ApiError."""
-        async with self._seats.taken() if key else nullcontext():
+    ) -> AsyncGenerator[relay.MessageBatch, None]:
+        """A replica's response; raises ApiError."""
+        async with self._slots.acquire() if key else nullcontext():
             replica = self._replicas.options(session_id=key)
-            answer = replica.remote(relay.portable(request.scope), body)
-            del body  # which counts as held until the answer begins
-            request.state.relayed = True
+            response = replica.remote(relay.portable(request.scope), body)
+            del body  # which counts as held until the response begins
+            exchange_of(request.scope).relayed = True
             try:
-                async for batch in answer:
+                async for batch in response:
                     yield batch
             except (RayActorError, DeploymentUnavailableError) as error:
                 reason = "the replica at work on this has ended; try again"
-                raise ApiError(503, "overloaded", reason, headers=RETRY_AFTER) from error
+                raise unavailable(reason) from error
             except (asyncio.CancelledError, GeneratorExit):
-                answer.cancel()
+                response.cancel()
                 raise
 
     def __del__(self) -> None:
@@ -145,18 +146,18 @@ class Replica:
 
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
-        if not settings.gpus:  # Ray hides GPUs from nobody
+        if not settings.gpus:  # Ray hides them from no process
             settings = settings.model_copy(update={"device": "cpu"})
         self._service = Service(settings)
-        self._traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._traces = open_traces(settings.otlp_endpoint)
         self._app = create_app(self._service, self._traces, faces_browsers=False)  # gateways do
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
         await self._service.load()
 
-    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.Batch, None]:
-        """The application's answer to a request."""
-        async with aclosing(relay.answer(self._app, scope, body)) as batches:
+    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.MessageBatch, None]:
+        """The application's response to a request."""
+        async with aclosing(relay.message_batches(self._app, scope, body)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -192,7 +193,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
-            "request_router_class": ToReplicas,
+            "request_router_class": ReplicaRouter,
             # Better on a replica that has to compute the beginning than not at all; at an update there
             # are twice as many.
             "request_router_kwargs": {"num_fallback_replicas": 2 * settings.most_replicas - 1},
@@ -202,7 +203,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     gateways = serve.deployment(
         num_replicas=settings.gateways,
         ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
-        request_router_config={"request_router_class": ToGateways},
+        request_router_config={"request_router_class": GatewayRouter},
         max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
         # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
         # queue are also those that are on their way to one.

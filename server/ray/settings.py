@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from server.settings import Settings
+from server.settings import Settings, unprotected
 
 
 class RaySettings(Settings):
@@ -54,7 +54,7 @@ class RaySettings(Settings):
     @property
     def checks_hosts(self) -> bool:
         """Whether requests must be for a name of the server; Ray listens, not on ``host``."""
-        return bool(self.allowed_hosts) and not self.has_callers
+        return bool(self.allowed_hosts) and not self.requires_auth
 
     @property
     def most_replicas(self) -> int:
@@ -75,15 +75,15 @@ class RaySettings(Settings):
         return self.ongoing_requests or self.max_num_seqs
 
     @property
-    def seats(self) -> int:
-        """Requests that a gateway has at replicas at a time."""
+    def replica_slots(self) -> int:
+        """Slots that a gateway has: requests it may have at replicas at a time."""
         return math.ceil(self.most_replicas * self.ongoing / self.gateways)
 
     @property
     def requests_in_gateway(self) -> int:
         """Requests of any kind that a gateway has at a time; ``max_connections`` besides those
         at replicas and those that wait."""
-        return self.seats + self.queued_requests + self.max_connections
+        return self.replica_slots + self.queued_requests + self.max_connections
 
     @model_validator(mode="after")
     def _at_most_is_no_less(self) -> Self:
@@ -115,10 +115,9 @@ class RaySettings(Settings):
 
     @model_validator(mode="after")
     def _ray_listens(self) -> Self:
-        if not (self.has_callers or self.insecure):
-            raise PydanticCustomError(
-                "insecure",
-                "Ray lets other machines use the server and nothing asks who they are; set "
+        if not (self.requires_auth or self.insecure):
+            raise unprotected(
+                "Ray",
                 "PHI3V_API_KEY, PHI3V_API_KEYS_FILE or PHI3V_ENTRA_TENANT, or PHI3V_INSECURE=1",
             )
         if self.needs_generated_key:

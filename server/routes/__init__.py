@@ -1,1 +1,1 @@
-"""Routes: each takes a request apart, calls down, and shapes the answer. No logic of their own."""
+"""Routes: each takes a request apart, calls the layers below, and shapes the response. No logic of their own."""

@@ -10,23 +10,24 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Admission
-from server.chat.answering import convert
-from server.chat.bodies import Json
-from server.chat.parse import ExtraPolicy, parse
+from server.chat.bodies import ParsedJson
+from server.chat.parse import ExtraPolicy, parse_chat
+from server.chat.prepare import prepare
 from server.errors import CLIENT_CLOSED, responses
 from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
+    JsonBody,
     ServiceOf,
     documented_body,
     extra_policy,
-    json_body,
 )
-from server.http.pieces import JsonInPieces
+from server.http.exchange import exchange_of
+from server.http.piecewise_json import PiecewiseJsonResponse
 from server.http.sse import ChunkStream
 from server.images.urls import Images
-from server.schemas.answers import ChatCompletion
+from server.schemas.responses import ChatCompletion
 from server.service import Service
 
 EXTRA_PARAMETERS: dict[str, Any] = {
@@ -58,7 +59,6 @@ AZURE_ROUTE = {
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 T = TypeVar("T")
-Body = Annotated[Json, Depends(json_body)]
 
 
 @router.post("/chat/completions", **AZURE_ROUTE)
@@ -69,19 +69,19 @@ async def azure_chat_completions(
     admission: Admitted,
     images: ImagesOf,
     policy: Annotated[ExtraPolicy, Depends(extra_policy)],
-    body: Body,
+    body: JsonBody,
 ) -> Response:
     """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
-    return await _answer(request, service, admission, images, body, policy)
+    return await _complete_chat(request, service, admission, images, body, policy)
 
 
 @router.post("/v1/chat/completions", **ROUTE)
 @router.post("/openai/v1/chat/completions", **ROUTE)
 async def openai_chat_completions(
-    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: Body
+    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: JsonBody
 ) -> Response:
     """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
-    return await _answer(request, service, admission, images, body, "pass-through")
+    return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
 @router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
@@ -91,32 +91,32 @@ async def azure_openai_chat_completions(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Body,
+    body: JsonBody,
 ) -> Response:
     """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
-    return await _answer(request, service, admission, images, body, "pass-through")
+    return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
-async def _answer(
+async def _complete_chat(
     request: Request,
     service: Service,
     admission: Admission,
     images: Images,
-    body: Json,
+    body: ParsedJson,
     policy: ExtraPolicy,
 ) -> Response:
     most = service.settings.max_messages
-    chat, params = await body.read(lambda value: parse(value, policy, most))
-    salt = service.cache_salt(request.state.caller, chat.cache_salt)
-    question = await convert(service, chat, params, images, salt, request.state.caller)
-    answering = await _unless_disconnected(
-        request, question.begin(admission.reserve), lambda begun: begun.generation.close()
+    chat, params = await body.validate(lambda value: parse_chat(value, policy, most))
+    caller = admission.caller.name
+    salt = service.cache_salt(caller, chat.cache_salt)
+    prepared = await prepare(service, chat, params, images, salt, caller)
+    running = await _unless_disconnected(
+        request, prepared.start(admission.reserve), lambda started: started.generation.close()
     )
-    if answering is None:
+    if running is None:
         return Response(status_code=CLIENT_CLOSED)
-    generation = answering.generation
-    # For the access log.
-    request.state.generation, request.state.envelope = generation, answering.envelope
+    generation = running.generation
+    exchange_of(request.scope).completion = running  # for the access log
 
     def settle() -> None:
         admission.settle(generation.prompt_tokens + generation.completion_tokens)
@@ -126,12 +126,12 @@ async def _answer(
         settle()
 
     if chat.stream:
-        return ChunkStream(answering.stream(), end, answering.include_usage)
+        return ChunkStream(running.stream(), end)
     try:
-        answer = await _unless_disconnected(request, answering.complete())
-        if answer is not None:
-            settle()  # the response's headers tell of it
-            return JsonInPieces(answer.pieces(), generation.close)
+        completion = await _unless_disconnected(request, running.complete())
+        if completion is not None:
+            settle()  # before the response's headers report the limits
+            return PiecewiseJsonResponse(completion.pieces(), generation.close)
     except BaseException:
         end()
         raise
@@ -142,32 +142,32 @@ async def _answer(
 async def _unless_disconnected(
     request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], None] = lambda _: None
 ) -> T | None:
-    """The result, or None when the client has gone away; the work has ended in any case.
+    """The result, or None when the client has gone away; either way the work has ended.
 
     Args:
         request: of the client.
         work: what it waits for.
-        discard: gets a result that nobody will.
+        discard: called with a result that came too late.
     """
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(disconnected())
-    is_taken = False
+    is_returned = False
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            is_taken = True
-            return working.result()
+        await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            is_returned = True
+            return task.result()
     finally:
         watching.cancel()
-        if not is_taken:
-            working.cancel()
-            working.add_done_callback(partial(_discard, discard))
-            await asyncio.wait({working})  # what it holds counts until then
+        if not is_returned:
+            task.cancel()
+            task.add_done_callback(partial(_discard, discard))
+            await asyncio.wait({task})  # what it holds counts until then
     return None
 
 

@@ -1,4 +1,4 @@
-"""The page that shows the API: Swagger's, from files of our own, and no freer than it needs."""
+"""The API's documentation: Swagger's page, from files of our own, under a strict content policy."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ async def page(request: Request) -> Response:
 
 
 def _hash(script: bytes) -> str:
-    """What a policy calls an inline script that may run."""
+    """The source expression that lets an inline script run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.errors import RETRY_AFTER
+from server.errors import retry_after
 from server.http.dependencies import ServiceOf
-from server.schemas.answers import Health
+from server.schemas.responses import Health
 
 router = APIRouter(tags=["health"])
 
@@ -27,17 +27,17 @@ def _503(description: str) -> dict[str, Any]:
 @router.get("/health/ready", **_route("loading, draining or dead"))
 async def ready(service: ServiceOf) -> JSONResponse:
     """200 when requests are taken; 503 with the state otherwise."""
-    return _answer(service, "ready")
+    return _state_response(service, "ready")
 
 
 @router.get("/health/live", **_route("dead: the process must be started anew"))
 async def live(service: ServiceOf) -> JSONResponse:
     """200 with the state unless the engine is dead, also while loading and draining."""
-    return _answer(service, "loading", "ready", "draining")
+    return _state_response(service, "loading", "ready", "draining")
 
 
-def _answer(service: ServiceOf, *good: str) -> JSONResponse:
+def _state_response(service: ServiceOf, *good: str) -> JSONResponse:
     state = Health(status=service.state)
     if state.status in good:
         return JSONResponse(state.model_dump())
-    return JSONResponse(state.model_dump(), 503, RETRY_AFTER)
+    return JSONResponse(state.model_dump(), 503, retry_after())

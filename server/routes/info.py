@@ -6,13 +6,16 @@ from fastapi import APIRouter
 
 from server.errors import ApiError, responses, short_name
 from server.http.dependencies import KEY_REQUIRED, ServiceOf
-from server.schemas.answers import ModelCard, ModelInfo, ModelList
+from server.schemas.responses import ModelCard, ModelInfo, ModelList
 
 PUBLISHED = 1716249600  # 21 May 2024, the day Phi-3-vision was announced
 AZURE_PREFIXES = ("", "/models")  # Azure's SDKs are given the root, or Foundry's /models
 OPENAI_PREFIXES = ("/v1", "/openai/v1", "/openai")
 NO_EMBEDDINGS = (
-    *(prefix + path for prefix in AZURE_PREFIXES for path in ("/embeddings", "/images/embeddings")),
+    "/embeddings",
+    "/images/embeddings",
+    "/models/embeddings",
+    "/models/images/embeddings",
     "/v1/embeddings",
     "/openai/v1/embeddings",
     "/openai/deployments/{deployment}/embeddings",

@@ -57,7 +57,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
     """What the page must know before it has a key."""
     settings = service.settings
     known = {
-        "api_key_required": settings.has_callers,
+        "api_key_required": settings.requires_auth,
         "max_body_bytes": settings.max_body_bytes,
         "max_image_pixels": settings.max_image_pixels,
         "max_output_tokens": settings.max_output_tokens,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Depends, Request
-
-from server.chat.bodies import Json
 from server.chat.parse import parse_tokenize, to_messages
 from server.errors import responses
 from server.http.dependencies import (
     KEY_REQUIRED,
     Admitted,
     ImagesOf,
+    JsonBody,
     ServiceOf,
     documented_body,
-    json_body,
 )
-from server.schemas.answers import Tokenized
+from server.schemas.responses import Tokenized
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 
@@ -28,16 +25,15 @@ router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
     openapi_extra=documented_body("TokenizeRequest"),
 )
 async def tokenize(
-    request: Request,
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    body: Annotated[Json, Depends(json_body)],
+    body: JsonBody,
 ) -> Tokenized:
     """Token ids of ``messages``, images included, or of a plain ``prompt``."""
     engine, settings = service.engine, service.settings
-    most, caller = settings.max_messages, request.state.caller
-    wanted = await body.read(lambda value: parse_tokenize(value, most))
+    most, caller = settings.max_messages, admission.caller.name
+    wanted = await body.validate(lambda value: parse_tokenize(value, most))
     if wanted.messages is not None:
         messages = await to_messages(wanted.messages, images, settings.max_images)
         tokens = await engine.tokenize(messages, caller)

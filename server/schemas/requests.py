@@ -151,8 +151,16 @@ class ChatCompletionRequest(Body):
 
 # Names that are no extra parameters in Azure's sense: its own, and OpenAI's.
 EXTRAS = {
-    *("top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids"),
-    *("guided_regex", "guided_choice", "guided_grammar", "cache_salt"),
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "ignore_eos",
+    "min_tokens",
+    "stop_token_ids",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "cache_salt",
 }
 KNOWN = set(ChatCompletionRequest.model_fields) - EXTRAS
 

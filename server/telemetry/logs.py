@@ -1,4 +1,4 @@
-"""What the program says of itself: text for people or JSON for machines, and never in anyone's way.
+"""The program's log: text for people or JSON for machines. Logging never blocks or fails a request.
 
 Lines go to standard error by a thread of their own: a reader that stops, a disk that is full or a
 closed stream costs lines, never a request. No line holds what requests or answers contain.
@@ -43,7 +43,7 @@ WITHOUT_CONTENT = "model."
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """What ``extra`` takes so that values stand beside a message; None is left out."""
+    """Values to log beside a message, for ``extra``; None is left out."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
@@ -85,7 +85,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _stack(record: logging.LogRecord) -> str:
-    """Where it failed and by which errors; their words, which may quote a request, only in debug."""
+    """The traceback without the errors' messages, which may quote a request; with them in debug."""
     if record.exc_info is None or record.exc_info[1] is None:
         return ""
     if logging.getLogger().level <= logging.DEBUG:
@@ -102,7 +102,7 @@ def _stack(record: logging.LogRecord) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value that is one word on one line, whatever a client put there."""
+    """A value as a single word, whatever a client put there."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
@@ -111,7 +111,7 @@ def _word(value: Any) -> str:
 
 
 class Writer(logging.Handler):
-    """Writes lines to a file descriptor from a thread; drops them where they do not get through."""
+    """Writes lines to a file descriptor from a thread; drops lines that cannot be written."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Writer(logging.Handler):
 
 
 class UnfailingOutput(io.RawIOBase):
-    """A file descriptor that takes everything, and loses what cannot be written."""
+    """A file descriptor whose writes never fail; what cannot be written is lost."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class UnfailingOutput(io.RawIOBase):
 
 
 def open_standard_streams() -> None:
-    """Make standard output and error such as never fail; to be called before a socket is opened.
+    """Make standard output and error never fail; to be called before a socket is opened.
 
     Closed ones are opened on the null device: a socket would be given their numbers, and what a
     library writes there would go to a client.
@@ -189,7 +189,7 @@ def _unfailing(descriptor: int) -> io.TextIOWrapper:
 
 
 def say(style: LogFormat, sentence: str) -> None:
-    """Tell whoever started the program, in the log where that is for machines."""
+    """Tell the operator: in the log where that is JSON, otherwise on standard output."""
     if style == "json":
         logger.info(sentence)
     else:
@@ -197,7 +197,7 @@ def say(style: LogFormat, sentence: str) -> None:
 
 
 def complain(style: LogFormat, sentence: str) -> None:
-    """Tell whoever started the program what keeps it from going on, in the log where that is JSON."""
+    """Tell the operator what went wrong: in the log where that is JSON, otherwise on standard error."""
     if style == "json":
         logger.error(sentence)
     else:

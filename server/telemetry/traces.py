@@ -1,4 +1,4 @@
-"""Traces of requests, sent to an OpenTelemetry collector: what the log says of each, as a span. No content.
+"""Traces of requests, sent to an OpenTelemetry collector: the log's fields of each as a span. No content.
 
 Its packages are an extra and imported only where a collector is named. The SDK reads the ``OTEL_*``
 variables that are its own: the service's name, headers for the collector, sampling.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -29,7 +30,28 @@ ATTRIBUTES = {
 
 
 class TracesError(Exception):
-    """Why there can be no traces, in a sentence for the operator."""
+    """Traces cannot be sent; the message says why."""
+
+
+class TracedCompletion(NamedTuple):
+    """What a span says of a chat completion.
+
+    Attributes:
+        model: its name.
+        id: of the completion.
+        finish_reasons: of its choices.
+        failed: whether the engine failed at it.
+    """
+
+    model: str
+    id: str
+    finish_reasons: Sequence[str]
+    failed: bool
+
+
+def open_traces(endpoint: str | None) -> Traces | None:
+    """Traces to a collector, where one is named; raises TracesError."""
+    return Traces(endpoint) if endpoint else None
 
 
 class Traces:
@@ -65,31 +87,36 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
         self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
-    def record(self, scope: Scope, route: str, values: dict[str, Any]) -> None:
+    def record(
+        self,
+        scope: Scope,
+        route: str,
+        values: dict[str, Any],
+        completion: TracedCompletion | None,
+    ) -> None:
         """Make a span of a request that has ended, below the one that its ``traceparent`` names.
 
         Args:
             scope: the request's.
             route: its template.
             values: what the log says of it.
+            completion: of a chat request that the engine has taken.
         """
         if scope["method"] != "POST":  # nobody traces what scrapes and probes
             return
-        state = scope["state"]
         attributes = {
             name: values[field]
             for field, name in ATTRIBUTES.items()
             if values.get(field) is not None
         }
         attributes["http.route"] = route
-        if generation := state.get("generation"):
-            envelope = state["envelope"]
+        if completion is not None:
             attributes |= {
                 "gen_ai.operation.name": "chat",
                 "gen_ai.provider.name": SERVICE,
-                "gen_ai.response.model": envelope.model,
-                "gen_ai.response.id": envelope.id,
-                "gen_ai.response.finish_reasons": generation.finish_reasons,
+                "gen_ai.response.model": completion.model,
+                "gen_ai.response.id": completion.id,
+                "gen_ai.response.finish_reasons": completion.finish_reasons,
             }
         end = time.time_ns()
         span = self._tracer.start_span(
@@ -99,7 +126,7 @@ class Traces:
             attributes,
             start_time=end - int(values["total_seconds"] * 1e9),
         )
-        if values["status"] >= 500 or (generation and generation.error):
+        if values["status"] >= 500 or (completion is not None and completion.failed):
             span.set_status(self._failed)
         span.end(end)
 

@@ -26,7 +26,7 @@ from pydantic_core import from_json
 
 from model import ImageError, ModalityError, ModelError
 from model.phi3v.inputs.chat import render
-from server.chat.parse import ExtraPolicy, parse, parse_tokenize, to_messages
+from server.chat.parse import ExtraPolicy, parse_chat, parse_tokenize, to_messages
 from server.errors import ApiError, error_body, error_response, from_model_error
 from server.images.decode_pool import decode_image
 from server.images.fetching import Fetcher
@@ -122,7 +122,7 @@ def check_body(given: tuple[Any, ExtraPolicy]) -> bool:
     with contextlib.suppress(ApiError):
         parse_tokenize(body, 50)
     try:
-        request, _ = parse(body, policy, 50)
+        request, _ = parse_chat(body, policy, 50)
         images = Images(decoded, Fetcher([], 1, 1), lambda _: None)  # type: ignore[arg-type]
         messages = finished(to_messages(request.messages, images, 20))
         prompt = render(messages)

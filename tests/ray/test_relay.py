@@ -15,7 +15,6 @@ import model
 from server.errors import ApiError
 from server.http.sse import ChunkStream, StreamBrokenError
 from server.ray import relay
-from server.schemas.answers import ChatCompletionChunk
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {
@@ -42,7 +41,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send(part(b"", more=False))
 
 
-def body_of(batches: list[relay.Batch]) -> bytes:
+def body_of(batches: list[relay.MessageBatch]) -> bytes:
     return b"".join(message.get("body", b"") for batch in batches for message in batch)
 
 
@@ -51,21 +50,21 @@ def told(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-async def fails() -> AsyncGenerator[ChatCompletionChunk, None]:
+async def fails() -> AsyncGenerator[bytes, None]:
     raise model.GrammarError("secret", ("guided_regex",), "secret")
-    yield
+    yield b""
 
 
 async def fails_on_its_way(scope: Scope, receive: Receive, send: Send) -> None:
-    stream = ChunkStream(fails(), lambda: None, include_usage=False)
+    stream = ChunkStream(fails(), lambda: None)
     await stream({"method": "POST", **scope}, receive, send)
 
 
 def test_words_of_a_request_are_for_the_client_alone(caplog: pytest.LogCaptureFixture) -> None:
-    batches: list[relay.Batch] = []
+    batches: list[relay.MessageBatch] = []
 
     async def run() -> None:
-        async for batch in relay.answer(fails_on_its_way, SCOPE, b""):
+        async for batch in relay.message_batches(fails_on_its_way, SCOPE, b""):
             batches.append(batch)
 
     with pytest.raises(StreamBrokenError) as raised:
@@ -81,8 +80,8 @@ def test_only_what_travels_is_passed_on() -> None:
 
 
 def test_batches_are_the_messages_in_order() -> None:
-    async def run() -> list[relay.Batch]:
-        return [batch async for batch in relay.answer(echo, SCOPE, b"abc")]
+    async def run() -> list[relay.MessageBatch]:
+        return [batch async for batch in relay.message_batches(echo, SCOPE, b"abc")]
 
     batches = asyncio.run(run())
     assert batches[0][0] == START
@@ -91,10 +90,10 @@ def test_batches_are_the_messages_in_order() -> None:
 
 
 def test_a_failure_is_told_without_its_words() -> None:
-    batches: list[relay.Batch] = []
+    batches: list[relay.MessageBatch] = []
 
     async def run() -> None:
-        async for batch in relay.answer(echo, SCOPE, b"ab?c"):
+        async for batch in relay.message_batches(echo, SCOPE, b"ab?c"):
             batches.append(batch)
 
     with pytest.raises(StreamBrokenError, match=r"^ValueError$") as raised:
@@ -114,7 +113,7 @@ def test_the_application_ends_when_nobody_listens(close: bool) -> None:
             ended.set()
 
     async def run() -> None:
-        batches = relay.answer(app, SCOPE, b"a.b")
+        batches = relay.message_batches(app, SCOPE, b"a.b")
         got = [await anext(batches)]
         if close:
             await batches.aclose()
@@ -132,7 +131,7 @@ def test_the_application_ends_when_nobody_listens(close: bool) -> None:
 def test_a_response_is_whole_or_broken_off(lost: bool) -> None:
     sent: list[Message] = []
 
-    async def others() -> AsyncGenerator[relay.Batch, None]:
+    async def others() -> AsyncGenerator[relay.MessageBatch, None]:
         yield [part(b"b"), part(b"c", more=lost)]
         if lost:
             raise ENDED
@@ -141,8 +140,8 @@ def test_a_response_is_whole_or_broken_off(lost: bool) -> None:
         sent.append(message)
 
     async def run() -> None:
-        relayed = relay.Relayed([dict(START), part(b"a")], others())
-        response = relay.Passed(relayed, without="x-request-id")
+        relayed = relay.RelayedResponse([dict(START), part(b"a")], others())
+        response = relay.AppResponse(relayed, without="x-request-id")
         await response(SCOPE, None, send)  # type: ignore[arg-type]
 
     if lost:

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's, of its own old ways
     from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
-    from server.ray.routers import ToGateways
+    from server.ray.routers import GatewayRouter
 
 SEATS = 16
 DEPLOYMENT = DeploymentID("gateway", "default")
@@ -39,17 +39,17 @@ class Process:
         return self.ongoing or 0
 
 
-def make_router() -> ToGateways:
-    return ToGateways(
+def make_router() -> GatewayRouter:
+    return GatewayRouter(
         deployment_id=DEPLOYMENT,
         handle_source=DeploymentHandleSource.PROXY,
         use_replica_queue_len_cache=True,
     )
 
 
-async def choose(router: ToGateways, processes: list[Process], count: int) -> list[Any]:
+async def choose(router: GatewayRouter, processes: list[Process], count: int) -> list[Any]:
     """The processes chosen for that many requests at once."""
-    chosen = await asyncio.gather(*(router.take_seat([*processes]) for _ in range(count)))  # type: ignore[list-item]
+    chosen = await asyncio.gather(*(router.take_slot([*processes]) for _ in range(count)))  # type: ignore[list-item]
     return [process for each in chosen for process in each]
 
 

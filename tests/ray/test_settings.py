@@ -35,7 +35,7 @@ def test_defaults() -> None:
 def test_gateways_share_seats() -> None:
     sizes: dict[str, int] = {"max_replicas": 3, "ongoing_requests": 5, "queued_requests": 7}
     settings = RaySettings(insecure=True, gateways=2, max_connections=10, **sizes)  # type: ignore[arg-type]
-    assert (settings.seats, settings.requests_in_gateway) == (8, 25)
+    assert (settings.replica_slots, settings.requests_in_gateway) == (8, 25)
 
 
 def test_environment_and_arguments_as_ray_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:

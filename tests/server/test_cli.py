@@ -62,7 +62,7 @@ def test_console_script() -> None:
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines use the server"),
         (
             ["--host", "::"],
-            "set PHI3V_API_KEY, --api-keys-file or --entra-tenant, or say --insecure",
+            "set PHI3V_API_KEY, --api-keys-file or --entra-tenant, or pass --insecure",
         ),
         (["--host", "any.example"], "--host any.example lets other machines"),
         (["--api-keys-file", "/no/such/file"], "--api-keys-file"),

@@ -14,7 +14,7 @@ from model.engine.scheduling.scheduler import Chunk
 from model.errors import EngineDeadError
 from model.phi3v.inputs.processing import Processor
 from server.cli import main
-from server.images.decode_pool import Decoder
+from server.images.decode_pool import DecodePool
 
 PREFILL, DECODE, MEMORY, KILL, SLOW = range(7001, 7006)
 STEP = 0.3  # seconds that a step of a slow request takes at least
@@ -45,7 +45,7 @@ def faulty_draft(self: Processor, messages: Any, max_tokens: int) -> Any:
     return draft(self, messages, max_tokens)
 
 
-def faulty_start(self: Decoder) -> None:
+def faulty_start(self: DecodePool) -> None:
     raise RuntimeError(f"first line\nsecond line {SECRET}")
 
 
@@ -53,5 +53,5 @@ if __name__ == "__main__":
     Runner.run = faulty_run  # type: ignore[method-assign]
     Processor.draft = faulty_draft  # type: ignore[method-assign]
     if "FAULTY_LOADING" in os.environ:
-        Decoder.start = faulty_start  # type: ignore[method-assign]
+        DecodePool.start = faulty_start  # type: ignore[method-assign]
     sys.exit(main())

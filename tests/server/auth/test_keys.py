@@ -19,6 +19,7 @@ from server.app import create_app
 from server.auth.access import Access
 from server.auth.keys import Keys, KeysError, generated_key
 from server.auth.limits import Limits
+from server.http.exchange import exchange_of
 from server.service import Service
 from server.settings import Settings
 from tests.support.live_server import LiveServer, check_log, start_server
@@ -33,7 +34,7 @@ key = "bob-key"
 tokens-per-minute = 500
 concurrent-requests = 2
 """
-STAY = "the 4 keys of before stay valid"
+STAY = "keeping the previous 4 keys"
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_the_caller_is_there_for_the_log() -> None:
     @app.middleware("http")
     async def note(request: Request, call_next: Any) -> Any:
         response = await call_next(request)
-        seen.append(getattr(request.state, "caller", None))
+        seen.append(exchange_of(request.scope).caller)
         return response
 
     async def ask(key: str) -> int:

@@ -306,7 +306,7 @@ def test_an_answer_that_takes_too_long_is_left_for_another_run(tiny: Path, tmp_p
     assert (done.returncode, done.stdout) == (1, "")
     log = [json.loads(line)["message"] for line in done.stderr.splitlines()]  # no bar in it
     assert any(line.startswith("0 answered, 2 failed, 1 left, 0 by earlier runs") for line in log)
-    assert "1 lines got no result, and the log says why; run it again for them" in log
+    assert "1 line got no result, and the log says why; run it again for it" in log
     assert any(line.startswith("line 1 is left for another run: the answer took") for line in log)
     before = [(each["custom_id"], each["error"]["line"]) for each in results(tmp_path)]
     assert sorted(before, key=str) == [("bad", 2), (None, 3)]

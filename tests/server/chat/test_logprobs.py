@@ -19,10 +19,16 @@ from hypothesis import strategies as st
 import model
 from model.engine.generation import Generation
 from server.batch.results import Results
-from server.chat.completions import Answer, Envelope, complete
-from server.chat.logprobs import as_json_writes, as_pydantic_writes
-from server.schemas.answers import ChatCompletion, Logprobs, TokenLogprob, TopLogprob
+from server.chat.completions import Envelope, FinishedCompletion, complete, stream
+from server.chat.logprobs import json_numbers, pydantic_numbers
 from server.schemas.batch import BatchResponse, BatchResult
+from server.schemas.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Logprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
 from tests.support.waiting import TRIES
 from tests.support.wire import HELLO, chat, check_error
@@ -65,23 +71,25 @@ tokens = st.lists(
 )
 
 
-def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> Answer:
+def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> FinishedCompletion:
     """Two answers, of which the second has no log probabilities."""
 
-    async def answer() -> Answer:
-        generation = Generation(7, 2, lambda: None)
-        for i, logprobs in enumerate(deltas):
-            reason = "stop" if i == len(deltas) - 1 else None
-            generation.put(model.TextDelta(0, TEXTS[i % 12], (1,), reason, tuple(logprobs)))
-        generation.put(model.TextDelta(1, "null}", (1,), "length"))
-        return await complete(generation, ENVELOPE, 2, numbers)
+    async def answer() -> FinishedCompletion:
+        return await complete(generation_of(deltas), ENVELOPE, 2, numbers)
 
     return asyncio.run(answer())
 
 
-def dumped(answer: Answer, deltas: list[list[model.TokenLogprob]]) -> ChatCompletion:
-    """The same with log probabilities as pydantic knows them."""
+def generation_of(deltas: list[list[model.TokenLogprob]]) -> Generation:
+    generation = Generation(7, 2, lambda: None)
+    for i, logprobs in enumerate(deltas):
+        reason = "stop" if i == len(deltas) - 1 else None
+        generation.put(model.TextDelta(0, TEXTS[i % 12], (1,), reason, tuple(logprobs)))
+    generation.put(model.TextDelta(1, "null}", (1,), "length"))
+    return generation
 
+
+def as_pydantic_knows(logprobs: list[model.TokenLogprob]) -> Logprobs | None:
     def alternative(other: model.Alternative) -> dict[str, Any]:
         return {"token": other.text, "logprob": other.logprob, "bytes": list(other.bytes)}
 
@@ -90,17 +98,21 @@ def dumped(answer: Answer, deltas: list[list[model.TokenLogprob]]) -> ChatComple
             **alternative(token.chosen),
             top_logprobs=[TopLogprob(**alternative(other)) for other in token.top],
         )
-        for logprobs in deltas
         for token in logprobs
     ]
+    return Logprobs(content=content) if content else None
+
+
+def dumped(answer: FinishedCompletion, deltas: list[list[model.TokenLogprob]]) -> ChatCompletion:
+    """The same with log probabilities as pydantic knows them."""
     whole = answer.completion.model_copy(deep=True)
-    whole.choices[0].logprobs = Logprobs(content=content) if content else None
+    whole.choices[0].logprobs = as_pydantic_knows([token for each in deltas for token in each])
     return whole
 
 
 @given(st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5))
 def test_the_bytes_of_an_answer(deltas: list[list[model.TokenLogprob]]) -> None:
-    answer = answered(deltas, as_json_writes)
+    answer = answered(deltas, json_numbers)
     expected = json.dumps(
         dumped(answer, deltas).model_dump(),
         ensure_ascii=False,
@@ -110,11 +122,28 @@ def test_the_bytes_of_an_answer(deltas: list[list[model.TokenLogprob]]) -> None:
     assert b"".join(answer.pieces()) == expected.encode()
 
 
+@given(st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5), st.booleans())
+def test_the_bytes_of_a_stream(deltas: list[list[model.TokenLogprob]], include_usage: bool) -> None:
+    async def chunks() -> list[bytes]:
+        return [c async for c in stream(generation_of(deltas), ENVELOPE, 2, include_usage)]
+
+    sent = asyncio.run(chunks())
+    found = [ChatCompletionChunk.model_validate_json(chunk) for chunk in sent]
+    hidden = None if include_usage else {"usage"}
+    for chunk, bytes_sent in zip(found, sent, strict=True):
+        exclude = hidden if chunk.usage is None else None
+        assert bytes_sent == chunk.model_dump_json(exclude=exclude).encode()
+    choices = [choice for chunk in found for choice in chunk.choices]
+    content = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
+    expected = as_pydantic_knows([token for each in deltas for token in each])
+    assert content == (expected.content if expected else [])
+
+
 @given(deltas=st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5))
 def test_the_bytes_of_a_batch(
     tmp_path_factory: pytest.TempPathFactory, deltas: list[list[model.TokenLogprob]]
 ) -> None:
-    answer = answered(deltas, as_pydantic_writes)
+    answer = answered(deltas, pydantic_numbers)
     body = dumped(answer, deltas).model_dump()
 
     def result(body: dict[str, Any]) -> BatchResult:

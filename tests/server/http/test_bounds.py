@@ -13,7 +13,7 @@ import httpx2
 import psutil
 import pytest
 
-from server.http.places import RESERVE
+from server.http.connection_limit import RESERVE
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
 from tests.support.raw import check_raw, connection, everything
 from tests.support.waiting import TRIES

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from model import ModelError
 from server.http.sse import ChunkStream
-from server.schemas.answers import ChatCompletionChunk, ChunkChoice, Delta
+from server.schemas.responses import ChatCompletionChunk, ChunkChoice, Delta
 
 CHUNK = ChatCompletionChunk(
     id="x", created=1, model="m", choices=[ChunkChoice(index=0, delta=Delta(content="Hello"))]
@@ -30,8 +30,8 @@ class Closable:
         self.closed = True
 
 
-async def failing() -> AsyncIterator[ChatCompletionChunk]:
-    yield CHUNK
+async def failing() -> AsyncIterator[bytes]:
+    yield CHUNK.model_dump_json().encode()
     raise ModelError("the engine failed at this answer")
 
 
@@ -53,7 +53,7 @@ def failing_server() -> Iterator[tuple[str, Closable]]:
     generation = Closable()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        stream = ChunkStream(failing(), generation.close, include_usage=False)
+        stream = ChunkStream(failing(), generation.close)
         await stream(scope, receive, send)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from model import ImageError, to_rgb
 from server.images import decode_pool as decoding
-from server.images.decode_pool import Decoder, decode_image
+from server.images.decode_pool import DecodePool, decode_image
 from server.images.urls import DataUrl
 from tests.support.confined_workers import workers
 from tests.support.live_server import LiveServer
@@ -31,8 +31,8 @@ REFUSED = {"a page", "an svg", "postscript", "PNG cut in half", "png of the larg
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    made = Decoder(PIXELS, timeout=20)
+def decoder() -> Iterator[DecodePool]:
+    made = DecodePool(PIXELS, timeout=20)
     yield made
     made.close()
 
@@ -58,7 +58,7 @@ def test_nasty_images(server: LiveServer, name: str) -> None:
         assert response.status_code == 422
 
 
-def test_pictures_are_those_that_pil_makes(decoder: Decoder) -> None:
+def test_pictures_are_those_that_pil_makes(decoder: DecodePool) -> None:
     for kind, mode in (("PNG", "RGBA"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "F")):
         data = saved(kind, mode)
         expected = to_rgb(Image.open(io.BytesIO(data)))
@@ -67,7 +67,7 @@ def test_pictures_are_those_that_pil_makes(decoder: Decoder) -> None:
         assert made.tobytes() == expected.tobytes()
 
 
-def test_processes_that_were_killed_are_replaced(decoder: Decoder) -> None:
+def test_processes_that_were_killed_are_replaced(decoder: DecodePool) -> None:
     """By the system, say, between two images."""
     good = saved("PNG")
     others = set(workers())
@@ -80,7 +80,7 @@ def test_processes_that_were_killed_are_replaced(decoder: Decoder) -> None:
 def test_processes_are_replaced_after_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "IMAGES_PER_PROCESS", 2)
     others = set(workers())
-    decoder = Decoder(PIXELS, timeout=60)
+    decoder = DecodePool(PIXELS, timeout=60)
     try:
         seen = []
         for data in (saved("PNG"), b"broken", saved("PNG")):
@@ -110,7 +110,7 @@ def sometimes(data: bytes, max_pixels: int, longest_ratio: float) -> tuple[tuple
     [(b"hang", 3, "longer than 3 seconds"), (b"die", 60, "ended"), (b"fill", 60, "ended")],
 )
 def test_an_image_that_hangs_or_kills_its_decoder(bad: bytes, timeout: float, message: str) -> None:
-    decoder = Decoder(PIXELS, timeout, sometimes)
+    decoder = DecodePool(PIXELS, timeout, sometimes)
     try:
         good = saved("PNG")
         decoder.start()
@@ -128,7 +128,7 @@ def test_an_image_that_hangs_or_kills_its_decoder(bad: bytes, timeout: float, me
 
 @pytest.mark.slow
 def test_one_that_hangs_leaves_a_process_to_others() -> None:
-    decoder = Decoder(PIXELS, 5, sometimes)
+    decoder = DecodePool(PIXELS, 5, sometimes)
     try:
         good = saved("PNG")
         with ThreadPoolExecutor(2) as pool:
@@ -143,10 +143,10 @@ def test_one_that_hangs_leaves_a_process_to_others() -> None:
 
 
 def test_a_decoder_that_was_never_asked_ends() -> None:
-    Decoder(PIXELS, timeout=1).close()
+    DecodePool(PIXELS, timeout=1).close()
 
 
-def test_white_space_in_base64_costs_little(decoder: Decoder) -> None:
+def test_white_space_in_base64_costs_little(decoder: DecodePool) -> None:
     """Of which there may be megabytes; a search through text would stop every stream meanwhile."""
     url = data_url(saved("PNG"))
     head, _, data = url.partition(",")
@@ -156,7 +156,7 @@ def test_white_space_in_base64_costs_little(decoder: Decoder) -> None:
     assert time.thread_time() - started < 0.5
 
 
-def test_percent_encoded_base64(decoder: Decoder) -> None:
+def test_percent_encoded_base64(decoder: DecodePool) -> None:
     """Its padding, its plus signs and slashes, or all of it."""
     head, _, data = data_url(saved("PNG")).partition(",")
     pixels = DataUrl(f"{head},{data}", decoder, ()).decode().tobytes()
@@ -169,7 +169,7 @@ def test_percent_encoded_base64(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("data", ["QQ==QQ==", "QUJD-", "Q%UJD", "QUJDé"])
-def test_broken_base64_of_any_length(decoder: Decoder, data: str) -> None:
+def test_broken_base64_of_any_length(decoder: DecodePool, data: str) -> None:
     """It is found broken wherever in a file that is."""
     for before in (0, 3 << 18, 1 << 20, 5 << 19):
         for after in ("", "QUJD" * 300_000):

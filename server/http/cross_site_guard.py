@@ -13,18 +13,16 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, error_response, short_name
-from server.hosts import is_loopback, parse_host
-from server.settings import Settings
+from server.settings import DEFAULT_PORTS, Settings, is_loopback, parse_host
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-USUAL_PORTS = {"http": 80, "https": 443}
 
 
-class Guard:
+class CrossSiteGuard:
     """Refuses what a page of another site sends, where no key tells it from the user.
 
     Args:
-        app: what answers the others.
+        app: what responds to all other requests.
         settings: which hosts and origins are let in; with keys all are.
     """
 
@@ -34,7 +32,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] == "http" and not self._settings.has_callers:
+        if scope["type"] == "http" and not self._settings.requires_auth:
             headers = Headers(scope=scope)
             refusal = self._host_refusal(headers)
             if refusal is None and scope["method"] not in SAFE:
@@ -91,9 +89,9 @@ def _is_among(text: str, allowed: Sequence[str]) -> bool:
 
 def _is_own(origin: str, host: str) -> bool:
     """Whether a page came from this server, over http or https."""
-    scheme, _, place = origin.partition("://")
-    its, own = parse_host(place), parse_host(host)
+    scheme, _, rest = origin.partition("://")
+    its, own = parse_host(rest), parse_host(host)
     if its is None or own is None:
         return False
-    usual = USUAL_PORTS.get(scheme.lower())
-    return (its.name, its.port or usual) == (own.name, own.port or usual)
+    default = DEFAULT_PORTS.get(scheme.lower())
+    return (its.name, its.port or default) == (own.name, own.port or default)

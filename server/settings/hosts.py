@@ -6,6 +6,7 @@ import re
 from ipaddress import ip_address
 from typing import NamedTuple
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
 HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?")
 
 

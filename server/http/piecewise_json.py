@@ -1,4 +1,4 @@
-"""A JSON answer that is sent in pieces, so that however large it is it holds up nobody."""
+"""A JSON response that is sent in pieces: however large, it does not block the event loop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.types import Receive, Scope, Send
 PIECE = 1 << 16  # bytes
 
 
-class JsonInPieces(Response):
-    """A JSON answer.
+class PiecewiseJsonResponse(Response):
+    """A JSON response.
 
     Args:
-        pieces: of it, small ones; they are sent several at a time.
+        pieces: small pieces of its body, sent several at a time.
         end: called when all is sent or the client has gone away.
     """
 
@@ -27,7 +27,7 @@ class JsonInPieces(Response):
         super().__init__(headers={"content-length": str(sum(map(len, self._pieces)))})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer."""
+        """Send the response."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             together = bytearray()

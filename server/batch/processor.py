@@ -1,4 +1,4 @@
-"""From the lines of a batch to their results, many at a time and in the order they are finished."""
+"""From the lines of a batch to their results, many at a time and in the order in which they finish."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ import model
 from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
-from server.chat.answering import Answering, Question, convert
-from server.chat.bodies import Json, decode
-from server.chat.completions import Answer
-from server.chat.logprobs import as_pydantic_writes
-from server.chat.parse import parse
-from server.errors import ApiError, error_body, from_model_error, from_validation_error
+from server.chat.bodies import ParsedJson, parse_json
+from server.chat.completions import FinishedCompletion
+from server.chat.logprobs import pydantic_numbers
+from server.chat.parse import parse_chat
+from server.chat.prepare import PreparedChat, RunningCompletion, prepare
+from server.errors import (
+    ApiError,
+    error_body,
+    from_model_error,
+    from_validation_error,
+    internal_error,
+    invalid_parameter,
+    not_supported,
+    too_large,
+)
 from server.images.fetching import FetchError
 from server.images.urls import Images
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
@@ -29,17 +38,17 @@ from server.service import Backend
 
 logger = logging.getLogger(__name__)
 
-# Of errors that another run may not have: the limit of time, and faults of the engine.
-LEFT_FOR_ANOTHER_RUN = (408, 500)
+# Statuses of transient failures: the time limit, and faults of the engine.
+TRANSIENT = (408, 500)
 CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
 
 
 class BatchEndedError(Exception):
-    """Nothing more can be answered; the message says why."""
+    """The batch cannot go on; the message says why."""
 
 
-class Answers:
-    """Answers lines and writes the results.
+class BatchProcessor:
+    """Runs the requests of a batch and writes their results.
 
     Args:
         backend: loaded.
@@ -47,7 +56,7 @@ class Answers:
         progress: is told of each line.
 
     Attributes:
-        complete: whether all lines were dealt with.
+        complete: whether all lines were processed.
     """
 
     def __init__(self, backend: Backend, results: Results, progress: Progress) -> None:
@@ -55,12 +64,12 @@ class Answers:
         self._results = results
         self._progress = progress
         self._stopping = False
-        self._ended = asyncio.Event()  # replaced and set whenever a line is dealt with
+        self._ended = asyncio.Event()  # set and replaced whenever a line is done
         self._first = asyncio.Lock()  # held by the line that is to get room next
         self.complete = False
 
-    async def write(self, lines: Iterator[Line]) -> None:
-        """Deal with all lines; half of those in the making wait, prepared, for room in the batch.
+    async def process(self, lines: Iterator[Line]) -> None:
+        """Process all lines; half of those in flight are prepared and wait for room in the engine.
 
         Raises:
             BatchEndedError: the engine has ended.
@@ -76,11 +85,14 @@ class Answers:
         self.complete = not self._stopping or all(line.is_empty for line in lines)
 
     def stop(self) -> None:
-        """Begin no further line."""
+        """Start no further line."""
         self._stopping = True
 
     async def _work(self, lines: Iterator[Line]) -> None:
-        while not self._stopping and (line := next(lines, None)) is not None:
+        while not self._stopping:
+            line = next(lines, None)
+            if line is None:
+                return
             result = await self._result(line)
             if result is not None:
                 self._results.write(*result)
@@ -93,33 +105,33 @@ class Answers:
         """What is to be written for a line; None if nothing is. Raises BatchEndedError."""
         if line.is_empty:
             return None
-        custom_id, may_go_better = None, False
+        custom_id, is_transient = None, False
         try:
-            decoded = await self._decode(line)
-            value = decoded.value
+            parsed = await self._parse_json(line)
+            value = parsed.value
             given = _custom_id_of(value)
             if given is not None and not self._results.claim(given):
                 self._progress.earlier()
                 return None
             custom_id = given
-            answer = await self._answer(decoded)
+            finished = await self._complete_chat(parsed)
         except ApiError as error:
             failure = error
         except model.ModelError as error:
             failure = from_model_error(error)
-            may_go_better = isinstance(error, FetchError)
-        except Exception:  # a bug; the others go on
+            is_transient = isinstance(error, FetchError)
+        except Exception:  # a bug; the other lines go on
             logger.exception("line %d failed", line.number)
-            failure = ApiError(500, "internal_error", "this line failed; the log says why")
+            failure = internal_error("this line failed; the log says why")
         else:
-            self._progress.answered(answer.completion.usage.completion_tokens)
-            return _result(custom_id, 200), answer.pieces()
+            self._progress.answered(finished.completion.usage.completion_tokens)
+            return _result(custom_id, 200), finished.pieces()
         if failure.status == 503:
             raise BatchEndedError(f"{failure.message}; run the batch again for what is left")
         if custom_id is None and self._results.has_line(line.number):
             self._progress.earlier()
             return None
-        if may_go_better or failure.status in LEFT_FOR_ANOTHER_RUN:
+        if is_transient or failure.status in TRANSIENT:
             logger.warning("line %d is left for another run: %s", line.number, failure.message)
             self._progress.left += 1
             return None
@@ -128,48 +140,46 @@ class Answers:
         result.error = BatchError(code=failure.code, message=failure.message, line=line.number)
         return result, [to_json(error_body(failure))]
 
-    async def _decode(self, line: Line) -> Json:
+    async def _parse_json(self, line: Line) -> ParsedJson:
         """The line as a JSON value; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
             reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
-            raise ApiError(413, "request_too_large", reason)
-        return await decode(line.data, "the line")
+            raise too_large(reason)
+        return await parse_json(line.data, "the line")
 
-    async def _answer(self, line: Json) -> Answer:
-        """The whole answer; raises an ApiError or a ModelError."""
-        chat, params = await line.read(self._parse)
+    async def _complete_chat(self, line: ParsedJson) -> FinishedCompletion:
+        """The whole completion; raises an ApiError or a ModelError."""
+        chat, params = await line.validate(self._parse_request)
         if chat.stream:
-            raise ApiError(
-                422,
-                "parameter_not_supported",
+            raise not_supported(
                 "stream is not supported in a batch, whose results are whole answers: leave it out",
                 ("stream",),
                 chat.stream,
             )
         # What a line and its image may take is bounded, and so is how many there are.
-        images = Images(self._backend.decoder, self._backend.fetcher, hold=lambda _: None)
-        question = await convert(self._backend, chat, params, images, chat.cache_salt or "")
-        answering = await self._begin(question)
+        images = Images(self._backend.decode_pool, self._backend.fetcher, hold=lambda _: None)
+        prepared = await prepare(self._backend, chat, params, images, chat.cache_salt or "")
+        running = await self._start(prepared)
         try:
-            return await answering.complete(as_pydantic_writes)
+            return await running.complete(pydantic_numbers)
         finally:
-            answering.generation.close()
+            running.generation.close()
 
-    def _parse(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+    def _parse_request(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
         request = _request_of(value)
-        return parse(request.body, "pass-through", self._backend.settings.max_messages)
+        return parse_chat(request.body, "pass-through", self._backend.settings.max_messages)
 
-    async def _begin(self, question: Question) -> Answering:
-        """Have it answered, as soon as there is room for it and for those that wait already."""
+    async def _start(self, prepared: PreparedChat) -> RunningCompletion:
+        """Start it as soon as there is room for it and for those that wait already."""
         if not self._first.locked():
             with contextlib.suppress(model.OverloadedError):
-                return await question.begin()
+                return await prepared.start()
         async with self._first:
             while True:
                 ended = self._ended
                 try:
-                    return await question.begin()
+                    return await prepared.start()
                 except model.OverloadedError:  # by other lines, of which one will end
                     await ended.wait()
 
@@ -188,7 +198,7 @@ def _request_of(value: object) -> BatchRequest:
     """The line's request; raises a 422 ApiError."""
     if not isinstance(value, dict):
         reason = "the line must be a JSON object with custom_id, method, url and body"
-        raise ApiError(422, "invalid_parameter", reason, value=value)
+        raise invalid_parameter(reason, value=value)
     try:
         return BatchRequest.model_validate(value)
     except ValidationError as error:

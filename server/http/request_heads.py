@@ -1,4 +1,4 @@
-"""Heads of requests as the application takes them: no larger than a limit, and for a path.
+"""Request heads as the application takes them: no larger than a limit, and with a path as target.
 
 h11 bounds only heads of which it waits for more, and leaves the absolute form of a target (``GET
 http://host/info``), which clients send to proxies, to whoever reads it.
@@ -15,11 +15,11 @@ END = re.compile(rb"\n\r?\n")
 ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
 
-class Heads(h11.Connection):
-    """The server's side of a connection.
+class BoundedH11Connection(h11.Connection):
+    """The server's side of an HTTP/1.1 connection.
 
     Attributes:
-        sends_chunks: whether the body of the answer that has begun goes in chunks.
+        sends_chunks: whether the response that has begun is sent in chunks.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,10 @@ def _for_a_path(request: h11.Request) -> h11.Request:
     if found is None:
         return request
     authority, path = found.groups()
+    others = [(name, value) for name, value in request.headers if name != b"host"]
     return h11.Request(
         method=request.method,
-        headers=[
-            (b"host", authority),
-            *((name, value) for name, value in request.headers if name != b"host"),
-        ],
+        headers=[(b"host", authority), *others],
         target=path if path.startswith(b"/") else b"/" + path,
         http_version=request.http_version,
     )

@@ -1,0 +1,61 @@
+"""Handlers that turn every exception of the app, bugs aside, into an error response."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+import model
+from server.errors.api_error import ApiError, error_response, short_name
+from server.errors.translation import from_model_error
+
+CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
+HTTP_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of the app, the framework's own included, the one shape.
+
+    Bugs are left to ``server.http.middleware``.
+    """
+
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def on_model_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, model.ModelError)
+        return error_response(from_model_error(error))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = HTTP_CODES.get(error.status_code, "http_error")
+        path = short_name(request.url.path)
+        message = {
+            404: f"there is nothing at {path}; see /docs for the routes",
+            405: f"{path} does not take {short_name(request.method)}",
+        }.get(error.status_code, str(error.detail))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # HEAD is routed as GET, and OPTIONS is handled here for every path.
+            allowed = headers.get("Allow", "").replace("GET", "GET, HEAD")
+            headers["Allow"] = allowed
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": f"{allowed}, OPTIONS"})
+        return error_response(ApiError(error.status_code, code, message, headers=headers))
+
+    async def on_client_gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(model.ModelError, on_model_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)

@@ -1,0 +1,178 @@
+"""The settings of the server alone: where it listens, who may use it, what a connection may cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+from uuid import UUID
+
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.settings.hosts import is_loopback
+from server.settings.model_settings import ModelSettings, Words, check_hosts
+
+
+def unprotected(cause: str, remedies: str) -> PydanticCustomError:
+    """The error for settings by which strangers could use the server."""
+    return PydanticCustomError(
+        "insecure",
+        "{cause} lets other machines use the server and nothing asks who they are; set {remedies}",
+        {"cause": cause, "remedies": remedies},
+    )
+
+
+class Settings(ModelSettings):
+    """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
+
+    `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one,
+    `phi3v-server batch INPUT OUTPUT` answers a file of requests.
+
+    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
+    """
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_key: SecretStr | None = Field(
+        None, description="key that clients must send; better set as PHI3V_API_KEY or in a file"
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="content of --api-keys-file; better set as PHI3V_API_KEYS"
+    )
+    api_keys_file: FilePath | None = Field(
+        None,
+        description="TOML file of callers, their keys and limits; read again when it changes or at "
+        "SIGHUP",
+    )
+    generated_key_file: Path | None = Field(
+        None,
+        description="file of the key that clients must send where no other key or tenant is set; "
+        "made with a random key where it is missing",
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests that each caller may send in a minute; any by default"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens, prompts' and answers', of each caller in a minute"
+    )
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="requests that each caller may have running at a time"
+    )
+    insecure: bool = Field(
+        False, description="let other machines use the server without a key or token"
+    )
+    entra_tenant: UUID | None = Field(
+        None, description="id of the tenant whose Entra ID tokens are taken; none by default"
+    )
+    entra_audience: Words = Field(
+        [], description="what a token must be for, such as api://CLIENT-ID; comma-separated"
+    )
+    entra_roles: Words = Field(
+        [], description="app roles one of which a token must have; all tokens will do by default"
+    )
+    entra_scopes: Words = Field([], description="scopes one of which will do instead of a role")
+    entra_authority: str = Field(
+        "https://login.microsoftonline.com",
+        pattern="^https://",
+        description="who issues the tokens; another one in national clouds",
+    )
+    ssl_certfile: FilePath | None = Field(
+        None, description="certificate chain, in PEM; with it the server speaks https"
+    )
+    ssl_keyfile: FilePath | None = Field(
+        None, description="the certificate's private key, in PEM, where it is in another file"
+    )
+    allowed_origins: Words = Field(
+        [],
+        description="web origins whose pages may call the server (CORS), comma-separated; * for all, "
+        "none by default",
+    )
+    allowed_hosts: Words = Field(
+        [],
+        description="names of the server, besides localhost, that requests without a key may be "
+        "for, HOST or HOST:PORT, comma-separated; * for all",
+    )
+    isolate_caches: bool = Field(
+        False, description="share what was computed before only between requests of one caller"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that gets traces by OTLP over HTTP, such as "
+        "http://localhost:4318; none by default",
+    )
+    open_metrics: bool = Field(False, description="let /metrics be read without the API key")
+    playground: bool = Field(True, description="serve a page to talk to the model, at /")
+    # Bounds.
+    max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
+    header_timeout: float = Field(
+        20, gt=0, description="seconds for a request's head to arrive, and for a TLS handshake"
+    )
+    body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
+    # Longer than clients' pools keep theirs.
+    idle_timeout: int = Field(75, ge=1, description="seconds that an idle connection stays open")
+    write_timeout: float = Field(60, gt=0, description="seconds a client may stall while reading")
+    max_bodies_mb: float = Field(
+        1024, gt=0, description="MB of all bodies held at a time; more get a 429"
+    )
+
+    @property
+    def requires_auth(self) -> bool:
+        """Whether requests need a key or a token."""
+        return self._has_credentials or self.needs_generated_key
+
+    @property
+    def checks_hosts(self) -> bool:
+        """Whether the Host header is checked: nothing else tells whose requests they are."""
+        reachable = bool(self.allowed_hosts) or is_loopback(self.host)
+        return reachable and not self.requires_auth
+
+    @property
+    def needs_generated_key(self) -> bool:
+        """Whether the key of ``generated_key_file`` is the only one."""
+        wanted = self.generated_key_file is not None and not self.insecure
+        return wanted and not self._has_credentials
+
+    @property
+    def _has_credentials(self) -> bool:
+        keys = (self.api_key, self.api_keys, self.api_keys_file)
+        return self.entra_tenant is not None or any(key is not None for key in keys)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_are_hosts(cls, hosts: list[str]) -> list[str]:
+        return hosts if hosts == ["*"] else check_hosts(hosts)
+
+    @field_validator("api_key", "api_keys")
+    @classmethod
+    def _keys_are_not_blank(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not keys.get_secret_value().strip():  # requests without one have it
+            raise PydanticCustomError("blank_key", "it is blank; set a key, or leave it out")
+        return keys
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> Self:
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise PydanticCustomError("no_certificate", "--ssl-keyfile needs --ssl-certfile too")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_for_an_audience(self) -> Self:
+        if (self.entra_tenant is None) != (not self.entra_audience):
+            raise PydanticCustomError(
+                "half_of_entra", "--entra-tenant and --entra-audience need each other"
+            )
+        if (self.entra_roles or self.entra_scopes) and self.entra_tenant is None:
+            raise PydanticCustomError(
+                "half_of_entra", "--entra-roles and --entra-scopes need --entra-tenant"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _others_need_a_key(self) -> Self:
+        if not (self.requires_auth or self.insecure or is_loopback(self.host)):
+            raise unprotected(
+                f"--host {self.host}",
+                "PHI3V_API_KEY, --api-keys-file or --entra-tenant, or pass --insecure",
+            )
+        return self
