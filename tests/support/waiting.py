@@ -14,7 +14,9 @@ PAUSE = 0.02  # seconds between two looks
 Result = TypeVar("Result")
 
 
-def eventually(condition: Callable[[], Result], seconds: float = 60, what: str = "") -> Result:
+def eventually(
+    condition: Callable[[], Result | None], seconds: float = 60, what: str = ""
+) -> Result:
     """The first true value of the condition, asked again and again; fails if that takes too long."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -25,7 +27,7 @@ def eventually(condition: Callable[[], Result], seconds: float = 60, what: str =
 
 
 async def eventually_async(
-    condition: Callable[[], Result], seconds: float = 60, what: str = ""
+    condition: Callable[[], Result | None], seconds: float = 60, what: str = ""
 ) -> Result:
     """Like ``eventually``, and the event loop goes on meanwhile."""
     deadline = time.monotonic() + seconds
