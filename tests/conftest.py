@@ -54,7 +54,8 @@ def official() -> Path:
 @pytest.fixture(scope="session")
 def golden_cases(golden: Path) -> list[dict[str, Any]]:
     """The cases of ``prompts.json``."""
-    return json.loads((golden / "prompts.json").read_text("utf-8"))
+    cases: list[dict[str, Any]] = json.loads((golden / "prompts.json").read_text("utf-8"))
+    return cases
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +77,7 @@ def make_engine(tiny: Path) -> Callable[..., Engine]:
 
     loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
 
-    def make(**sizes: int) -> Engine:
+    def make(**sizes: Any) -> Engine:
         config = replace(loaded.config, **sizes)
         return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
 

@@ -45,15 +45,17 @@ def paged_attention(
     position_SQ = seqused_k[:, None] - cu_seq_q[1:, None] + index_SQ
     mask_SQL = torch.arange(max_k) <= position_SQ[:, :, None]
     unused_SL = torch.arange(max_k) >= seqused_k[:, None]
+    key_SGLD, value_SGLD = (
+        stored[block_table]
+        .flatten(1, 2)
+        .masked_fill(unused_SL[:, :, None, None], 0)
+        .transpose(1, 2)
+        for stored in (key, value)
+    )
     output_SHQD = scaled_dot_product_attention(
         query[index_SQ.clamp(max=len(query) - 1)].transpose(1, 2),
-        *(
-            stored[block_table]
-            .flatten(1, 2)
-            .masked_fill(unused_SL[:, :, None, None], 0)
-            .transpose(1, 2)
-            for stored in (key, value)
-        ),
+        key_SGLD,
+        value_SGLD,
         attn_mask=mask_SQL[:, None],
         enable_gqa=enable_gqa,
     )

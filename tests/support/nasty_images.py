@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -57,16 +58,20 @@ def exif(data: bytes) -> bytes:
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
 
-for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+def damage(kind: str) -> None:
+    """Add files of that kind that are not what was saved."""
     whole = saved(kind)
-    NASTY[f"{kind} cut in half"] = lambda whole=whole: whole[: len(whole) // 2]
-    NASTY[f"{kind} without its end"] = lambda whole=whole: whole[:-7]
-    NASTY[f"{kind} of 12 bytes"] = lambda whole=whole: whole[:12]
-    NASTY[f"{kind} with noise in it"] = lambda whole=whole: (
-        whole[: len(whole) // 2] + bytes(range(256)) + whole[len(whole) // 2 :]
-    )
-    NASTY[f"{kind} with a tail"] = lambda whole=whole: whole + b"<script>alert(1)</script>" * 1000
-    NASTY[f"{kind} of zeros after its head"] = lambda whole=whole: whole[:40] + bytes(len(whole))
+    half = len(whole) // 2
+    NASTY[f"{kind} cut in half"] = lambda: whole[:half]
+    NASTY[f"{kind} without its end"] = lambda: whole[:-7]
+    NASTY[f"{kind} of 12 bytes"] = lambda: whole[:12]
+    NASTY[f"{kind} with noise in it"] = lambda: whole[:half] + bytes(range(256)) + whole[half:]
+    NASTY[f"{kind} with a tail"] = lambda: whole + b"<script>alert(1)</script>" * 1000
+    NASTY[f"{kind} of zeros after its head"] = lambda: whole[:40] + bytes(len(whole))
+
+
+for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+    damage(kind)
 for mode, kind in [
     *[("1", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG")],
     *[("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF"), ("F", "TIFF"), ("I;16", "TIFF")],
@@ -81,7 +86,7 @@ for mode, kind in [
 
         NASTY[f"{mode} {kind}"] = odd
     else:
-        NASTY[f"{mode} {kind}"] = lambda mode=mode, kind=kind: saved(kind, mode)
+        NASTY[f"{mode} {kind}"] = partial(saved, kind, mode)
 
 
 def animated(kind: str, count: int) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -29,7 +30,7 @@ HELLO = [Message("user", "hello")]
 Scenario = Callable[[AsyncEngine], Awaitable[None]]
 
 
-def with_engine(tiny: Path, scenario: Scenario, **options: int) -> None:
+def with_engine(tiny: Path, scenario: Scenario, **options: Any) -> None:
     async def run() -> None:
         load = LoadOptions(model=str(tiny), dtype="float32", max_model_len=2048, **options)
         engine, info = await load_engine(load)

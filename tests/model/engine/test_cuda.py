@@ -32,6 +32,7 @@ from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
 from model.phi3v.transfer import to_device
 from tests.support.cuda_stand_ins import Tape, paged_attention, refuses
+from tests.support.oracle import greedy
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SIZES = EngineConfig(2048, max_num_seqs=6, prefill_chunk=100, num_blocks=600)
@@ -63,7 +64,7 @@ def model(request: pytest.FixtureRequest, tiny: Path) -> Phi3VForCausalLM:
     return Phi3VForCausalLM(config).eval()
 
 
-def make_engine(model: Phi3VForCausalLM, tiny: Path, **sizes: int) -> Engine:
+def make_engine(model: Phi3VForCausalLM, tiny: Path, **sizes: Any) -> Engine:
     vision = model.model.vision_embed_tokens
     network = Network(model.config, TorchDecoder(model), vision, model.dtype)
     engine = Engine(network, Processor.from_checkpoint(tiny), frozenset(), replace(SIZES, **sizes))
@@ -96,11 +97,7 @@ def expected(model: Phi3VForCausalLM) -> list[list[int]]:
     answers = []
     for length in LENGTHS:
         ids = torch.tensor([text_prompt(length).token_ids])
-        options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        found = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, **options
-        )
-        answers.append(found[0, length:].tolist())
+        answers.append(greedy(model, ids, 12))
     return answers
 
 

@@ -23,8 +23,10 @@ from model.errors import RequestError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
+from tests.support.oracle import greedy
 
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+COUNT = 12  # tokens of an answer
+GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
 BOUNDARY = 1024
 MakeEngine = Callable[..., Engine]
 
@@ -75,22 +77,13 @@ def oracle(network: Phi3VForCausalLM, prompt: PromptInputs, count: int) -> list[
     images: dict[str, Any] = {}
     if prompt.image is not None:
         images = {"pixel_values": [prompt.image.pixels], "image_grids": [prompt.image.grid]}
-    generated = network.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        **images,
-    )
-    return generated[0, ids.shape[1] :].tolist()
+    return greedy(network, ids, count, **images)
 
 
 @pytest.fixture(scope="module")
 def expected(network: Phi3VForCausalLM) -> Callable[[int, int], list[int]]:
     """Greedy answers to text prompts by length and seed, each computed once."""
-    return cache(lambda length, seed: oracle(network, text_prompt(length, seed), GREEDY.max_tokens))
+    return cache(lambda length, seed: oracle(network, text_prompt(length, seed), COUNT))
 
 
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 100, 1015, 1020, 1023, 1024, 1025, 1300])
@@ -143,7 +136,7 @@ def test_images_in_a_batch_and_over_the_boundary(
     filler = text_prompt(BOUNDARY - 4 - len(long.token_ids)).token_ids
     prompts.append(PromptInputs(long.token_ids + filler, long.image))
     answers = run(engine, prompts)
-    assert answers == [oracle(network, prompt, GREEDY.max_tokens or 0) for prompt in prompts]
+    assert answers == [oracle(network, prompt, COUNT) for prompt in prompts]
     assert engine.scheduler.num_crossings == 1
 
 
