@@ -150,10 +150,10 @@ def test_white_space_in_base64_costs_little(decoder: Decoder) -> None:
     """Of which there may be megabytes; a search through text would stop every stream meanwhile."""
     url = data_url(saved("PNG"))
     head, _, data = url.partition(",")
-    url = head + "," + " ".join(data) + " \n" * 10_000_000
+    url = head + "," + " ".join(data) + " \n" * 40_000_000
     started = time.thread_time()  # what others do on the machine does not count
     assert DataUrl(url, decoder, ()).decode().size == (64, 48)
-    assert time.thread_time() - started < 0.5
+    assert time.thread_time() - started < 2  # a search for each takes four
 
 
 def test_percent_encoded_base64(decoder: Decoder) -> None:
