@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 import trustme
-from httpx2._config import DEFAULT_TIMEOUT_CONFIG
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG  # no public name sets the default timeout
 from hypothesis import HealthCheck, settings
 
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
@@ -79,7 +79,7 @@ def make_engine(tiny: Path) -> Callable[..., Engine]:
 
     def make(**sizes: Any) -> Engine:
         config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
+        return Engine(loaded.network, loaded.processor, loaded.stop_ids, config)
 
     return make
 

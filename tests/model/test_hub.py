@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from model.errors import CheckpointError
 from model.hub import OFFICIAL, REVISIONS, find_checkpoint
 from tests.support.hub import Hub, Repo, serve_hub
 from tests.support.live_server import ROOT, check_log, start_server
+from tests.support.waiting import eventually
 
 MODEL = "someone/Some-Phi-3-vision"
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -172,11 +172,12 @@ def test_a_signal_ends_a_download_and_leaves_no_part_of_a_file(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 200
-    while not hub.asked("GET", "/store/") or not partial_files(tmp_path):
+
+    def is_downloading() -> bool:
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        return bool(hub.asked("GET", "/store/") and partial_files(tmp_path))
+
+    eventually(is_downloading, seconds=200)
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)  # the hub would keep it waiting longer
     assert process.returncode == status, output

@@ -99,7 +99,7 @@ def run(options: Options) -> Report:
 def sibling(engine: Engine, **changes: bool) -> Engine:
     """Another engine on the same weights."""
     config = replace(engine.config, **changes)
-    return Engine(engine.network, engine.processor, engine._stop_ids, config)
+    return Engine(engine.network, engine.processor, engine.stop_ids, config)
 
 
 def ask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from model.engine.config import LoadOptions
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.execution import vision_runner
 from model.engine.execution.embedding_cache import EmbeddingCache
+from model.engine.execution.runner import Runner
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
+from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
@@ -184,7 +186,7 @@ def test_followers_outlive_a_leader_that_fails(
     engine = make_engine()
     engine.add(0, text_prompt(20), replace(GREEDY, n=2))
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "run", lambda chunks: 1 / 0)
+        patch.setattr(Runner, "run", lambda self, chunks: 1 / 0)
         (failed,) = engine.step()
     assert failed.key == (0, 0)
     assert isinstance(failed.result, StepFailedError)
@@ -207,12 +209,14 @@ def test_an_image_that_fails_in_company_fails_alone(
     bad = prompts[1].image
     assert bad is not None
 
-    def sometimes(pixels: list[torch.Tensor], grids: list[tuple[int, int]]) -> object:
+    def sometimes(
+        pixels: list[torch.Tensor], grids: list[tuple[int, int]]
+    ) -> Generator[None, None, list[torch.Tensor]]:
         if any(p is bad.pixels for p in pixels):
             raise RuntimeError("bad pixels")
         return (yield from in_parts(pixels, grids))
 
-    monkeypatch.setattr(engine.vision._tower, "in_parts", sometimes)
+    monkeypatch.setattr(engine.network.vision, "in_parts", sometimes)
     for i, prompt in enumerate(prompts):
         engine.add(i, prompt, GREEDY)
     failed, finished = set(), set()
@@ -232,7 +236,7 @@ def test_the_tower_works_in_slices_beside_running_answers(
     engine.add(0, text_prompt(10), replace(GREEDY, max_tokens=60))
     for _ in range(3):
         engine.step()
-    monkeypatch.setattr(engine._pacing, "spare_seconds", lambda *_: 0.0)  # one part a step
+    monkeypatch.setattr(Pacing, "spare_seconds", lambda *_: 0.0)  # one part a step
     engine.add(1, image_prompt(engine, "red"), GREEDY)
     texts = 0
     while not engine.stats().images_computed:
@@ -275,7 +279,7 @@ def test_random_traffic(make_engine: MakeEngine, seed: int, caching: bool, block
         for output in engine.step():
             assert isinstance(output.result, TextDelta), output.result
             answers.setdefault(output.key, []).extend(output.result.token_ids)
-        holders = [b for s in engine._sequences.values() for b in s.block_table]
+        holders = [b for s in engine.scheduler.running for b in s.block_table]
         assert len(set(holders)) == engine.stats().blocks_used
         assert engine.stats().blocks_used + engine.stats().blocks_free == blocks
         step += 1
@@ -320,14 +324,16 @@ def collect(engine: Engine, prompts: list[PromptInputs]) -> list[list[tuple[obje
 
 
 @pytest.mark.parametrize("what", ["prompts at once", "preemption", "pictures"])
-def test_what_is_computed_together_does_not_depend_on_company(tiny: Path, what: str) -> None:
+def test_what_is_computed_together_does_not_depend_on_company(
+    tiny: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each answer the same chunks, whatever else there is to do."""
     engine = load_engine(
         tiny, LoadOptions("", dtype="float32", max_model_len=2048, deterministic=True)
     )
     if what == "preemption":
         config = replace(engine.config, num_blocks=2048 // engine.config.block_size)
-        engine = Engine(engine.network, engine.processor, engine._stop_ids, config)
+        engine = Engine(engine.network, engine.processor, engine.stop_ids, config)
     prompts = {
         "prompts at once": [text_prompt(length, length) for length in (600, 324, 30, 513)],
         "preemption": [text_prompt(length, length) for length in (990, 980, 20)],
@@ -335,13 +341,14 @@ def test_what_is_computed_together_does_not_depend_on_company(tiny: Path, what: 
             image_prompt(engine, colour, "look " * 600) for colour in ("red", "blue", "red")
         ],
     }[what]
-    chunks, compute = [], engine._compute
+    chunks: list[tuple[int, int, int]] = []
+    compute = Runner.run
 
-    def record(given: list[Chunk]) -> object:
+    def record(self: Runner, given: list[Chunk]) -> torch.Tensor:
         chunks.extend((c.sequence.key[0], c.start, c.end) for c in given)
-        return compute(given)
+        return compute(self, given)
 
-    engine._compute = record  # type: ignore[assignment]
+    monkeypatch.setattr(Runner, "run", record)
     answers = run(engine, *((prompt, replace(GREEDY, max_tokens=40)) for prompt in prompts))
     assert (engine.stats().preemptions > 0) == (what == "preemption")
     together = set(chunks)

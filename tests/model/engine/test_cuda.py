@@ -18,18 +18,22 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from model.engine.config import EngineConfig, LoadOptions
-from model.engine.engine import Engine
+from model.engine.engine import Engine, MakeRunner
+from model.engine.execution.runner import Runner, make_runner
+from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.choice import block_size
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
+from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.decoder import TorchDecoder
+from model.phi3v.decoder import Decoder, TorchDecoder
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
+from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 from tests.support.cuda_stand_ins import Tape, paged_attention, refuses
 from tests.support.oracle import greedy
@@ -64,12 +68,33 @@ def model(request: pytest.FixtureRequest, tiny: Path) -> Phi3VForCausalLM:
     return Phi3VForCausalLM(config).eval()
 
 
-def make_engine(model: Phi3VForCausalLM, tiny: Path, **sizes: Any) -> Engine:
+def make_engine(
+    model: Phi3VForCausalLM, tiny: Path, make: MakeRunner = make_runner, **sizes: Any
+) -> Engine:
     vision = model.model.vision_embed_tokens
     network = Network(model.config, TorchDecoder(model), vision, model.dtype)
-    engine = Engine(network, Processor.from_checkpoint(tiny), frozenset(), replace(SIZES, **sizes))
-    engine._pacing._fixed = True  # which steps there are must not depend on the clock
-    return engine
+    config = replace(SIZES, **sizes)
+    # Which steps there are must not depend on the clock.
+    pacing = Pacing(config.prefill_chunk, fixed=True)
+    return Engine(network, Processor.from_checkpoint(tiny), frozenset(), config, make, pacing)
+
+
+class Runners:
+    """Makes an engine's runner, and a plain one that shares its cache."""
+
+    cache: CudaKVCache
+    fast: Runner
+    plain: Runner
+
+    def make(
+        self, decoder: Decoder, cache: PagedCache, rope: LongRope, config: EngineConfig
+    ) -> Runner:
+        assert isinstance(cache, CudaKVCache)
+        self.cache = cache
+        self.plain = Runner(decoder, cache, rope, config.max_num_seqs * config.deterministic)
+        self.fast = make_runner(decoder, cache, rope, config)
+        assert self.fast.graph_rows
+        return self.fast
 
 
 def text_prompt(length: int) -> PromptInputs:
@@ -115,7 +140,7 @@ def test_answers_are_those_of_generate(
     if not graphs:
         monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", lambda: 1 / 0)
     engine = make_engine(model, tiny)
-    assert isinstance(engine._runner._cache, CudaKVCache)
+    assert engine.describe().kv_cache == CudaKVCache.__name__
     assert run(engine, LENGTHS) == expected
     assert engine.scheduler.num_crossings == 1
     if graphs:
@@ -172,10 +197,9 @@ def decode_step(engine: Engine, lengths: list[int]) -> list[Any]:
 def test_rows_that_fill_up_touch_nothing(
     model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
 ) -> None:
-    engine = make_engine(model, tiny)
-    runner = engine._runner
-    cache = runner._cache
-    assert isinstance(cache, CudaKVCache)
+    runners = Runners()
+    engine = make_engine(model, tiny, runners.make)
+    cache = runners.cache
     chunks = decode_step(engine, [33, 16, 5])  # which takes a graph of four rows
     everything = (cache.keys, cache.values)
     slots = [
@@ -187,24 +211,23 @@ def test_rows_that_fill_up_touch_nothing(
     for x in everything:  # nobody else's block may be read, nor what scratch rows left there
         x[:, [b for b in range(x.shape[1]) if b not in mine]] = torch.nan
     poisoned = [x.clone() for x in everything]
-    found = runner.run(chunks)
+    found = runners.fast.run(chunks)
     assert tapes[-1].played[-1] == 4
     for x, old in zip(everything, poisoned, strict=True):
         changed = ((x != old) & ~(x.isnan() & old.isnan())).any(dim=(0, 3, 4)).nonzero().tolist()
         assert sorted(map(tuple, changed)) == sorted([*slots, (cache.scratch_block, 0)])
     for x, old in zip(everything, before, strict=True):
         x.copy_(old)
-    runner._graphs = None
-    torch.testing.assert_close(found, runner.run(chunks))
+    torch.testing.assert_close(found, runners.plain.run(chunks))
 
 
 @torch.inference_mode()
 def test_logits_outlive_the_next_replay(model: Phi3VForCausalLM, tiny: Path) -> None:
-    engine = make_engine(model, tiny)
-    chunks = decode_step(engine, [20, 9])
-    first = engine._runner.run(chunks)
+    runners = Runners()
+    chunks = decode_step(make_engine(model, tiny, runners.make), [20, 9])
+    first = runners.fast.run(chunks)
     kept = first.clone()
-    assert not torch.equal(engine._runner.run(chunks[::-1]), kept)
+    assert not torch.equal(runners.fast.run(chunks[::-1]), kept)
     assert torch.equal(first, kept)
 
 
@@ -241,17 +264,17 @@ def test_numbers_of_rows(
 def logits_of(engine: Engine, lengths: list[int], key: int) -> Tensor:
     """Logits of each step of one of several answers."""
     rows: list[Tensor] = []
-    compute = engine._runner.run
+    compute = Runner.run
 
-    def keep(chunks: list[Chunk]) -> Tensor:
-        logits_SV = compute(chunks)
+    def keep(self: Runner, chunks: list[Chunk]) -> Tensor:
+        logits_SV = compute(self, chunks)
         keys = [chunk.sequence.key[0] for chunk in chunks if chunk.num_sampled]
         rows.extend(logits_SV[[i for i, found in enumerate(keys) if found == key]])
         return logits_SV
 
-    engine._runner.run = keep  # type: ignore[method-assign]
-    run(engine, lengths)
-    engine._runner.run = compute  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "run", keep)
+        run(engine, lengths)
     return torch.stack(rows)
 
 
@@ -302,18 +325,19 @@ def test_on_a_gpu(
 ) -> None:
     """Torch's own function passes the probe, and graphs agree with the plain path."""
     monkeypatch.undo()
-    sizes = {"max_model_len": 2048, "deterministic": deterministic}
-    options = LoadOptions("", dtype="bfloat16", device="cuda", **sizes)  # type: ignore[arg-type]
-    engine = load_engine(tiny, options)
+    options = LoadOptions(
+        "", dtype="bfloat16", device="cuda", max_model_len=2048, deterministic=deterministic
+    )
+    loaded = load_engine(tiny, options)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING], caplog.text
-    runner = engine._runner
-    assert isinstance(runner._cache, CudaKVCache)
-    assert runner._graphs is not None
+    runners = Runners()
+    parts = (loaded.network, loaded.processor, loaded.stop_ids)
+    engine = Engine(*parts, loaded.config, runners.make)
+    assert loaded.describe().graph_rows == runners.fast.graph_rows
     with torch.inference_mode():
         chunks = decode_step(engine, LENGTHS)
-        found = runner.run(chunks)
-        runner._graphs = None
-        torch.testing.assert_close(found, runner.run(chunks), atol=0.2, rtol=0.05)
+        found = runners.fast.run(chunks)
+        torch.testing.assert_close(found, runners.plain.run(chunks), atol=0.2, rtol=0.05)
     if deterministic:
         alone, company = (
             logits_of(load_engine(tiny, options), *x) for x in (([30], 0), ([7, 30, 900, 2], 1))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.engine.engine import Engine, StepFailedError
+from model.engine.execution.runner import Runner
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import RequestError
 from model.phi3v.inputs.chat import Message, MessageImage
@@ -228,14 +229,14 @@ def test_how_answers_end(make_engine: MakeEngine) -> None:
 
 def test_the_checkpoints_stop_tokens_end_an_answer(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    for token_id in sorted(engine._stop_ids):
+    for token_id in sorted(engine.stop_ids):
         params = SamplingParams(temperature=0, max_tokens=5, logit_bias={token_id: 100.0})
         assert finish(engine, text_prompt(9), params) == ("", "stop", 1)
         endless = replace(params, ignore_eos=True)
         assert finish(engine, text_prompt(9), endless)[1:] == ("length", 5)
         waiting = replace(params, min_tokens=3)
         assert finish(engine, text_prompt(9), waiting)[1:] == ("stop", 4)
-    assert {2, 32000, 32001, 32007} == engine._stop_ids
+    assert {2, 32000, 32001, 32007} == engine.stop_ids
     named = SamplingParams(temperature=0, max_tokens=5, stop=("<|user|>",), logit_bias={32010: 100})
     assert finish(engine, text_prompt(9), named) == ("", "stop", 1)
 
@@ -267,7 +268,7 @@ def test_a_failing_step_ends_its_own_sequences(
     engine = make_engine()
     engine.add(0, text_prompt(20), GREEDY)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "run", lambda chunks: 1 / 0)
+        patch.setattr(Runner, "run", lambda self, chunks: 1 / 0)
         (output,) = engine.step()
     assert isinstance(output.result, StepFailedError)
     assert not engine.has_work
@@ -280,7 +281,7 @@ def test_a_failing_image_spares_its_neighbours(
     engine = make_engine(prefill_chunk=2048)
     engine.add(0, image_prompt(engine, (300, 300), "red"), GREEDY)
     engine.add(1, text_prompt(20), GREEDY)
-    monkeypatch.setattr(engine.vision._tower, "in_parts", lambda *_: (1 / 0 for _ in (0,)))
+    monkeypatch.setattr(engine.network.vision, "in_parts", lambda *_: (1 / 0 for _ in (0,)))
     good, *_ = engine.step()
     failed, _ = engine.step()
     assert (failed.key[0], good.key[0]) == (0, 1)

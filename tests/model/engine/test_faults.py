@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,19 +28,23 @@ from model import (
 )
 from model.engine.async_engine import AsyncEngine
 from model.engine.engine import StepFailedError
-from model.engine.execution import step_runner
+from model.engine.execution.runner import Runner
+from model.engine.sampling.sampler import sample
 from model.engine.sampling.token_masks import Guidance
 from model.engine.scheduling.scheduler import Chunk
 from model.engine.scheduling.sequence import Sequence
-from tests.support.waiting import until
+from model.engine.text.detokenizer import Detokenizer
+from model.phi3v.inputs.tokenizer import Phi3VTokenizer
+from model.phi3v.vision import Phi3VImageEmbedding
+from tests.support.waiting import eventually_async
 
 SECRET = "/secret/path/of/the/server"  # what no client may read
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-VICTIM = replace(GREEDY, max_tokens=21)  # known by its identity
+VICTIM = replace(GREEDY, max_tokens=21, stop=("\N{OGHAM SPACE MARK}",))  # known by its identity
 GUIDED = replace(GREEDY, grammar=GrammarSpec("regex", "[a-z]{40}"), ignore_eos=False)
 GUIDED_VICTIM = replace(GUIDED, max_tokens=21)
 Scenario = Callable[[AsyncEngine], Awaitable[None]]
-Inject = Callable[[pytest.MonkeyPatch, AsyncEngine], None]
+Inject = Callable[[pytest.MonkeyPatch], None]
 
 
 def with_engine(tiny: Path, scenario: Scenario, **options: Any) -> None:
@@ -83,96 +87,87 @@ def fails(chunk: Chunk, when: Callable[[Chunk], bool]) -> bool:
     return is_victim(chunk.sequence) and when(chunk)
 
 
-def in_runner(
-    when: Callable[[list[Chunk]], bool], error: BaseException | None = None
-) -> Callable[[pytest.MonkeyPatch, AsyncEngine], None]:
-    def inject(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-        runner = engine._engine._runner
-        run = runner.run
+def in_runner(when: Callable[[list[Chunk]], bool], error: BaseException | None = None) -> Inject:
+    def inject(patch: pytest.MonkeyPatch) -> None:
+        run = Runner.run
 
-        def faulty(chunks: list[Chunk]) -> torch.Tensor:
+        def faulty(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
             if when(chunks):
                 raise error or RuntimeError(SECRET)
-            return run(chunks)
+            return run(self, chunks)
 
-        patch.setattr(runner, "run", faulty)
+        patch.setattr(Runner, "run", faulty)
 
     return inject
 
 
-def after_the_decoder(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+def after_the_decoder(patch: pytest.MonkeyPatch) -> None:
     """When keys and values have been written, but never at a sequence alone."""
-    runner = engine._engine._runner
-    run = runner.run
+    run = Runner.run
 
-    def faulty(chunks: list[Chunk]) -> torch.Tensor:
-        logits_SV = run(chunks)
+    def faulty(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
+        logits_SV = run(self, chunks)
         if len(chunks) > 1:
             raise RuntimeError(SECRET)
         return logits_SV
 
-    patch.setattr(runner, "run", faulty)
+    patch.setattr(Runner, "run", faulty)
 
 
-def in_sampler(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
-    sample = step_runner.sample
-
+def in_sampler(patch: pytest.MonkeyPatch) -> None:
     def faulty(logits_SV: torch.Tensor, sequences: list[Sequence], *more: Any) -> Any:
         if any(map(is_victim, sequences)):
             raise RuntimeError(SECRET)
         return sample(logits_SV, sequences, *more)
 
-    patch.setattr(step_runner, "sample", faulty)
+    patch.setattr("model.engine.execution.step_runner.sample", faulty)
 
 
-def in_guidance(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
-    fill = Guidance._fill
+def in_guidance(patch: pytest.MonkeyPatch) -> None:
+    apply = Guidance.apply
 
-    def faulty(self: Guidance, sequences: list[Sequence]) -> torch.Tensor:
+    def faulty(self: Guidance, logits_SV: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
         if any(map(is_victim, sequences)):
             raise RuntimeError(SECRET)
-        return fill(self, sequences)
+        return apply(self, logits_SV, sequences)
 
-    patch.setattr(Guidance, "_fill", faulty)
+    patch.setattr(Guidance, "apply", faulty)
 
 
-def in_detokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    make = engine._engine._detokenizer
+def in_detokenizer(patch: pytest.MonkeyPatch) -> None:
+    class Faulty(Detokenizer):
+        def __init__(self, tokenizer: Phi3VTokenizer, stop: tuple[str, ...], *more: Any) -> None:
+            super().__init__(tokenizer, stop, *more)
+            self.fails = stop == VICTIM.stop
 
-    def faulty(params: SamplingParams) -> Any:
-        detokenizer = make(params)
-        if params is VICTIM:
-
-            def add(_: int) -> Any:
+        def add(self, token_id: int) -> tuple[str, bool]:
+            if self.fails:
                 raise RuntimeError(SECRET)
+            return super().add(token_id)
 
-            patch.setattr(detokenizer, "add", add)
-        return detokenizer
-
-    patch.setattr(engine._engine, "_detokenizer", faulty)
+    patch.setattr("model.engine.engine.Detokenizer", Faulty)
 
 
-def in_queueing(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    make = engine._engine._detokenizer
-
-    def faulty(params: SamplingParams) -> Any:
-        if params is VICTIM:
+def in_queueing(patch: pytest.MonkeyPatch) -> None:
+    def make(tokenizer: Phi3VTokenizer, stop: tuple[str, ...], *more: Any) -> Detokenizer:
+        if stop == VICTIM.stop:
             raise RuntimeError(SECRET)
-        return make(params)
+        return Detokenizer(tokenizer, stop, *more)
 
-    patch.setattr(engine._engine, "_detokenizer", faulty)
+    patch.setattr("model.engine.engine.Detokenizer", make)
 
 
-def in_tower(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    tower = engine._engine.vision._tower
-    in_parts = tower.in_parts
+def in_tower(patch: pytest.MonkeyPatch) -> None:
+    in_parts = Phi3VImageEmbedding.in_parts
 
-    def faulty(pixels: list[torch.Tensor], grids: list[tuple[int, int]]) -> Iterator[None]:
+    def faulty(
+        self: Phi3VImageEmbedding, pixels: list[torch.Tensor], grids: list[tuple[int, int]]
+    ) -> Generator[None, None, list[torch.Tensor]]:
         if any(float(p.mean()) < -1 for p in pixels):  # black ones
             raise torch.OutOfMemoryError(SECRET)
-        return (yield from in_parts(pixels, grids))
+        return (yield from in_parts(self, pixels, grids))
 
-    patch.setattr(tower, "in_parts", faulty)
+    patch.setattr(Phi3VImageEmbedding, "in_parts", faulty)
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError(f"CUDA out of memory. {SECRET}")
@@ -207,10 +202,7 @@ def nothing_is_left(engine: AsyncEngine) -> Iterator[None]:
 
 
 async def is_empty(engine: AsyncEngine) -> None:
-    inner = engine._engine
-    await until(lambda: not inner.has_work)
-    assert inner.blocks.num_free == inner.blocks.num_blocks
-    assert (engine._in_flight.answers, engine._generations, inner._sequences) == (0, {}, {})
+    await eventually_async(lambda: engine.describe().is_idle)
 
 
 async def beside(
@@ -223,17 +215,19 @@ async def beside(
     alone = [await text(engine, *other) for other in others]
     assert not [answer for answer in alone if isinstance(answer, Exception)]
     await asyncio.gather(*(text(engine, *each) for each in [victim, *others]))  # all threads
+    outcomes: list[str | ModelError] = []
     with nothing_is_left(engine):
         for _ in range(2):
             with pytest.MonkeyPatch.context() as patch:
-                inject(patch, engine)
+                inject(patch)
                 outcome, *together = await asyncio.gather(
                     text(engine, *victim), *(text(engine, *other) for other in others)
                 )
             assert together == alone
+            outcomes.append(outcome)
             await is_empty(engine)
     assert isinstance(await text(engine, *victim), str)
-    return outcome
+    return outcomes[-1]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -281,7 +275,7 @@ def test_several_answers_to_a_prompt_end_together(tiny: Path) -> None:
         several = replace(GREEDY, n=3)
         inject = in_runner(lambda cs: any(c.sequence.key[1] == 1 and c.decodes for c in cs))
         with pytest.MonkeyPatch.context() as patch:
-            inject(patch, engine)
+            inject(patch)
             assert isinstance(await text(engine, question(1), several), StepFailedError)
             assert isinstance(await text(engine, question(1), GREEDY), str)
         await is_empty(engine)
@@ -298,16 +292,16 @@ def test_a_thread_that_ends_leaves_nobody_waiting(tiny: Path, error: BaseExcepti
     async def scenario(engine: AsyncEngine) -> None:
         others = [text(engine, question(i), replace(GREEDY, max_tokens=1500)) for i in range(3)]
         waiting = asyncio.gather(*others)
-        await until(lambda: engine.stats().running == 3)
+        await eventually_async(lambda: engine.stats().running == 3)
         with pytest.MonkeyPatch.context() as patch:
-            in_runner(lambda _: True, error)(patch, engine)
-            ended = await asyncio.wait_for(waiting, 10)
+            in_runner(lambda _: True, error)(patch)
+            ended = await asyncio.wait_for(waiting, 60)
         assert all(isinstance(answer, EngineDeadError) for answer in ended)
         assert not [answer for answer in ended if SECRET in str(answer)]
         assert not engine.is_alive
         with pytest.raises(EngineDeadError):
             await engine.generate(question(9), GREEDY)
-        assert engine._in_flight.answers == 0
+        assert not engine.is_busy
 
     with_engine(tiny, scenario)
 
@@ -319,7 +313,7 @@ def test_faults_while_others_come_and_go(tiny: Path) -> None:
         alone = await text(engine, question(1), GREEDY)
         fds = psutil.Process().num_fds()
         with pytest.MonkeyPatch.context() as patch:
-            FAULTS["decode"](patch, engine)
+            FAULTS["decode"](patch)
             for _ in range(100):
                 assert isinstance(await text(engine, question(9), VICTIM), StepFailedError)
             assert await text(engine, question(1), GREEDY) == alone

@@ -21,8 +21,9 @@ from server.images import decode_pool as decoding
 from server.images.decode_pool import Decoder, decode_image
 from server.images.urls import DataUrl
 from tests.support.confined_workers import workers
+from tests.support.image_files import saved
 from tests.support.live_server import LiveServer
-from tests.support.nasty_images import NASTY, saved
+from tests.support.nasty_images import NASTY
 from tests.support.wire import AUTHORIZED, data_url, image_message
 
 PIXELS = 50_000_000

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from model.engine.config import EngineConfig, LoadOptions, Quantization
 from model.engine.engine import Engine
@@ -114,7 +114,7 @@ def test_answers_are_those_of_generate(
         monkeypatch.setattr("model.engine.engine.make_kv_cache", lambda *_, made=cache: made)
         engine = make_engine(model, tiny)
         assert answers(engine) == whole
-        assert engine._runner._cache is cache
+        assert engine.describe().kv_cache == "PipelineKVCache"
         assert engine.scheduler.num_crossings == 1
 
 
@@ -176,7 +176,7 @@ def test_weights_are_loaded_by_the_map(
     options = LoadOptions("", dtype="float32", max_model_len=2048, quantization=quantization)
     expected = answers(load_engine(tiny, options))
     caplog.set_level("INFO")
-    monkeypatch.setattr("model.engine.loading.load._devices", lambda options: [CPU, CPU])
+    monkeypatch.setattr("model.engine.loading.load.devices_for", lambda options: [CPU, CPU])
     assert answers(load_engine(tiny, options)) == expected
 
 

@@ -239,7 +239,7 @@ def test_shapes_that_kernels_do_not_take_are_computed_without(
 ) -> None:
     """Sizes that are no whole steps are not tried; others are, as they are in the model."""
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136 if fault == "inputs" else 144)
-    kernel, asked = torch._weight_int8pack_mm, []
+    kernel, asked = torch._weight_int8pack_mm, []  # torch's only name for it
 
     def refuses(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         asked.append(values.shape[1])
