@@ -228,13 +228,14 @@ def evaluate(options: argparse.Namespace) -> None:
     from scripts.demo_training.evaluation.strangers import stranger_cases
 
     server = None
+    url: str = options.url
     if options.url is None:
         from tests.support.live_server import start_server
 
         server = start_server(
             "--model", options.model, "--dtype", options.dtype, "--api-key", options.key
         )
-    url = options.url or server.url  # type: ignore[union-attr]
+        url = server.url
     try:
         for title, cases in (
             ("held-out", held_out_cases(options.questions)),

@@ -67,7 +67,10 @@ def test_closing_frees_everything(tiny: Path) -> None:
         long = SamplingParams(max_tokens=2000, ignore_eos=True, n=3)
         generation = await engine.generate(HELLO, long)
         await anext(generation)
-        assert engine.describe().blocks_used > 0
+        held = engine.describe()
+        assert (held.requests, held.in_flight) == (1, 3)
+        assert held.in_flight_tokens > 0
+        assert held.blocks_used > 0
         generation.close()
         generation.close()  # again: nothing happens
         await eventually_async(lambda: engine.describe().is_idle)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.demo.random_checkpoint import PRESETS, config_for, write_checkpoint
-from model.engine.config import LoadOptions
+from model.engine.config import DType, LoadOptions
 from model.engine.kv_cache.base import KVCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
@@ -58,8 +58,13 @@ def test_it_is_what_is_allocated() -> None:
     """Of keys and values, in the forms of the CPU and of CUDA; weights are tested with loading."""
     config = Phi3VConfig(**config_for(PRESETS["tiny"], "tiny"))
     headers = {name: Header("x", shape, "BF16") for name, shape in official_shapes(config).items()}
-    for dtype, device in (("float16", CPU), ("bfloat16", CPU), ("bfloat16", CUDA)):
-        options = replace(OPTIONS, dtype=dtype, max_num_seqs=1)  # type: ignore[arg-type]
+    cases: list[tuple[DType, torch.device]] = [
+        ("float16", CPU),
+        ("bfloat16", CPU),
+        ("bfloat16", CUDA),
+    ]
+    for dtype, device in cases:
+        options = replace(OPTIONS, dtype=dtype, max_num_seqs=1)
         found = plan_memory(headers, config, options, [Machine(device, 4 * GIB, "")])
         assert found.num_blocks * found.block_size == config.context_window
         sizes = (config, found.num_blocks, found.block_size)
