@@ -9,7 +9,6 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
-TRIES = 5
 PAUSE = 0.02  # seconds between two looks
 Result = TypeVar("Result")
 
@@ -41,17 +40,3 @@ async def eventually_async(
 def _fail(condition: Callable[[], object], value: object, seconds: float, what: str) -> NoReturn:
     hoped = what or getattr(condition, "__qualname__", repr(condition))
     pytest.fail(f"after {seconds:g} seconds still not so: {hoped} (last seen: {value!r})")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    await eventually_async(condition)
-
-
-def within(seconds: float, act: Callable[[], Result]) -> Result:
-    """What an act results in that takes less than this; the machine may keep it waiting sometimes."""
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        result = act()
-        if time.perf_counter() - started < seconds:
-            return result
-    pytest.fail(f"it takes more than {seconds} seconds each time")
