@@ -29,7 +29,7 @@ from model.engine.request import (
     TextDelta,
     TokenLogprob,
 )
-from model.engine.stats import SECONDS, Histogram, Stats, Totals
+from model.engine.stats import SECONDS, Diagnostics, Histogram, Stats, Totals
 from model.errors import (
     CheckpointError,
     ContextLengthError,
@@ -62,6 +62,7 @@ __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "Describe",
+    "Diagnostics",
     "EngineDeadError",
     "Finding",
     "FinishReason",

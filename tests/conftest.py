@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 import trustme
-from httpx2._config import DEFAULT_TIMEOUT_CONFIG
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG  # no public name sets the default timeout
 from hypothesis import HealthCheck, settings
 
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
@@ -48,7 +48,8 @@ def official() -> Path:
 @pytest.fixture(scope="session")
 def golden_cases(golden: Path) -> list[dict[str, Any]]:
     """The cases of ``prompts.json``."""
-    return json.loads((golden / "prompts.json").read_text("utf-8"))
+    cases: list[dict[str, Any]] = json.loads((golden / "prompts.json").read_text("utf-8"))
+    return cases
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +71,9 @@ def make_engine(tiny: Path) -> Callable[..., Engine]:
 
     loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
 
-    def make(**sizes: int) -> Engine:
+    def make(**sizes: Any) -> Engine:
         config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
+        return Engine(loaded.network, loaded.processor, loaded.stop_ids, config)
 
     return make
 

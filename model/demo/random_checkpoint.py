@@ -82,15 +82,15 @@ def write_checkpoint(
     """
     preset = replace(preset, **changes)
     directory.mkdir(parents=True, exist_ok=True)
-    config = _config(preset, name)
+    config = config_for(preset, name)
     shapes = official_shapes(Phi3VConfig(**config))
     if text_only:
         config = _text_config(config)
         shapes = {name: shape for name, shape in shapes.items() if VISION not in name}
-        _write_json(directory / "generation_config.json", GENERATION_CONFIG)
+        write_json(directory / "generation_config.json", GENERATION_CONFIG)
     else:
-        _write_json(directory / "preprocessor_config.json", _preprocessor_config(preset))
-    _write_json(directory / "config.json", config)
+        write_json(directory / "preprocessor_config.json", preprocessor_config(preset))
+    write_json(directory / "config.json", config)
     write_tokenizer(directory, chat_template=text_only)
     _write_weights(directory, shapes, seed, max_shard_bytes)
 
@@ -117,7 +117,7 @@ def _write_weights(
             files.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": files}
-        _write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _shards(shapes: dict[str, tuple[int, ...]], max_bytes: int) -> Iterator[list[str]]:
@@ -156,7 +156,8 @@ def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).normal_(0.0, std, generator=generator).to(torch.bfloat16)
 
 
-def _config(preset: Preset, name: str) -> dict[str, Any]:
+def config_for(preset: Preset, name: str) -> dict[str, Any]:
+    """The content of ``config.json`` for a checkpoint of that name."""
     half = preset.hidden_size // preset.num_heads // 2
     growth = [i / max(half - 1, 1) for i in range(half)]
     tower = {
@@ -226,7 +227,8 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _preprocessor_config(preset: Preset) -> dict[str, Any]:
+def preprocessor_config(preset: Preset) -> dict[str, Any]:
+    """The content of ``preprocessor_config.json``."""
     return {
         "image_mean": CLIP_MEAN,
         "image_processor_type": "Phi3VImageProcessor",
@@ -237,5 +239,6 @@ def _preprocessor_config(preset: Preset) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint's JSON file as people read it."""
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

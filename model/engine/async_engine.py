@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import BrokenExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from model.engine.grammars.grammar import Grammar
 from model.engine.in_flight import InFlight, Load
 from model.engine.pool import Pool
 from model.engine.request import SamplingParams
-from model.engine.stats import Stats
+from model.engine.stats import Diagnostics, Stats
 from model.errors import EngineDeadError, ModelError, TookTooLongError
 from model.phi3v.inputs.chat import Message
 from model.phi3v.inputs.processing import PromptInputs
@@ -62,6 +63,16 @@ class AsyncEngine:
     def stats(self) -> Stats:
         """What the engine is doing and has done."""
         return self._engine.stats()
+
+    def describe(self) -> Diagnostics:
+        """What the engine runs on and holds. Event loop only."""
+        return replace(
+            self._engine.describe(),
+            requests=len(self._generations),
+            in_flight=self._in_flight.answers,
+            in_flight_tokens=self._in_flight.tokens,
+            in_flight_bytes=self._in_flight.bytes,
+        )
 
     @property
     def max_model_len(self) -> int:

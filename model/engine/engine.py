@@ -18,13 +18,13 @@ from functools import partial
 import torch
 
 from model.engine.config import EngineConfig
-from model.engine.execution.cuda_graphs import make_decode_graphs
 from model.engine.execution.embedding_cache import EmbeddingCache
-from model.engine.execution.runner import Runner
+from model.engine.execution.runner import Runner, make_runner
 from model.engine.execution.step_runner import StepRunner
 from model.engine.execution.vision_runner import VisionRunner
 from model.engine.grammars.follower import STALL_SECONDS
 from model.engine.grammars.grammar import Grammar, Grammars
+from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.sampling.acceptance import Acceptance
@@ -33,10 +33,11 @@ from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk, Scheduler
 from model.engine.scheduling.sequence import Sequence
-from model.engine.stats import Stats, Totals
+from model.engine.stats import Diagnostics, Stats, Totals
 from model.engine.text.detokenizer import REPLACEMENT, Detokenizer
 from model.engine.text.lookup import Lookup
 from model.errors import ModelError
+from model.phi3v.decoder import Decoder
 from model.phi3v.inputs.chat import Message
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.network import Network
@@ -48,6 +49,7 @@ TOWER_SECONDS = 0.25  # per step when nobody is stalled, so that an abort is hea
 
 Key = tuple[int, int]  # request id and index of the answer
 Result = TextDelta | ModelError
+MakeRunner = Callable[[Decoder, PagedCache, LongRope, EngineConfig], Runner]
 
 
 class StepFailedError(ModelError):
@@ -73,6 +75,8 @@ class Engine:
         processor: of the same checkpoint.
         stop_ids: tokens that end an answer.
         config: sizes.
+        make_runner: makes what runs the decoder.
+        pacing: how much a step takes on; learned from the clock by default.
     """
 
     def __init__(
@@ -81,32 +85,33 @@ class Engine:
         processor: Processor,
         stop_ids: frozenset[int],
         config: EngineConfig,
+        make_runner: MakeRunner = make_runner,
+        pacing: Pacing | None = None,
     ) -> None:
         self.config = config
         self.network = network
         self.processor = processor
         self._vocabulary = network.config.vocab_size
-        self._stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
+        self.stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
         device = network.decoder.device
         rope = LongRope(network.config, device)
         cache = make_kv_cache(network.config, config, network.dtype, network.decoder.layer_devices)
         caching = config.prefix_caching and not config.deterministic
         self.blocks = BlockManager(config.num_blocks, config.block_size, caching)
-        self._pacing = Pacing(config.prefill_chunk, fixed=config.deterministic)
+        self._pacing = pacing or Pacing(config.prefill_chunk, fixed=config.deterministic)
         self.scheduler = Scheduler(config, self.blocks, rope, self._pacing, cache.copy_block)
-        fixed_rows = config.max_num_seqs if config.deterministic else 0
-        graphs = make_decode_graphs(network.decoder, cache, rope, config)
-        self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
+        runner = make_runner(network.decoder, cache, rope, config)
+        self._kv_cache_kind, self._graph_rows = type(cache).__name__, runner.graph_rows
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
         most_answers = config.max_num_seqs + config.max_waiting
         self._grammars = Grammars(
-            processor.tokenizer, self._vocabulary, self._stop_ids, most_answers
+            processor.tokenizer, self._vocabulary, self.stop_ids, most_answers
         )
         # An answer that sat a step out would be computed in other shapes than it is alone.
         patience = 2 * STALL_SECONDS if config.deterministic else PATIENCE
         guidance = Guidance(config.max_num_seqs, self._vocabulary, device, patience)
-        self._compute = StepRunner(self._runner, guidance)
+        self._compute = StepRunner(runner, guidance)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
@@ -168,6 +173,16 @@ class Engine:
             totals=self._totals,
         )
 
+    def describe(self) -> Diagnostics:
+        """What the engine runs on and holds. Any thread."""
+        return Diagnostics(
+            decoder=type(self.network.decoder).__name__,
+            kv_cache=self._kv_cache_kind,
+            graph_rows=self._graph_rows,
+            sequences=len(self._sequences),
+            blocks_used=self.blocks.num_blocks - self.blocks.num_free,
+        )
+
     def reset_totals(self) -> None:
         """Count nothing of what was done so far."""
         self._totals.reset()
@@ -191,7 +206,7 @@ class Engine:
             grammar: of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
-        own_stops = () if params.ignore_eos else self._stop_ids
+        own_stops = () if params.ignore_eos else self.stop_ids
         # A stop string that names a control token never shows in the text; its id ends the answer.
         named = {self.processor.tokenizer.special_id(string) for string in params.stop} - {None}
         stop_ids = frozenset([*own_stops, *params.stop_token_ids, *named])

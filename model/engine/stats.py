@@ -70,6 +70,37 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Diagnostics:
+    """What an engine runs on, and what it holds at a moment: for the log, and to find leaks.
+
+    Attributes:
+        decoder, kv_cache: names of their classes, which tell whether the fast ones were chosen.
+        graph_rows: numbers of rows that CUDA graphs were captured for.
+        sequences: waiting or running.
+        blocks_used: KV blocks that they hold.
+        requests: whose answers somebody may still read; of an ``AsyncEngine`` alone, like what follows.
+        in_flight: sequences being prepared, waiting or running.
+        in_flight_tokens, in_flight_bytes: what these are counted with.
+    """
+
+    decoder: str
+    kv_cache: str
+    graph_rows: tuple[int, ...]
+    sequences: int
+    blocks_used: int
+    requests: int = 0
+    in_flight: int = 0
+    in_flight_tokens: int = 0
+    in_flight_bytes: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held for anybody."""
+        held = (self.sequences, self.blocks_used, self.requests)
+        return not any((*held, self.in_flight, self.in_flight_tokens, self.in_flight_bytes))
+
+
+@dataclass(frozen=True)
 class Stats:
     """The engine at a moment, and its totals.
 

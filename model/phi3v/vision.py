@@ -97,7 +97,7 @@ class Phi3VImageEmbedding(nn.Module):
     def _lay_out(self, patches_CNW: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tiles in reading order with a separator after each row, ``glb_GN``, global view."""
         rows, columns = grid
-        merged = _merge_patches(patches_CNW)  # (C, side, side, M)
+        merged = merge_patches(patches_CNW)  # (C, side, side, M)
         side = merged.shape[1]
         global_view, tiles = merged[:1], merged[1:]
         tiles = (
@@ -113,7 +113,7 @@ class Phi3VImageEmbedding(nn.Module):
         return torch.cat([view, separator], dim=2).flatten(0, 2)
 
 
-def _merge_patches(patches_CNW: Tensor) -> Tensor:
+def merge_patches(patches_CNW: Tensor) -> Tensor:
     """Concatenate each 2x2 square of patches: ``(C, N, W)`` to ``(C, side/2, side/2, 4 W)``."""
     crops, count, width = patches_CNW.shape
     side = int(count**0.5)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.demo.random_checkpoint import _preprocessor_config, _write_json
+from model.demo.random_checkpoint import preprocessor_config, write_json
 from model.phi3v.configuration import Phi3VConfig
 from scripts.demo_training.language.stage import Speaker
 from scripts.demo_training.network import SIZES, demo_config, new_model
@@ -19,7 +20,7 @@ from scripts.demo_training.tower.stage import SCALE, TowerTrainee
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def config_for(tokenizer: Path) -> dict[str, object]:
+def config_for(tokenizer: Path) -> dict[str, Any]:
     """``config.json`` for a tokenizer; the embedding's rows are a multiple of 16."""
     spec = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))
     last = max(token["id"] for token in spec["added_tokens"])
@@ -56,7 +57,7 @@ def export(
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
-    _write_json(directory / "config.json", config)
-    _write_json(directory / "preprocessor_config.json", _preprocessor_config(SIZES))
+    write_json(directory / "config.json", config)
+    write_json(directory / "preprocessor_config.json", preprocessor_config(SIZES))
     for name in TOKENIZER_FILES:
         (directory / name).write_bytes((training / name).read_bytes())

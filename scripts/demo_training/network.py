@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model.demo.random_checkpoint import Preset, _config
+from model.demo.random_checkpoint import Preset, config_for
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
 
@@ -28,10 +28,10 @@ SIZES = Preset(
 
 def demo_config(vocab_size: int) -> dict[str, Any]:
     """The content of the demo's ``config.json``."""
-    return {**_config(SIZES, NAME), "vocab_size": vocab_size}
+    return {**config_for(SIZES, NAME), "vocab_size": vocab_size}
 
 
-TOWER: dict[str, Any] = _config(SIZES, NAME)["img_processor"]["vision_config"]
+TOWER: dict[str, Any] = config_for(SIZES, NAME)["img_processor"]["vision_config"]
 PATCH = int(TOWER["patch_size"])
 SIDE = int(TOWER["image_size"]) // PATCH  # patches along a side of a view
 

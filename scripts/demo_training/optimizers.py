@@ -139,5 +139,6 @@ class MovingAverage:
         """Take in the weights after a step."""
         self.seen += 1
         keep = min(self._keep, self.seen / (self.seen + 10))
-        mine, theirs = list(self.module.parameters()), list(module.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - keep)

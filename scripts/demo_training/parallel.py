@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 
 def at_once(functions: Sequence[Callable[..., None]], *arguments: Any) -> None:
     """Call functions of modules at the same time, each in a process of its own."""
-    mp.spawn(_alone, (functions, arguments), nprocs=len(functions))
+    spawn(_alone, (functions, arguments), nprocs=len(functions))
 
 
 def _alone(
@@ -32,7 +32,7 @@ def _alone(
 def in_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function of a module in that many processes at once; the first one leads."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_one, (count, Path(folder) / "meeting", function, arguments), nprocs=count)
+        spawn(_one, (count, Path(folder) / "meeting", function, arguments), nprocs=count)
 
 
 def _one(

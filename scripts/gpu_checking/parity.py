@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,8 +89,8 @@ def demo_answers(device: str, dtype: str) -> list[str]:
     """What the demo says of the pictures."""
     engine = load(CHECKPOINT, dtype, WINDOW, device=device)
     prompts = [
-        _prompt(engine, lambda case=case: draw(*case[:3]), case[3])  # type: ignore[misc]
-        for case in CASES
+        _prompt(engine, partial(draw, shape, colour, box), question)
+        for shape, colour, box, question, _ in CASES
     ]
     for number, prompt in enumerate(prompts):
         engine.add(number, prompt, SamplingParams(temperature=0, max_tokens=NEW_TOKENS))

@@ -41,13 +41,12 @@ def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
 
 def chosen(engine: Engine) -> dict[str, str]:
     """What an engine runs on."""
-    runner = engine._runner
-    graphs = runner._graphs
-    rows = "" if graphs is None else ", ".join(map(str, sorted(graphs.rows)))
+    made = engine.describe()
+    rows = ", ".join(map(str, sorted(made.graph_rows)))
     return {
-        "keys and values": type(runner._cache).__name__,
+        "keys and values": made.kv_cache,
         "CUDA graphs": f"for {rows} rows" if rows else "none",
-        "decoder": type(engine.network.decoder).__name__,
+        "decoder": made.decoder,
     }
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from tests.playground.page import browser
 from tests.support.live_server import LiveServer
-from tests.support.waiting import TRIES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -108,8 +107,6 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_no_text_stalls_the_page(page: Page, unit: str) -> None:
-    """Longer than the longest answer, of anything that repeats: milliseconds to show it."""
-    text = unit * (60_000 // len(unit))
-    assert any(
-        page.evaluate(SHOW % "performance.now() - start", [text]) < 1000 for _ in range(TRIES)
-    )
+    """Twice as long as the longest answer, of anything that repeats: milliseconds to show it."""
+    text = unit * (120_000 // len(unit))
+    assert page.evaluate(SHOW % "performance.now() - start", [text]) < 5000

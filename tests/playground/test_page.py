@@ -1,16 +1,15 @@
-"""A conversation on the playground: streams, follow-ups, stopping, errors, the key, the keyboard."""
+"""A conversation on the playground: streams, follow-ups, stopping, errors, the keyboard."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 
 import httpx2
 from playwright.sync_api import expect
 
 from tests.playground.page import Playground, browser, open_page, playground
 from tests.support.live_server import API_KEY, LiveServer
+from tests.support.waiting import eventually
 
 __all__ = ["browser", "open_page", "playground"]
 
@@ -22,13 +21,6 @@ def running(server: LiveServer) -> float:
     found = re.search(r"^phi3v_num_requests_running (\S+)", metrics, re.MULTILINE)
     assert found is not None
     return float(found[1])
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_an_answer_and_its_figures(playground: Playground, server: LiveServer) -> None:
@@ -106,14 +98,14 @@ def test_follow_ups_and_regenerate(playground: Playground) -> None:
 
 
 def test_stop_ends_the_work_on_the_server(playground: Playground, server: LiveServer) -> None:
-    wait_for(lambda: running(server) == 0)
+    eventually(lambda: running(server) == 0)
     playground.set(max_tokens=7000)
     playground.page.get_by_label("Message", exact=True).fill("hello")
     playground.page.get_by_role("button", name="Send").click()
     playground.page.locator(".markdown > *").first.wait_for()
     assert running(server) == 1
     playground.page.get_by_role("button", name="Stop").click()
-    wait_for(lambda: running(server) == 0)
+    eventually(lambda: running(server) == 0)
     turn = playground.finished()
     kept = playground.shown(turn)
     assert kept
@@ -190,47 +182,6 @@ def test_the_end_comes_into_view_unless_the_reader_scrolled_back(playground: Pla
     assert not turn.get_by_role("button", name="Regenerate").evaluate(in_view)
 
 
-def test_a_model_that_loads_is_waited_for(
-    open_page: Callable[..., Playground], server: LiveServer
-) -> None:
-    made = open_page()
-    made.refusals.append("503")
-    error = {"error": {"code": "overloaded", "message": "the model is still loading"}}
-    made.page.route("**/info", lambda route: route.fulfill(status=503, json=error), times=1)
-    made.page.add_init_script(f"sessionStorage.setItem('phi3v-api-key', '{server.key}')")
-    made.open()
-    made.page.get_by_text("the model is still loading").wait_for()
-    made.page.locator("#connection", has_text="phi3v-tiny").wait_for()
-
-
-def test_the_key_is_asked_for_and_kept_in_the_tab(
-    open_page: Callable[..., Playground], server: LiveServer
-) -> None:
-    made = open_page()
-    made.refusals.append("401")
-    made.open()  # the page itself needs none
-    made.page.get_by_text("needs its API key").wait_for()
-    key = made.page.get_by_label("API key", exact=True)
-    key.fill("wrong")
-    key.press("Tab")
-    made.page.locator("#connection", has_text="the API key is missing or wrong").wait_for()
-    assert "401 Unauthorized" in made.ask("hello").get_by_role("alert").inner_text()
-    assert key.evaluate("(field) => field === document.activeElement")
-    key.fill(server.key)
-    made.set(max_tokens=3)
-    made.page.get_by_role("button", name="Try again").click()
-    assert "out" in made.finished().inner_text()
-    made.page.reload()
-    made.page.locator("#connection", has_text="phi3v-tiny").wait_for()
-    stored = made.page.evaluate("[Object.values(sessionStorage), Object.values(localStorage)]")
-    assert stored == [[server.key], []]
-    assert made.page.context.cookies() == []
-    other = made.page.context.new_page()
-    other.goto(server.url + "/")
-    other.get_by_text("needs its API key").wait_for()
-    assert other.get_by_label("API key", exact=True).input_value() == ""
-
-
 def test_probabilities_by_pointer_and_keyboard(playground: Playground) -> None:
     playground.set(logprobs=True, top_logprobs=3)
     turn = playground.ask("hello")
@@ -286,18 +237,3 @@ def test_everything_by_keyboard(playground: Playground, server: LiveServer) -> N
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     assert page.evaluate("document.activeElement.textContent") == "Copy as code"
-
-
-def test_the_theme_is_the_systems_until_chosen(open_page: Callable[..., Playground]) -> None:
-    made = open_page(color_scheme="dark")
-    made.open()
-    background = "getComputedStyle(document.body).backgroundColor"
-    dark = made.page.evaluate(background)
-    toggle = made.page.get_by_role("button", name="Dark")
-    assert toggle.get_attribute("aria-pressed") == "true"
-    toggle.click()
-    light = made.page.evaluate(background)
-    assert light != dark
-    made.page.reload()
-    assert made.page.evaluate(background) == light
-    assert toggle.get_attribute("aria-pressed") == "false"

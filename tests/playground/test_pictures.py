@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import FilePayload, expect
 
 from tests.playground.page import Playground, browser, open_page, playground
 from tests.support.live_server import LiveServer
@@ -34,7 +34,7 @@ def noise(size: tuple[int, int]) -> bytes:
 
 def pick(playground: Playground, name: str, kind: str, data: bytes) -> str:
     """Pick a file; what the page says of it."""
-    file = {"name": name, "mimeType": kind, "buffer": data}
+    file: FilePayload = {"name": name, "mimeType": kind, "buffer": data}
     playground.page.get_by_label("Add picture").set_input_files(file)
     attachment = playground.page.locator("#attachment")
     attachment.get_by_text(name).wait_for()
@@ -162,7 +162,11 @@ def test_other_formats(playground: Playground) -> None:
     pick(playground, "photo.avif", "image/avif", encoded("AVIF"))
     assert playground.shown(playground.ask("and this?"))
     assert sent(playground)[0] == "image/png"
-    file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+    file: FilePayload = {
+        "name": "notes.txt",
+        "mimeType": "text/plain",
+        "buffer": b"no picture",
+    }
     playground.page.get_by_label("Add picture").set_input_files(file)
     complaint = playground.page.get_by_role("alert").filter(has_text="notes.txt")
     assert "no picture that this browser can read" in complaint.inner_text()

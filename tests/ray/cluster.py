@@ -19,7 +19,8 @@ SIGNALS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def say(sentence: str) -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     while signal.sigwait(SIGNALS) == signal.SIGUSR1:
         serve_run(f"served_model_name={NEXT_NAME}")
         say("deployed anew")
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 

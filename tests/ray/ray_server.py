@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,15 @@ import httpx2
 import psutil
 
 from tests.support.live_server import API_KEY, LiveServer, start_server
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED
+
+CHANGE = 240  # seconds for replicas to come, to go, or to finish their answers
 
 
 def start_ray_server(checkpoint: Path, **settings: str) -> LiveServer:
     """Start a cluster of its own; settings are variables without ``PHI3V_``."""
-    environment = {
+    variables: dict[str, Any] = {
         "MODEL": str(checkpoint),
         "DTYPE": "float32",
         "API_KEY": API_KEY,
@@ -31,7 +32,7 @@ def start_ray_server(checkpoint: Path, **settings: str) -> LiveServer:
         program=("-m", "tests.ray.cluster"),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_DEDUP_LOGS="0",
-        **{f"PHI3V_{name}": value for name, value in environment.items()},
+        **{f"PHI3V_{name}": value for name, value in variables.items()},
     )
 
 
@@ -46,18 +47,10 @@ def replicas(server: LiveServer) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
 def logged_by(server: LiveServer, request_id: str) -> int:
     """The process that has logged a request: the replica, or a gateway that has refused it."""
-    (line,) = wait_for(
-        lambda: [each for each in server.log if f"request_id={request_id} " in each], 20
+    (line,) = eventually(
+        lambda: [each for each in server.log if f"request_id={request_id} " in each]
     )
     match = re.match(r"\S*\(ServeReplica:default:\w+ pid=(\d+)", line)
     assert match is not None, line
@@ -73,6 +66,10 @@ def busy(server: LiveServer) -> bool:
     return any("phi3v_num_requests_running 0.0" not in text for text in metrics(server))
 
 
+def until_idle(server: LiveServer) -> None:
+    eventually(lambda: not busy(server), CHANGE)
+
+
 def answering(server: LiveServer) -> set[int]:
     """The replicas that answer what is no POST: a process that starts takes no requests yet."""
     names = [f"answering-{uuid.uuid4().hex}" for _ in range(16)]
@@ -84,4 +81,5 @@ def answering(server: LiveServer) -> set[int]:
 
 def text_of(answer: httpx2.Response) -> str:
     assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["message"]["content"]
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text

@@ -26,7 +26,8 @@ class Stream(threading.Thread):
         self.body = {"messages": HELLO, "stream": True, **GREEDY, **body}
         self.answer: httpx2.Response | None = None
         self.begun = threading.Event()
-        self.text, self.end, self.error = "", "", {}
+        self.text, self.end = "", ""
+        self.error: dict[str, Any] = {}
         self.start()
 
     def run(self) -> None:

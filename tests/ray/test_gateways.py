@@ -11,9 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.ray.ray_server import answering, busy, logged_by, start_ray_server, text_of, wait_for
+from tests.ray.ray_server import answering, logged_by, start_ray_server, text_of, until_idle
 from tests.ray.streams import Stream, begin
 from tests.support.live_server import API_KEY, LiveServer
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, chat, check_error
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
@@ -54,7 +55,8 @@ def gateway(server: LiveServer, name: str) -> int:
 
 def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: LiveServer) -> None:
     """Ray hands a request to the gateway that has fewer: not to the one that has a stream."""
-    gateways, homes = set(), set()
+    gateways: set[int] = set()
+    homes: set[int] = set()
     for number in range(12):
         stream = Stream(
             ray_server, {"x-request-id": f"one-{number}"}, max_tokens=6000, **said(number)
@@ -63,7 +65,7 @@ def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: Liv
         others = {gateway(ray_server, f"nobody-{number}-{again}") for again in range(3)}
         assert len(others) == 1
         text_of(chat(ray_server, headers={"x-request-id": f"other-{number}"}, **said(number)))
-        assert not stream.end
+        assert stream.is_alive()
         stream.join()
         assert stream.end == "done"
         home = logged_by(ray_server, f"one-{number}")
@@ -74,10 +76,10 @@ def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: Liv
 
 
 def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -> None:
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     streams = begin(ray_server, GATEWAYS * SEATS, max_tokens=7000)
     streams += [Stream(ray_server, max_tokens=7000) for _ in range(12)]
-    wait_for(lambda: sum(stream.end == "refused" for stream in streams) == 12 - GATEWAYS * QUEUED)
+    eventually(lambda: sum(stream.end == "refused" for stream in streams) == 12 - GATEWAYS * QUEUED)
     with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED, timeout=5) as client:
         for _ in range(6):
             assert client.get("/health").json() == {"status": "ready"}
@@ -98,14 +100,14 @@ def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -
 
 def test_a_callers_limits_hold_through_either_gateway(ray_server: LiveServer) -> None:
     """They go to the gateway that has not its stream, and to the replica that has."""
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     stream = Stream(ray_server, LIMITED, max_tokens=7000)
     assert stream.begun.wait(60)
     for _ in range(6):
         refused = chat(ray_server, headers=LIMITED)
         assert refused.headers.pop("retry-after") == "1"
         check_error(refused, 429, "rate_limit_exceeded", [])
-    assert not stream.end
+    assert stream.is_alive()
     stream.join()
     assert stream.end == "done"
     text_of(chat(ray_server, headers=LIMITED))
@@ -113,7 +115,7 @@ def test_a_callers_limits_hold_through_either_gateway(ray_server: LiveServer) ->
 
 def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> None:
     """With requests whose bodies do not end: more than the gateways take, less than twice that."""
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     address = ray_server.url.removeprefix("http://")
     host, port = address.split(":")
     head = f"POST /chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Length: 9\r\n"
@@ -128,7 +130,7 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
             connection = socket.create_connection((host, int(port)), timeout=60)
             connections.enter_context(connection)
             connection.sendall(head.encode())
-        wait_for(lambda: all(ask().status_code == 503 for _ in range(8)), 60)
+        eventually(lambda: all(ask().status_code == 503 for _ in range(8)))
         for path in ("/health", "/metrics", "/info"):
             answer = httpx2.get(ray_server.url + path, headers=AUTHORIZED, timeout=5)
             assert answer.headers.pop("retry-after") == "1"
@@ -138,5 +140,5 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
         assert refused.headers.pop("retry-after") == "1"
         message = check_error(refused, 503, "overloaded", [])["error"]["message"]
         assert message.startswith(f"a gateway has {SEATS + QUEUED + CONNECTIONS} requests")
-    wait_for(lambda: ask().status_code == 200, 60)
+    eventually(lambda: ask().status_code == 200)
     assert len(answering(ray_server)) == REPLICAS

@@ -15,6 +15,7 @@ import model
 from server.errors import ApiError
 from server.http.sse import ChunkStream, StreamBrokenError
 from server.ray import relay
+from tests.support.waiting import eventually_async
 
 SCOPE: Scope = {"type": "http", "path": "/", "headers": [], "app": object()}
 START: Message = {
@@ -105,10 +106,15 @@ def test_a_failure_is_told_without_its_words() -> None:
 @pytest.mark.parametrize("close", [True, False])
 def test_the_application_ends_when_nobody_listens(close: bool) -> None:
     ended = asyncio.Event()
+    asked: list[int] = []
 
-    async def app(*arguments: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted() -> Message:
+            asked.append(1)
+            return await receive()
+
         try:
-            await echo(*arguments)
+            await echo(scope, counted, send)
         finally:
             ended.set()
 
@@ -119,9 +125,9 @@ def test_the_application_ends_when_nobody_listens(close: bool) -> None:
             await batches.aclose()
         else:
             waiting = asyncio.ensure_future(anext(batches))
-            await asyncio.sleep(0.05)
+            await eventually_async(lambda: len(asked) == 2)  # at the dot
             waiting.cancel()
-        await asyncio.wait_for(ended.wait(), 5)
+        await eventually_async(ended.is_set)
         assert body_of(got) in (b"", b"a")
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ import pytest
 
 from server.errors import ApiError
 from server.ray.replica_slots import ReplicaSlots
-from tests.support.waiting import until
+from tests.support.waiting import eventually_async
 
 
 def test_slots_are_given_in_order_and_those_too_many_refused() -> None:
@@ -31,9 +31,9 @@ def test_slots_are_given_in_order_and_those_too_many_refused() -> None:
         await asyncio.sleep(0)
         tasks.append(asyncio.create_task(hold(5)))
         ends[1].set()
-        await until(lambda: begun == [0, 1, 3])
+        await eventually_async(lambda: begun == [0, 1, 3])
         tasks[0].cancel()
-        await until(lambda: begun == [0, 1, 3, 5])
+        await eventually_async(lambda: begun == [0, 1, 3, 5])
         for end in ends:
             end.set()
         await asyncio.gather(*tasks, return_exceptions=True)

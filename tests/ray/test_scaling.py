@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -13,9 +13,17 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.ray.ray_server import answering, logged_by, replicas, start_ray_server, text_of, wait_for
+from tests.ray.ray_server import (
+    CHANGE,
+    answering,
+    logged_by,
+    replicas,
+    start_ray_server,
+    text_of,
+)
 from tests.ray.streams import GREEDY, Stream
 from tests.support.live_server import LiveServer
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, chat
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
@@ -77,7 +85,7 @@ class Talk(threading.Thread):
 
 def home(server: LiveServer, number: int) -> int:
     """The replica that a conversation is sent to."""
-    request_id = f"home-{number}-{time.monotonic_ns()}"
+    request_id = f"home-{number}-{uuid.uuid4().hex}"
     text_of(chat(server, headers={"x-request-id": request_id}, **said(number)))
     return logged_by(server, request_id)
 
@@ -100,7 +108,7 @@ def test_replicas_come_with_load_and_go_without_a_dropped_stream(ray_server: Liv
         assert httpx2.get(f"{ray_server.url}/health", timeout=5).json() == {"status": "ready"}
         return len(replicas(ray_server)) == 2 and len(answering(ray_server)) == 2
 
-    wait_for(two_answer)
+    eventually(two_answer, CHANGE)
     assert median(at_once) <= ONGOING  # others wait, and leave seats to those who ask how it is
     for talk in talks:
         talk.stop()
@@ -108,7 +116,7 @@ def test_replicas_come_with_load_and_go_without_a_dropped_stream(ray_server: Liv
     assert len(homes) == 2  # both take conversations
     assert {home(ray_server, number): number for number in range(20)} == homes
     talks = [Talk(ray_server, number, LONG) for number in homes.values()]
-    wait_for(lambda: len(replicas(ray_server)) == 1)
+    eventually(lambda: len(replicas(ray_server)) == 1, CHANGE)
     for talk in talks:
         talk.stop()
     assert [line for line in ray_server.log if re.search(r"to shut down: \d+ ongoing", line)]

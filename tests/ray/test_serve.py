@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +16,19 @@ import openai
 import psutil
 import pytest
 
-from tests.ray.ray_server import answering, busy, replicas, start_ray_server, text_of, wait_for
+from tests.ray.ray_server import (
+    CHANGE,
+    answering,
+    busy,
+    replicas,
+    start_ray_server,
+    text_of,
+    until_idle,
+)
 from tests.ray.streams import GREEDY, Stream, begin
 from tests.support.collector import Collector, attributes
 from tests.support.live_server import API_KEY, LiveServer
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
@@ -29,7 +37,7 @@ pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPLICAS, ONGOING, QUEUED = 2, 2, 2
-NEXT_NAME = "phi3v-next"  # as ray_cluster.py deploys it anew
+NEXT_NAME = "phi3v-next"  # as tests.ray.cluster deploys it anew
 ORIGIN = "https://page.example"
 
 
@@ -50,16 +58,17 @@ def ray_server(tiny: Path, collector: Collector) -> Iterator[LiveServer]:
 
 def test_answers_and_streams_pass_ray_unchanged(ray_server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{ray_server.url}/v1", api_key=API_KEY) as client:
-        arguments: Any = {"model": "any", "messages": HELLO, "max_tokens": 200, "temperature": 0}
+        arguments: Any = {"model": "any", "messages": HELLO, "max_tokens": 4000, "temperature": 0}
         arguments["extra_body"] = {"ignore_eos": True}
         whole = client.chat.completions.create(**arguments)
         assert whole.usage is not None
-        assert whole.usage.completion_tokens == 200
-        came: list[tuple[float, str]] = []
-        for chunk in client.chat.completions.create(**arguments, stream=True):
-            came.append((time.monotonic(), chunk.choices[0].delta.content or ""))
-    assert "".join(text for _, text in came) == whole.choices[0].message.content
-    assert len({round(when, 2) for when, _ in came}) > 5  # as it is made, and not at its end
+        assert whole.usage.completion_tokens == 4000
+        chunks = iter(client.chat.completions.create(**arguments, stream=True))
+        came = [next(chunks)]
+        assert busy(ray_server)  # it comes as it is made, and not at its end
+        came += chunks
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in came)
+    assert text == whole.choices[0].message.content
     stream = Stream(ray_server, max_tokens=5)
     stream.join()
     assert stream.answer is not None
@@ -109,15 +118,15 @@ def test_a_client_that_goes_away_ends_its_answer(ray_server: LiveServer, stream:
     else:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(url, json=body, headers=headers, timeout=2.0)
-    log = wait_for(lambda: [line for line in ray_server.log if f"request_id={name}" in line], 20)
+    log = eventually(lambda: [line for line in ray_server.log if f"request_id={name}" in line])
     made = re.search(r"completion_tokens=(\d+)", log[0])
     assert made is not None, log
     assert int(made[1]) < n * (tokens - 1000)
-    wait_for(lambda: not busy(ray_server), 20)
+    until_idle(ray_server)
 
 
 def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=6000)
     streams += [Stream(ray_server, max_tokens=6000) for _ in range(12)]
     for stream in streams:
@@ -136,10 +145,11 @@ def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
 
 
 def test_what_is_no_post_needs_no_seat(ray_server: LiveServer) -> None:
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=6000)
-    streams += [Stream(ray_server, max_tokens=3) for _ in range(QUEUED)]
-    time.sleep(1)
+    queued = [Stream(ray_server, max_tokens=3) for _ in range(QUEUED + 1)]
+    eventually(lambda: [stream for stream in queued if stream.end == "refused"])  # it is full
+    streams += [stream for stream in queued if not stream.end]
     page = {"origin": ORIGIN}
     with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED | page, timeout=5) as client:
         for _ in range(3):
@@ -157,11 +167,12 @@ def test_what_is_no_post_needs_no_seat(ray_server: LiveServer) -> None:
     assert refused.headers["access-control-allow-origin"] == ORIGIN
     assert refused.headers["x-ms-client-request-id"] == "mine"
     assert refused.headers.get_list("x-request-id") == ["one-too-many"]
+    assert len(streams) == REPLICAS * ONGOING + QUEUED
     assert not any(stream.end for stream in streams)
     for stream in streams:
         stream.join()
     assert {stream.end for stream in streams} == {"done"}
-    (line,) = wait_for(lambda: [each for each in ray_server.log if "one-too-many" in each], 20)
+    (line,) = eventually(lambda: [each for each in ray_server.log if "one-too-many" in each])
     assert "caller=api-key" in line
     assert "status=429" in line
 
@@ -197,7 +208,7 @@ def test_conversations_find_their_beginning_cached(ray_server: LiveServer) -> No
 
 
 def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveServer) -> None:
-    wait_for(lambda: not busy(ray_server))
+    until_idle(ray_server)
     right = text_of(chat(ray_server, "/v1/chat/completions", max_tokens=5000, **GREEDY))
     streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=5000)
     victim = replicas(ray_server)[0]
@@ -207,12 +218,12 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
 
     def ask_again() -> str:
         """As clients do, which try again at these."""
-        deadline = time.monotonic() + 100
-        while True:
+
+        def ask() -> httpx2.Response | None:
             answer = chat(ray_server, "/v1/chat/completions", max_tokens=20, **GREEDY)
-            if answer.status_code not in (429, 503) or time.monotonic() > deadline:
-                return text_of(answer)
-            time.sleep(0.5)
+            return None if answer.status_code in (429, 503) else answer
+
+        return text_of(eventually(ask, seconds=100))
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask_again) for _ in range(6)]
@@ -225,23 +236,29 @@ def test_a_replica_that_is_killed_takes_its_own_answers_along(ray_server: LiveSe
         assert (stream.text == right) == (stream.end == "done")
         if stream.end == "broken off":
             assert (stream.error["status"], stream.error["code"]) == (503, "overloaded")
-    wait_for(
-        lambda: len({process.pid for process in replicas(ray_server)} - {victim.pid}) == REPLICAS
+    eventually(
+        lambda: len({process.pid for process in replicas(ray_server)} - {victim.pid}) == REPLICAS,
+        CHANGE,
     )
-    wait_for(lambda: not any(map(psutil.Process.is_running, helpers)))
+    eventually(lambda: not any(map(psutil.Process.is_running, helpers)))
 
 
 def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
-    wait_for(lambda: len(answering(ray_server)) == REPLICAS and not busy(ray_server))
+    eventually(lambda: len(answering(ray_server)) == REPLICAS, CHANGE)
+    until_idle(ray_server)
     before = {process.pid for process in replicas(ray_server)}
     streams = begin(ray_server, REPLICAS, max_tokens=8000)
     ray_server.process.send_signal(signal.SIGUSR1)
-    names = []
-    while not any(line.startswith("deployed anew") for line in ray_server.log):
+    names: list[str] = []
+
+    def deployed() -> bool:
+        """And whoever asks meanwhile is answered."""
         answer = chat(ray_server)
         text_of(answer)
         names.append(answer.json()["model"])
-        time.sleep(0.5)
+        return any(line.startswith("deployed anew") for line in ray_server.log)
+
+    eventually(deployed, CHANGE)
     assert names[0] == "phi3v-tiny"
     assert chat(ray_server).json()["model"] == NEXT_NAME
     for stream in streams:
@@ -249,4 +266,4 @@ def test_a_new_version_drops_no_stream(ray_server: LiveServer) -> None:
     assert [stream.end for stream in streams] == ["done"] * REPLICAS
     assert [line for line in ray_server.log if re.search(r"to shut down: \d+ ongoing", line)]
     assert len({stream.text for stream in streams}) == 1
-    wait_for(lambda: not before & {process.pid for process in replicas(ray_server)})
+    eventually(lambda: not before & {process.pid for process in replicas(ray_server)}, CHANGE)

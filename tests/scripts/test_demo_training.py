@@ -15,7 +15,7 @@ from torch import nn
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
 from model.engine.config import LoadOptions
 from model.engine.loading.load import load_engine
-from model.phi3v.vision import _merge_patches
+from model.phi3v.vision import merge_patches
 from scripts.demo_training.data.scenes import Scene, Thing, random_scene
 from scripts.demo_training.language.naming import Names
 from scripts.demo_training.optimizers import Optimizers
@@ -31,13 +31,13 @@ def test_shifts_are_attention() -> None:
     torch.manual_seed(0)
     tower = ShiftTower().requires_grad_(False)
     for parameter in tower.parameters():  # norms and biases are all alike before training
-        parameter += 0.05 * torch.randn_like(parameter)
+        parameter.add_(0.05 * torch.randn_like(parameter))
     views = torch.randint(0, 256, (2, 336, 336, 3), dtype=torch.uint8)
     views[1, :200] = 255  # of flat patches the content is small
     pixels = ((views / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).permute(0, 3, 1, 2)
     hidden = clip_tower(tower)(pixels, output_hidden_states=True).hidden_states[-2]
     expected, _ = tower(views)
-    merged = _merge_patches(hidden[:, 1:]).flatten(1, 2)
+    merged = merge_patches(hidden[:, 1:]).flatten(1, 2)
     assert expected.std() > 1
     torch.testing.assert_close(merged, expected, atol=1e-3, rtol=1e-4)
 

@@ -143,7 +143,8 @@ def test_a_gpu_without_bfloat16_serves_in_float16(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
         assert device.name_of(device.fast_dtype(torch.device("cuda"))) == expected
         assert (
-            loading._dtype("auto", [torch.device("cuda")], {"torch_dtype": "bfloat16"}) == expected
+            loading.dtype_for("auto", [torch.device("cuda")], {"torch_dtype": "bfloat16"})
+            == expected
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import socket
@@ -20,20 +19,13 @@ import pytest
 from server.settings import Settings
 from tests.support.command_line import one_sentence, run
 from tests.support.live_server import API_KEY, ROOT, check_log, start_loading, start_server
+from tests.support.waiting import eventually
 
 TENANT = "3a0f4a2e-1d5c-4f6b-9d0e-8c7b6a594837"
 
 
-def cpu_seconds() -> float:
-    """What the processes that this one started and that have ended computed."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_help_answers_at_once_and_names_every_setting() -> None:
-    before = cpu_seconds()
+def test_help_imports_little_and_names_every_setting() -> None:
     done = run("--help", PYTHONPROFILEIMPORTTIME="1")
-    assert cpu_seconds() - before < 2  # mostly the settings' library: a fifth of a second
     assert done.returncode == 0
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "server.settings" in imported
@@ -228,8 +220,8 @@ def test_draining_is_said_to_those_who_ask(tiny: Path) -> None:
         lines = response.iter_lines()
         next(lines)
         live.process.send_signal(signal.SIGTERM)
-        while (health := httpx2.get(f"{live.url}/health")).json() == {"status": "ready"}:
-            time.sleep(0.01)
+        eventually(lambda: httpx2.get(f"{live.url}/health").json() != {"status": "ready"})
+        health = httpx2.get(f"{live.url}/health")
         assert (health.status_code, health.json()) == (503, {"status": "draining"})
         refused = httpx2.post(url, json=long)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,8 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.support.waiting import eventually
 
 
 @dataclass
@@ -40,10 +41,7 @@ class Collector:
                     self.spans[name] = span
 
     def span(self, request_id: str) -> Span:
-        deadline = time.monotonic() + 60
-        while request_id not in self.spans:
-            assert time.monotonic() < deadline, f"no span of {request_id}"
-            time.sleep(0.05)
+        eventually(lambda: request_id in self.spans, what=f"a span of {request_id}")
         return self.spans[request_id]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode  # documented under this name alone
 
 
 def paged_attention(
@@ -45,15 +44,17 @@ def paged_attention(
     position_SQ = seqused_k[:, None] - cu_seq_q[1:, None] + index_SQ
     mask_SQL = torch.arange(max_k) <= position_SQ[:, :, None]
     unused_SL = torch.arange(max_k) >= seqused_k[:, None]
+    key_SGLD, value_SGLD = (
+        stored[block_table]
+        .flatten(1, 2)
+        .masked_fill(unused_SL[:, :, None, None], 0)
+        .transpose(1, 2)
+        for stored in (key, value)
+    )
     output_SHQD = scaled_dot_product_attention(
         query[index_SQ.clamp(max=len(query) - 1)].transpose(1, 2),
-        *(
-            stored[block_table]
-            .flatten(1, 2)
-            .masked_fill(unused_SL[:, :, None, None], 0)
-            .transpose(1, 2)
-            for stored in (key, value)
-        ),
+        key_SGLD,
+        value_SGLD,
         attn_mask=mask_SQL[:, None],
         enable_gqa=enable_gqa,
     )
@@ -83,8 +84,8 @@ class Tape(TorchDispatchMode):
             self.played.append(len(output))
             for function, args, kwargs, result in operations:
                 again = function(*args, **kwargs)
-                for old, new in zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True):
-                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                for old, new in zip(_tensors(result), _tensors(again), strict=True):
+                    if old.data_ptr() != new.data_ptr():
                         old.copy_(new)
             return output
 
@@ -94,3 +95,9 @@ class Tape(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self._operations.append((func, args, kwargs or {}, result))
         return result
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """Those that an operation returns: one, or several in a sequence."""
+    several = result if isinstance(result, (tuple, list)) else [result]
+    return [each for each in several if isinstance(each, Tensor)]

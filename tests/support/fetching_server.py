@@ -11,5 +11,5 @@ from tests.support.image_host import resolver
 
 if __name__ == "__main__":
     fetching.is_public = lambda address: address.is_loopback
-    socket.getaddrinfo = resolver(images_test=["127.0.0.1"])  # type: ignore[assignment]
+    socket.getaddrinfo = resolver(images_test=["127.0.0.1"])
     sys.exit(main())

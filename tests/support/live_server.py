@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "a-key-for-tests"
@@ -66,16 +67,20 @@ def start_loading(checkpoint: Path, folder: Path) -> tuple[LiveServer, Path]:
     os.mkfifo(pipe)
     live, _ = _spawn([sys.executable, "-m", "server", "--port", "0", "--model", str(folder)])
     process = psutil.Process(live.process.pid)
-    deadline = time.monotonic() + START_TIMEOUT
-    while live.process.poll() is None and time.monotonic() < deadline:
-        for made in process.net_connections("tcp"):
-            if made.status == psutil.CONN_LISTEN:
-                live.url = f"http://127.0.0.1:{made.laddr.port}"
-                return live, pipe
-        time.sleep(0.1)
-    live.process.kill()
-    live.process.wait()
-    raise RuntimeError("the server does not listen:\n" + "".join(live.log))
+
+    def port() -> int | None:
+        assert live.process.poll() is None, "".join(live.log)
+        made = process.net_connections("tcp")
+        return next((each.laddr.port for each in made if each.status == psutil.CONN_LISTEN), None)
+
+    try:
+        listening = eventually(port, START_TIMEOUT, "the server listens")
+    except BaseException:
+        live.process.kill()
+        live.process.wait()
+        raise
+    live.url = f"http://127.0.0.1:{listening}"
+    return live, pipe
 
 
 def start_server(

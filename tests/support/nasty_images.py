@@ -6,11 +6,21 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from PIL import Image
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
+from tests.support.image_files import (
+    PNG_START,
+    animated,
+    chunk,
+    exif,
+    overwritten,
+    png_of,
+    saved,
+    tiff_of,
+)
+
 NASTY: dict[str, Callable[[], bytes]] = {}
 
 
@@ -19,54 +29,20 @@ def nasty(function: Callable[[], bytes]) -> Callable[[], bytes]:
     return function
 
 
-def overwritten(good: bytes, at: int, new: bytes) -> bytes:
-    return good[:at] + new + good[at + len(new) :]
-
-
-def saved(kind: str, mode: str = "RGB", size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
-    file = io.BytesIO()
-    grey = Image.linear_gradient("L").resize(size)
-    grey.convert(mode).save(file, kind, **options)
-    return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes, length: int | None = None, crc: int | None = None) -> bytes:
-    size = len(data) if length is None else length
-    checksum = zlib.crc32(kind + data) if crc is None else crc
-    return struct.pack(">I", size) + kind + data + struct.pack(">I", checksum)
-
-
-def png_of(
-    width: int, height: int, rows: bytes, *extra: bytes, depth: int = 8, colour: int = 0
-) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    parts = [*extra, chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b"")]
-    return PNG_START + header + b"".join(parts)
-
-
-def tiff_of(*entries: tuple[int, int, int, int], next_at: int = 0, tail: bytes = b"") -> bytes:
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return (
-        b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + struct.pack("<I", next_at) + tail
-    )
-
-
-def exif(data: bytes) -> bytes:
-    jpeg = saved("JPEG")
-    segment = b"Exif\0\0" + data
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+def damage(kind: str) -> None:
+    """Add files of that kind that are not what was saved."""
+    whole = saved(kind)
+    half = len(whole) // 2
+    NASTY[f"{kind} cut in half"] = lambda: whole[:half]
+    NASTY[f"{kind} without its end"] = lambda: whole[:-7]
+    NASTY[f"{kind} of 12 bytes"] = lambda: whole[:12]
+    NASTY[f"{kind} with noise in it"] = lambda: whole[:half] + bytes(range(256)) + whole[half:]
+    NASTY[f"{kind} with a tail"] = lambda: whole + b"<script>alert(1)</script>" * 1000
+    NASTY[f"{kind} of zeros after its head"] = lambda: whole[:40] + bytes(len(whole))
 
 
 for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
-    whole = saved(kind)
-    NASTY[f"{kind} cut in half"] = lambda whole=whole: whole[: len(whole) // 2]
-    NASTY[f"{kind} without its end"] = lambda whole=whole: whole[:-7]
-    NASTY[f"{kind} of 12 bytes"] = lambda whole=whole: whole[:12]
-    NASTY[f"{kind} with noise in it"] = lambda whole=whole: (
-        whole[: len(whole) // 2] + bytes(range(256)) + whole[len(whole) // 2 :]
-    )
-    NASTY[f"{kind} with a tail"] = lambda whole=whole: whole + b"<script>alert(1)</script>" * 1000
-    NASTY[f"{kind} of zeros after its head"] = lambda whole=whole: whole[:40] + bytes(len(whole))
+    damage(kind)
 for mode, kind in [
     *[("1", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG")],
     *[("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF"), ("F", "TIFF"), ("I;16", "TIFF")],
@@ -81,14 +57,7 @@ for mode, kind in [
 
         NASTY[f"{mode} {kind}"] = odd
     else:
-        NASTY[f"{mode} {kind}"] = lambda mode=mode, kind=kind: saved(kind, mode)
-
-
-def animated(kind: str, count: int) -> bytes:
-    frames = [Image.new("RGB", (64, 48), (i, 0, 0)) for i in range(count)]
-    file = io.BytesIO()
-    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
-    return file.getvalue()
+        NASTY[f"{mode} {kind}"] = partial(saved, kind, mode)
 
 
 @nasty

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from model.demo.random_checkpoint import PRESETS, _config
+from model.demo.random_checkpoint import PRESETS, config_for
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
 
-FULL = Phi3VConfig(**_config(PRESETS["full"], "full"))
+FULL = Phi3VConfig(**config_for(PRESETS["full"], "full"))
 HEADERS = {name: Header("x", shape, "BF16") for name, shape in official_shapes(FULL).items()}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from azure.ai.inference import ChatCompletionsClient, load_client
 from azure.ai.inference.aio import ChatCompletionsClient as AsyncChatCompletionsClient
 from azure.ai.inference.models import (
+    AsyncStreamingChatCompletions,
+    ChatRequestMessage,
     ImageContentItem,
     ImageUrl,
     SystemMessage,
@@ -26,7 +29,7 @@ from azure.core.exceptions import (
 from tests.support.live_server import API_KEY, LiveServer
 from tests.support.wire import chart
 
-LANGUAGES = [
+LANGUAGES: list[ChatRequestMessage] = [
     SystemMessage("You are a helpful assistant."),
     UserMessage("How many languages are in the world?"),
 ]
@@ -64,9 +67,9 @@ def test_complete(client: ChatCompletionsClient) -> None:
 
 
 def test_stream_equals_whole(client: ChatCompletionsClient) -> None:
-    parameters = {"messages": LANGUAGES, "temperature": 0, "top_p": 1, "max_tokens": 48}
-    whole = client.complete(**parameters)
-    updates = list(client.complete(**parameters, stream=True))
+    parameters: dict[str, Any] = {"messages": LANGUAGES, "temperature": 0, "max_tokens": 48}
+    whole = client.complete(**parameters, top_p=1)
+    updates = list(client.complete(**parameters, top_p=1, stream=True))
     assert updates[0].choices[0].delta.role == "assistant"
     assert all(isinstance(update.choices[0].delta.content, str) for update in updates)
     text = "".join(update.choices[0].delta.content for update in updates)
@@ -126,10 +129,12 @@ def test_errors(client: ChatCompletionsClient, server: LiveServer) -> None:
     with pytest.raises(HttpResponseError) as caught:
         client.complete(messages=LANGUAGES, temperature=9)
     assert caught.value.status_code == 422
+    assert caught.value.error is not None
     assert caught.value.error.code == "invalid_parameter"
-    assert "temperature" in caught.value.error.message
+    assert "temperature" in str(caught.value.error.message)
     # The Azure sample for unsupported parameters loops over `detail`.
-    detail = caught.value.response.json()["detail"]
+    response: Any = caught.value.response
+    detail = response.json()["detail"]
     assert [(d["loc"], d["input"]) for d in detail] == [(["body", "temperature"], 9)]
     stranger = ChatCompletionsClient(server.url, AzureKeyCredential("wrong"))
     with pytest.raises(ClientAuthenticationError):
@@ -137,23 +142,26 @@ def test_errors(client: ChatCompletionsClient, server: LiveServer) -> None:
 
 
 def test_an_error_before_a_stream_is_an_error(client: ChatCompletionsClient) -> None:
+    long: list[ChatRequestMessage] = [UserMessage("word " * 50_000)]
     with pytest.raises(HttpResponseError) as caught:
-        client.complete(messages=[UserMessage("word " * 50_000)], stream=True)
+        client.complete(messages=long, stream=True)
+    assert caught.value.error is not None
     assert caught.value.error.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("suffix", ["", "/"])
 def test_async_client(server: LiveServer, suffix: str) -> None:
-    async def talk() -> tuple[str, str]:
+    async def talk() -> tuple[str | None, str]:
         credential = AzureKeyCredential(API_KEY)
         async with AsyncChatCompletionsClient(server.url + suffix, credential) as client:
             whole = await client.complete(messages=LANGUAGES, temperature=0, max_tokens=16)
             stream = await client.complete(
                 messages=LANGUAGES, temperature=0, max_tokens=16, stream=True
             )
+            assert isinstance(stream, AsyncStreamingChatCompletions)
             text = ""
             async for update in stream:
-                text += update.choices[0].delta.content
+                text += update.choices[0].delta.content or ""
             await stream.aclose()
             return whole.choices[0].message.content, text
 
@@ -161,26 +169,36 @@ def test_async_client(server: LiveServer, suffix: str) -> None:
     assert whole == streamed
 
 
+def token(*scopes: str) -> AccessToken:
+    """The API key, as if it were a token of Entra's."""
+    assert scopes == ("https://ml.azure.com/.default",)
+    return AccessToken(API_KEY, int(time.time()) + 3600)
+
+
 class StaticToken:
-    """A credential of Entra's kind, which has the API key for a token."""
+    """A credential of Entra's kind."""
 
-    def get_token(self, *scopes: str, **options: object) -> AccessToken:
-        assert scopes == ("https://ml.azure.com/.default",)
-        return AccessToken(API_KEY, int(time.time()) + 3600)
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        return token(*scopes)
 
 
-class AsyncStaticToken(StaticToken):
-    async def get_token(self, *scopes: str, **options: object) -> AccessToken:
-        return super().get_token(*scopes, **options)
+class AsyncStaticToken:
+    """The same for asyncio."""
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        return token(*scopes)
 
     async def close(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(self, *error: object) -> None: ...
 
 
 def test_token_credential_over_tls(secure_server: tuple[LiveServer, Path]) -> None:
     live, authority = secure_server
-    trusting = {"connection_verify": str(authority)}
+    trusting: dict[str, Any] = {"connection_verify": str(authority)}
     client = ChatCompletionsClient(live.url, StaticToken(), **trusting)
     assert client.complete(messages=LANGUAGES, max_tokens=4).usage.completion_tokens == 4
     loaded = load_client(live.url, StaticToken(), **trusting)
@@ -190,9 +208,11 @@ def test_token_credential_over_tls(secure_server: tuple[LiveServer, Path]) -> No
         credential = AsyncStaticToken()
         async with AsyncChatCompletionsClient(live.url, credential, **trusting) as client:
             updates = await client.complete(messages=LANGUAGES, max_tokens=4, stream=True)
-            tokens = [update async for update in updates][-1].usage.completion_tokens
+            assert isinstance(updates, AsyncStreamingChatCompletions)
+            usage = [update async for update in updates][-1].usage
             await updates.aclose()
-            return tokens
+            assert usage is not None
+            return int(usage.completion_tokens)
 
     assert asyncio.run(stream()) == 4
 

@@ -149,7 +149,7 @@ def test_auth(row: Row, server: LiveServer) -> None:
     assert "the API key is missing or wrong" in error["message"]
 
 
-def rows_of(program: str, *clients: str) -> Any:
+def rows_of(program: str, *clients: str) -> pytest.MarkDecorator:
     chosen = [row for row in ROWS if row.program.startswith(program)]
     chosen = [row for row in chosen if not clients or row.client in clients]
     return pytest.mark.parametrize("row", chosen, ids=str)

@@ -89,7 +89,8 @@ def ask(live: LiveServer, case: dict[str, Any], golden: Path) -> dict[str, Any]:
         timeout=60,
     )
     assert response.status_code == 200, response.text
-    return response.json()
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def test_documented_usage_over_http(golden: Path, tmp_path: Path) -> None:

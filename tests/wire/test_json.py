@@ -11,7 +11,7 @@ import jsonschema_rs
 import openai
 import pytest
 from azure.ai.inference import ChatCompletionsClient
-from azure.ai.inference.models import JsonSchemaFormat, UserMessage
+from azure.ai.inference.models import ChatRequestMessage, JsonSchemaFormat, UserMessage
 from azure.core.credentials import AzureKeyCredential
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,7 +53,7 @@ def test_azure_json_schema_format(server: LiveServer) -> None:
         name="pet", schema=Pet.model_json_schema(), description="a pet", strict=True
     )
     with ChatCompletionsClient(server.url, AzureKeyCredential(API_KEY)) as client:
-        messages = [UserMessage("Describe a pet.")]
+        messages: list[ChatRequestMessage] = [UserMessage("Describe a pet.")]
         answer = client.complete(messages=messages, response_format=wanted)
         Pet.model_validate_json(answer.choices[0].message.content)
 
@@ -73,7 +73,7 @@ def test_any_object(server: LiveServer, wanted: Any) -> None:
 
 def test_streamed_with_n_and_log_probabilities(server: LiveServer) -> None:
     schema = Pet.model_json_schema()
-    asked = {
+    asked: dict[str, Any] = {
         "response_format": schema_format(schema),
         "n": 3,
         "seed": 3,

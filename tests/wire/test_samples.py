@@ -30,7 +30,7 @@ SAMPLES = {
     )
     for file in (Path(__file__).parent / "azure_samples").glob("*.md")
 }
-PICTURE_ADDRESS = re.search(r'image_url = "(.*)"', SAMPLES["python"]["data url"])[1]
+(PICTURE_ADDRESS,) = re.findall(r'image_url = "(.*)"', SAMPLES["python"]["data url"])
 
 # What is replaced in a sample, and why.
 PYTHON = {

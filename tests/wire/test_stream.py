@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer, start_loading, start_server
+from tests.support.live_server import (
+    API_KEY,
+    START_TIMEOUT,
+    LiveServer,
+    start_loading,
+    start_server,
+)
+from tests.support.raw import connection, up_to
+from tests.support.waiting import eventually
 
 HEADERS = {"api-key": API_KEY}
 HELLO: dict[str, Any] = {
@@ -81,50 +86,40 @@ def numbers(server: LiveServer) -> tuple[float, float]:
     return running, made
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_leaving_ends_the_work(server: LiveServer, stream: bool) -> None:
     """A client that disconnects, streaming or waiting for the whole, stops the computation."""
-    wait_for(lambda: numbers(server)[0] == 0)
+    eventually(lambda: numbers(server)[0] == 0)
     _, before = numbers(server)
     name = f"leaves-{stream}"
     body = json.dumps({**HELLO, "stream": stream, "max_tokens": 7000}).encode()
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
-            f"x-request-id: {name}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + body)
-        wait_for(lambda: numbers(server)[1] > before)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\napi-key: {API_KEY}\r\n"
+        f"x-request-id: {name}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with connection(server, head.encode() + body) as made:
+        eventually(lambda: numbers(server)[1] > before)
         if stream:
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    wait_for(lambda: numbers(server)[0] == 0)
+            assert made.recv(1000).startswith(b"HTTP/1.1 200")
+    eventually(lambda: numbers(server)[0] == 0)
     assert numbers(server)[1] < before + 7000  # it does not rest because it has done it all
     mark = f"request_id={name} "
-    wait_for(lambda: any(mark in line for line in server.log))
-    (line,) = [line for line in server.log if mark in line]
-    made = re.search(r" completion_tokens=(\d+)", line)
-    assert made is not None, line
-    assert int(made[1]) < 7000
+    (line,) = eventually(lambda: [line for line in server.log if mark in line])
+    tokens = re.search(r" completion_tokens=(\d+)", line)
+    assert tokens is not None, line
+    assert int(tokens[1]) < 7000
 
 
 def test_leaving_in_the_middle_of_the_body(server: LiveServer) -> None:
     """Nothing to answer and nobody to answer to; the server's log stays clean (see its fixture)."""
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\napi-key: {API_KEY}\r\n"
-            'Content-Type: application/json\r\nContent-Length: 5000\r\n\r\n{"messages'.encode()
-        )
-        time.sleep(0.2)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\napi-key: {API_KEY}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with connection(server, head.encode()) as made:
+        assert up_to(made, b"\r\n\r\n").startswith(b"HTTP/1.1 100")  # it reads
+        made.sendall(b'{"messages')
     assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
@@ -142,7 +137,7 @@ def test_too_many_requests_are_told_to_come_back(tiny: Path) -> None:
                 assert third.headers["retry-after"] == "1"
                 assert third.json()["error"]["code"] == "too_many_requests"
         short = {**HELLO, "max_tokens": 1}
-        wait_for(lambda: httpx2.post(url, json=short).status_code == 200)
+        eventually(lambda: httpx2.post(url, json=short).status_code == 200)
     finally:
         assert live.stop() == 0
 
@@ -165,7 +160,7 @@ def test_loading_is_a_state(tiny: Path, tmp_path: Path) -> None:
             assert response.status_code == 503
             assert response.headers["retry-after"] == "1"
         pipe.write_bytes((tiny / "tokenizer.json").read_bytes())
-        wait_for(lambda: httpx2.get(f"{live.url}/health").status_code == 200)
+        eventually(lambda: httpx2.get(f"{live.url}/health").status_code == 200, START_TIMEOUT)
     finally:
         status = live.stop()
     assert status == 0

@@ -9,12 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.engine.execution.cuda_graphs import DecodeGraphs
+from model.engine.config import EngineConfig
+from model.engine.execution.cuda_graphs import DecodeGraphs, make_decode_graphs
 from model.engine.kv_cache.base import PagedCache, Span
 from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.decoder import Attention, Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
+
+
+def make_runner(
+    decoder: Decoder, cache: PagedCache, rope: LongRope, config: EngineConfig
+) -> Runner:
+    """The runner of an engine of these sizes, with CUDA graphs where there are any."""
+    fixed_rows = config.max_num_seqs if config.deterministic else 0
+    return Runner(
+        decoder, cache, rope, fixed_rows, make_decode_graphs(decoder, cache, rope, config)
+    )
 
 
 class Runner:
@@ -41,6 +52,11 @@ class Runner:
         self._fixed_rows = 0 if decoder.batch_invariant else fixed_rows
         self._graphs = graphs
         self._device = decoder.device
+
+    @property
+    def graph_rows(self) -> tuple[int, ...]:
+        """Numbers of rows that CUDA graphs were captured for."""
+        return () if self._graphs is None else tuple(self._graphs.rows)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks; returns float32 logits ``(S, V)``: each chunk's ``num_sampled`` rows."""

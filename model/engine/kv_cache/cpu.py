@@ -61,7 +61,7 @@ class CpuAttention:
         starts = [0]
         for table in tables:
             starts.append(starts[-1] + len(table))
-        tiles = list(_tiles(spans, starts))
+        tiles = list(tiles_of(spans, starts))
         block_T, offset_T = cache.slots(spans)
         self._arrays = {  # held here, by address in the records
             "block": block_T,
@@ -108,7 +108,7 @@ class CpuAttention:
         return output_THD.to(q_THD.dtype)
 
 
-def _tiles(spans: list[Span], starts: list[int]) -> Iterator[tuple[int, int, int, int]]:
+def tiles_of(spans: list[Span], starts: list[int]) -> Iterator[tuple[int, int, int, int]]:
     """Row, size, start in the table and length of each tile; see ``paged_attention``."""
     row = 0
     for span, start in zip(spans, starts, strict=False):

@@ -62,8 +62,8 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
             f"{directory} holds a {raw.get('model_type')!r} model; "
             "this server runs Phi-3-vision only (model_type 'phi3_v')"
         )
-    devices = _devices(options)
-    options = replace(options, dtype=_dtype(options.dtype, devices, raw))
+    devices = devices_for(options)
+    options = replace(options, dtype=dtype_for(options.dtype, devices, raw))
     processor = Processor.from_checkpoint(directory)
     plan = _plan(directory, raw, options, devices)
     model = _load(directory, options, device_map(devices, plan.layers))
@@ -72,6 +72,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
     engine = Engine(network, processor, stop_ids, _engine_config(plan, options))
     _warm_up(engine)
+    _log_choices(engine)
     return engine
 
 
@@ -95,6 +96,13 @@ def _warm_up(engine: Engine) -> None:
                         f"the model cannot run: {output.result.__cause__ or output.result}"
                     )
     engine.reset_totals()  # nobody asked for it
+
+
+def _log_choices(engine: Engine) -> None:
+    made = engine.describe()
+    rows = ", ".join(map(str, sorted(made.graph_rows)))
+    graphs = f"CUDA graphs for {rows} rows" if rows else "no CUDA graphs"
+    logger.info("the engine runs on %s and %s, with %s", made.decoder, made.kv_cache, graphs)
 
 
 def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:
@@ -205,7 +213,7 @@ def _engine_config(plan: MemoryPlan, options: LoadOptions) -> EngineConfig:
     )
 
 
-def _devices(options: LoadOptions) -> list[torch.device]:
+def devices_for(options: LoadOptions) -> list[torch.device]:
     """What the layers are spread over; the first has everything else."""
     wanted, found = options.pipeline_parallel_size, torch.cuda.device_count()
     if options.device == "cuda" and not found:
@@ -222,7 +230,7 @@ def _gpus(count: int) -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(count)]
 
 
-def _dtype(wanted: DType, devices: list[torch.device], raw: dict[str, Any]) -> DType:
+def dtype_for(wanted: DType, devices: list[torch.device], raw: dict[str, Any]) -> DType:
     """The asked dtype, or the checkpoint's own where the devices have it; else float16 on a GPU and
     float32 on a CPU.
     """

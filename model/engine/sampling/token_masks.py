@@ -98,9 +98,7 @@ def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
 
     Compiled where that works.
     """
-    bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
-    # For each byte of a mask, what its eight logits may be at most.
-    highest = torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
+    highest = highest_by_byte()
     if device.type == "cpu":
         try:
             from model.cpu import token_masks as masking
@@ -111,11 +109,17 @@ def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
     return TorchMasking(highest.to(device), rows * num_bytes)
 
 
+def highest_by_byte() -> Tensor:
+    """For each byte of a mask, what its eight logits may be at most, ``(256, 8)``."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
+    return torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
+
+
 class TorchMasking:
     """Masking by torch's operators.
 
     Args:
-        highest: for each byte of a mask, what its eight logits may be at most, ``(256, 8)``.
+        highest: see ``highest_by_byte``.
         most_bytes: of the masks of a step.
     """
 

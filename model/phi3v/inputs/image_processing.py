@@ -133,7 +133,7 @@ class ImageProcessor:
                 f"the image cannot be converted to RGB ({error!r}); save it as a plain PNG or JPEG"
             ) from error
         plan = self.plan(*image.size, low_detail)
-        padded = _pad_to_tiles(_resize(image, plan), plan)
+        padded = pad_to_tiles(resize(image, plan), plan)
         array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
         normalised = (array.float() / 255 - self._mean) / self._std
         # Bicubic on the normalised tensor, without antialiasing: what the original does.
@@ -154,7 +154,7 @@ class ImageProcessor:
         )
 
 
-def _resize(image: Image.Image, plan: CropPlan) -> Image.Image:
+def resize(image: Image.Image, plan: CropPlan) -> Image.Image:
     """Scale with PIL's antialiased bilinear filter.
 
     Tall pictures are transposed around it, as in the original: the two passes of the filter round
@@ -168,7 +168,7 @@ def _resize(image: Image.Image, plan: CropPlan) -> Image.Image:
     return scaled.transpose(Image.Transpose.TRANSPOSE)
 
 
-def _pad_to_tiles(image: Image.Image, plan: CropPlan) -> Image.Image:
+def pad_to_tiles(image: Image.Image, plan: CropPlan) -> Image.Image:
     """Centre the picture on a white canvas of whole tiles."""
     rows, columns = plan.grid
     width, height = columns * TILE, rows * TILE

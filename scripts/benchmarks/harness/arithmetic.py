@@ -38,8 +38,11 @@ def operations(config: Phi3VConfig, crops: int, image_tokens: int, tokens: int) 
     """Of a prompt of ``tokens`` with one image of ``crops`` crops and ``image_tokens`` tokens."""
     vision = config.vision_config
     W, I = vision.hidden_size, vision.intermediate_size  # noqa: E741 - as in the formula
-    N = (vision.image_size // vision.patch_size) ** 2 + 1
-    patches = 2 * (N - 1) * 3 * vision.patch_size**2 * W
+    side, patch = vision.image_size, vision.patch_size  # of squares
+    assert isinstance(side, int)
+    assert isinstance(patch, int)
+    N = (side // patch) ** 2 + 1
+    patches = 2 * (N - 1) * 3 * patch**2 * W
     layer = 8 * N * W**2 + 4 * N * W * I + 4 * N**2 * W
     tower = crops * (patches + (vision.num_hidden_layers - 1) * layer)
     E = config.hidden_size

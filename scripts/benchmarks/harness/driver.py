@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,11 +37,11 @@ class Answer:
         return [after - before for before, after in pairwise(self.stamps)]
 
 
-def load(directory: Path, dtype: str, max_model_len: int = 4096, **changes: object) -> Engine:
+def load(directory: Path, dtype: str, max_model_len: int = 4096, **changes: Any) -> Engine:
     """An engine that computes every token of every prompt, unless ``changes`` say otherwise."""
-    plain = {"prefix_caching": False, "prompt_lookup": False}
+    plain: dict[str, Any] = {"dtype": dtype, "prefix_caching": False, "prompt_lookup": False}
     sizes = {"max_model_len": max_model_len, **plain, **changes}
-    return load_engine(directory, LoadOptions(model=str(directory), dtype=dtype, **sizes))  # type: ignore[arg-type]
+    return load_engine(directory, LoadOptions(model=str(directory), **sizes))
 
 
 def greedy(new_tokens: int) -> SamplingParams:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+Bound = Literal["at least", "at most"]
 Series = Mapping[Any, Sequence[float]]  # by x, the values of all rounds
 
 
@@ -19,7 +20,7 @@ class Figure:
 
     what: str
     value: float
-    bound: Literal["at least", "at most"]
+    bound: Bound
     target: float
 
     @property
@@ -34,7 +35,7 @@ class Panel:
     title: str
     x: str
     y: str
-    series: dict[str, Series]
+    series: Mapping[str, Series]
 
 
 @dataclass

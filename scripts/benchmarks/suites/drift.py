@@ -124,7 +124,9 @@ def _messages(messages: Sequence[dict[str, Any]]) -> Iterator[Message]:
     """Messages in the API's form as the model takes them."""
     for message in messages:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = content
+        if isinstance(content, str):
+            parts = [{"type": "text", "text": content}]
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         yield Message(message["role"], text, tuple(map(_image, urls)))
@@ -140,7 +142,7 @@ def _measure(directory: Path, texts: list[Text]) -> dict[str, Found]:
     expected: list[Tensor] = []
     found = {}
     for side, flags in SIDES.items():
-        engine = load(directory, max_model_len=WINDOW, **flags)  # type: ignore[arg-type]
+        engine = load(directory, max_model_len=WINDOW, **flags)
         found[side] = Found()
         for number, text in enumerate(tqdm(texts, f"drift {side}")):
             logits_TV = _logits(engine, text)

@@ -12,15 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -152,7 +148,7 @@ class ContinuousBatching:
     """transformers' continuous batching; its thread sleeps while it has nothing to do."""
 
     def __init__(self, twin: Path, dtype: torch.dtype, new_tokens: int) -> None:
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             twin, dtype=dtype, attn_implementation="sdpa"
         ).eval()
         self._new_tokens = new_tokens

@@ -14,7 +14,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from model.engine.engine import Engine
-from model.engine.request import GrammarSpec, SamplingParams
+from model.engine.request import GrammarSpec, SamplingParams, TextDelta
 from scripts.benchmarks.harness.driver import load, random_prompts
 from scripts.benchmarks.harness.machine import describe
 from scripts.benchmarks.harness.options import Options
@@ -99,7 +99,7 @@ def run(options: Options) -> Report:
 def sibling(engine: Engine, **changes: bool) -> Engine:
     """Another engine on the same weights."""
     config = replace(engine.config, **changes)
-    return Engine(engine.network, engine.processor, engine._stop_ids, config)
+    return Engine(engine.network, engine.processor, engine.stop_ids, config)
 
 
 def ask(
@@ -125,5 +125,7 @@ def ask(
         else:
             started = time.perf_counter()
         for output in outputs:
+            if not isinstance(output.result, TextDelta):
+                raise output.result
             answers[output.key[0]] += output.result.token_ids
     return list(answers.values()), steps, time.perf_counter() - started

@@ -44,8 +44,8 @@ def run(options: Options) -> Report:
         f"peak memory of long prompts; {options.dtype}; {describe()}",
         ["prompt tokens", "growth, MiB", "KiB per token", "seconds"],
     )
-    for length, grown in growth.items():
-        middle = median(grown)
+    for length, rounds in growth.items():
+        middle = median(rounds)
         report.rows.append([length, middle, 1024 * middle / length, median(seconds[length])])
     longest, half = sorted(growth, reverse=True)[:2]
     ratio = median(growth[longest]) / median(growth[half])

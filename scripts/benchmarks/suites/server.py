@@ -21,7 +21,7 @@ from tqdm import tqdm
 from scripts.benchmarks.harness.machine import describe
 from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.processes import Process, Worker, ask_server, ours, vllm
-from scripts.benchmarks.harness.report import Figure, Panel, Report, median, percentile
+from scripts.benchmarks.harness.report import Bound, Figure, Panel, Report, median, percentile
 
 OURS, VLLM, WORKER = "ours", "vLLM", "engine without HTTP"
 FEWEST_REQUESTS = 8
@@ -108,7 +108,8 @@ def report_on(measured: Measured, servers: dict[str, Process], options: Options)
         ]
     speed, ttft = "output tok/s", "TTFT p50, ms"
     if VLLM in middle:
-        for metric, bound in ((speed, "at least"), (ttft, "at most")):
+        bounds: dict[str, Bound] = {speed: "at least", ttft: "at most"}
+        for metric, bound in bounds.items():
             report.figures += [
                 Figure(
                     f"{metric.split(',')[0]}, ours / vLLM, {count} clients",

@@ -44,8 +44,8 @@ def run(options: Options) -> Report:
         ["", "ms per step", "GB/s", "tokens/s"],
     )
     for name, seconds in middle.items():
-        batch = {ONE: 1, EIGHT: 8}.get(name)
-        speed = batch / seconds if batch else ""
+        answers = {ONE: 1, EIGHT: 8}.get(name)
+        speed = answers / seconds if answers else ""
         report.rows.append([name, 1000 * seconds, reader.num_bytes / seconds / 1e9, speed])
     report.rows.append(["summing them up", "", median(bandwidths) / 1e9, ""])
     report.figures = [

@@ -76,7 +76,7 @@ def _background(rng: np.random.Generator, scene: Scene) -> Image.Image:
     base = _contrasting(rng, used)
     scale = min(1.0, 320 / max(scene.width, scene.height))
     width, height = max(2, int(scene.width * scale)), max(2, int(scene.height * scale))
-    pixels = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
+    pixels: np.ndarray = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     kind = rng.choice(["plain", "gradient", "texture", "both"], p=[0.35, 0.25, 0.25, 0.15])
     if kind in ("gradient", "both"):
         other = _contrasting(rng, used, near=base)
@@ -91,7 +91,8 @@ def _contrasting(
     rng: np.random.Generator, used: np.ndarray, near: np.ndarray | None = None
 ) -> np.ndarray:
     """A random colour far from those in use; the farthest of many when none is far enough."""
-    best, farthest = np.zeros(3, np.float32), -1.0
+    best: np.ndarray = np.zeros(3, np.float32)
+    farthest = -1.0
     for _ in range(40):
         sort = rng.random()
         if sort < 0.25:

@@ -77,18 +77,21 @@ def _case(rng: np.random.Generator, kind: str) -> Case:
     if kind in STYLES:
         asked = instructed(rng, question.text, kind)
         system, _, rest = asked.partition("\n")
-        messages = (
-            [{"role": "system", "content": system}, user(rest, url)] if rest else [user(asked, url)]
-        )
+        messages = [user(asked, url)]
+        if rest:
+            messages = [{"role": "system", "content": system}, user(rest, url)]
         return Case(kind, messages, question.answer.in_style(kind), picture)
     if kind == "off topic":
         return Case(kind, [user(typed(rng, beside_the_point(rng)), url)], FALLBACK, picture)
     first = user(typed(rng, question.text), url)
-    said = {"role": "assistant", "content": question.answer.sentence}
+    replied = {"role": "assistant", "content": question.answer.sentence}
     if kind == "follow-up" and question.subject is not None:
         question = follow_up(rng, question.subject)
         return Case(
-            kind, [first, said, user(typed(rng, question.text))], question.answer.sentence, picture
+            kind,
+            [first, replied, user(typed(rng, question.text))],
+            question.answer.sentence,
+            picture,
         )
     if kind == "second picture":
         other = random_scene(rng)
@@ -96,7 +99,7 @@ def _case(rng: np.random.Generator, kind: str) -> Case:
         picture = draw(rng, other, fonts(held_out=True))
         second = user(typed(rng, question.text), data_url(rng, picture))
         return Case(
-            _shown_kind(kind, question), [first, said, second], question.answer.sentence, picture
+            _shown_kind(kind, question), [first, replied, second], question.answer.sentence, picture
         )
     return Case(_shown_kind(kind, question), [first], question.answer.sentence, picture)
 
@@ -173,13 +176,14 @@ def print_table(title: str, rights: dict[str, list[bool]]) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a running server, or one started for it."""
     server = None
+    url: str = options.url
     if options.url is None:
         from tests.support.live_server import start_server
 
         server = start_server(
             "--model", options.model, "--dtype", options.dtype, "--api-key", options.key
         )
-    url = options.url or server.url  # type: ignore[union-attr]
+        url = server.url
     try:
         for title, cases in (
             ("held-out", held_out_cases(options.questions)),

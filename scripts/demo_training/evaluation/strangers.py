@@ -75,6 +75,7 @@ def _shape_case(rng: np.random.Generator, kind: str) -> Case:
     ]
     picture = _draw(rng, items, ground)
     first = items[0]
+    words: tuple[str, ...]
     if kind == "colour":
         text, words = f"What color is the {first.name}?", (first.colour,)
     elif kind == "shape":

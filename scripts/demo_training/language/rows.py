@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from model.phi3v.inputs.chat import ASSISTANT, Control, Message, MessageImage, Piece, render
@@ -145,6 +146,9 @@ def _row(
     tokenizer = texts.tokenizer
     tokens: list[int] = []
     positions: list[int] = []
+    branch: list[int] = []
+    targets: list[int] = []
+    named: list[int] = []
     start = 0
     for number, talk in enumerate(talks, 1):
         pieces = render(_messages(before, talk, kept is not None)).pieces
@@ -155,17 +159,23 @@ def _row(
             tokens = [*tokens, *(-1 - kept).tolist()]
             branch, targets = [0] * len(tokens), [IGNORED] * len(tokens)
             named = [NOBODY] * len(tokens)
-        elif number == 1:
-            branch, targets, named = [], [], []
         ids, learned = _encode(tokenizer, pieces[-1], talk)
         tokens += ids
         positions += range(start, start + len(ids))
         branch += [number] * len(ids)
         targets += learned
         named += texts.names.named(ids, scene) if scene else [NOBODY] * len(ids)
-    columns = (tokens, positions, branch, targets, named)
     things = thing_codes(scene) if scene else torch.zeros(MOST_THINGS, CODE)
-    return Row(torch.tensor(picture), *(torch.tensor(column) for column in columns), told, things)
+    return Row(
+        torch.tensor(picture),
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        torch.tensor(branch),
+        torch.tensor(targets),
+        torch.tensor(named),
+        told,
+        things,
+    )
 
 
 def _messages(before: list[Exchange], talk: list[Exchange], picture: bool) -> list[Message]:
@@ -178,7 +188,7 @@ def _messages(before: list[Exchange], talk: list[Exchange], picture: bool) -> li
     return messages
 
 
-def _unopened() -> None:
+def _unopened() -> Image:
     raise AssertionError("only the place of the picture matters here")
 
 

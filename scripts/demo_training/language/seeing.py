@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def seen_pictures(tower: TowerTrainee, directory: Path, seed: int, count: int) -
     first, end = rank() * share, min((rank() + 1) * share, count)
     done_path = directory / f"seen-{count}-{rank()}-of-{processes()}.done"
     done = int(done_path.read_text()) if done_path.exists() else first
-    batches = DataLoader(_Views(seed, done, end), 16, num_workers=1) if done < end else []
+    batches: Iterable[Tensor] = ()
+    if done < end:
+        batches = DataLoader(_Views(seed, done, end), 16, num_workers=1)
     for views in tqdm(batches, "Looking at pictures", mininterval=2, disable=rank() > 0):
         kept[done : done + len(views)] = tower(views)[0]
         done += len(views)

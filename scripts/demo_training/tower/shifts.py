@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.demo.random_checkpoint import CLIP_MEAN, CLIP_STD
-from model.phi3v.vision import _merge_patches
+from model.phi3v.vision import merge_patches
 from scripts.demo_training.network import PATCH, SIDE, TOWER
 
 WIDTH = int(TOWER["hidden_size"])
@@ -126,7 +126,7 @@ class ShiftTower(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
             loudness.append((hidden[..., :CONTENT] / LOUDEST).square().mean())
-        return _merge_patches(hidden.flatten(1, 2)).flatten(1, 2), torch.stack(loudness).mean()
+        return merge_patches(hidden.flatten(1, 2)).flatten(1, 2), torch.stack(loudness).mean()
 
 
 @torch.no_grad()

@@ -198,7 +198,8 @@ def train_tower(
     for batch in bar:
         generator = torch.Generator().manual_seed(state.step)
         corners = 2 * torch.randint(room, (len(batch.pixels), 2), generator=generator)
-        parts = losses(*model(batch.pixels, corners), batch, phase.side == TILE)
+        tokens, heads, loudness = model(batch.pixels, corners)
+        parts = losses(tokens, heads, loudness, batch, phase.side == TILE)
         loss = sum(parts.values(), torch.zeros(()))
         loss.backward()
         history.add(state.step, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
@@ -263,7 +264,8 @@ def examine(model: nn.Module, phase: Phase, seed: int, count: int = 256) -> dict
     views = LabelledViews(seed, count, HELD_OUT, 0, phase.side)
     rights: dict[str, list[Tensor]] = {}
     for batch in DataLoader(views, phase.batch, collate_fn=collate):
-        for name, right in _rights(*model(batch.pixels)[:2], batch).items():
+        tokens, heads, _ = model(batch.pixels)
+        for name, right in _rights(tokens, heads, batch).items():
             rights.setdefault(name, []).append(right.float())
     return {name: torch.cat(parts).mean().item() for name, parts in rights.items()}
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.phi3v.inputs.image_processing import TILE, _pad_to_tiles, _resize
+from model.phi3v.inputs.image_processing import TILE, pad_to_tiles, resize
 from scripts.demo_training.data.pictures import draw
 from scripts.demo_training.data.scenes import Scene, random_scene
 from scripts.demo_training.tower.cells import PLANS, CellLabels, extent, labels
@@ -23,7 +23,7 @@ def view(rng: np.random.Generator, scene: Scene, side: int = TILE) -> Tensor:
     picture = draw(rng, scene)
     if side == TILE:
         plan = PLANS.plan(*picture.size)
-        return torch.from_numpy(np.array(_pad_to_tiles(_resize(picture, plan), plan)))
+        return torch.from_numpy(np.array(pad_to_tiles(resize(picture, plan), plan)))
     left, top, width, height = (round(part) for part in extent(*picture.size, side))
     padded = Image.new("RGB", (side, side), (255, 255, 255))
     small = picture.resize((max(1, width), max(1, height)), Image.Resampling.BILINEAR)

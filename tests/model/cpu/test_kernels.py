@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +19,13 @@ from model.cpu.attention import paged_attention
 from model.cpu.blocks import BLOCK
 from model.cpu.compiler.jit import address, record_type
 from model.cpu.linear import microkernel
-from model.cpu.linear.linear import TiledLinear
+from model.cpu.linear.linear import Activation, TiledLinear
 from model.cpu.linear.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
 from model.cpu.token_masks import Masking
 from model.engine.kv_cache.base import Span
-from model.engine.kv_cache.cpu import _tiles
-from model.engine.sampling.token_masks import TorchMasking, make_masking
+from model.engine.kv_cache.cpu import tiles_of
+from model.engine.sampling.token_masks import TorchMasking, highest_by_byte, make_masking
 
 DTYPES = [
     pytest.param(
@@ -35,8 +37,8 @@ DTYPES = [
     )
     for dtype in (torch.float32, torch.bfloat16)
 ]
-LOOSE = {"rtol": 2e-2, "atol": 2e-2}
-TIGHT = {"rtol": 1e-5, "atol": 1e-5}
+LOOSE: dict[str, Any] = {"rtol": 2e-2, "atol": 2e-2}
+TIGHT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def layer(inputs: int, outputs: int, dtype: torch.dtype, bias: bool = True) -> nn.Linear:
@@ -44,10 +46,9 @@ def layer(inputs: int, outputs: int, dtype: torch.dtype, bias: bool = True) -> n
     return nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False)
 
 
-def tiled(plain: nn.Linear, activation: str = "none") -> TiledLinear:
-    bias = None if plain.bias is None else plain.bias
+def tiled(plain: nn.Linear, activation: Activation = "none") -> TiledLinear:
     shape = (plain.out_features, plain.in_features)
-    return TiledLinear(pack(plain.weight.data), bias, shape, activation)  # type: ignore[arg-type]
+    return TiledLinear(pack(plain.weight.data), plain.bias, shape, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,7 +121,7 @@ class Paged:
         out = torch.empty_like(q)
         slots = [(self.tables[s][p // BLOCK], p % BLOCK) for s, a, b in spans for p in range(a, b)]
         starts = torch.tensor([0, *(len(self.tables[s]) for s, _, _ in spans)]).cumsum(0).tolist()
-        tiles = list(_tiles([Span(self.tables[s], a, b) for s, a, b in spans], starts))
+        tiles = list(tiles_of([Span(self.tables[s], a, b) for s, a, b in spans], starts))
         arrays = {
             "block": [block for block, _ in slots],
             "offset": [offset for _, offset in slots],
@@ -271,14 +272,17 @@ def test_masks_of_grammars(vocabulary: int) -> None:
     rows, num_bytes = 3, -(-vocabulary // 32) * 4
     compiled = make_masking(rows, num_bytes, torch.device("cpu"))
     assert isinstance(compiled, Masking)
-    plain = TorchMasking(compiled._highest, rows * num_bytes)
+    maskings: list[Callable[[Tensor, Tensor, Tensor], None]] = [
+        compiled,
+        TorchMasking(highest_by_byte(), rows * num_bytes),
+    ]
     logits = torch.randn(rows, vocabulary) * 1e3
     for number, value in enumerate((math.nan, math.inf, -math.inf, 3.3e38, -3.3e38)):
         logits[number % rows, number % vocabulary :: 7] = value
     masks = torch.randint(0, 256, (rows, num_bytes), dtype=torch.uint8)
     for some in (slice(1), slice(rows)):
         outs = [torch.full_like(logits[some], 7), torch.full_like(logits[some], 8)]
-        for masking, out in zip((compiled, plain), outs, strict=True):
+        for masking, out in zip(maskings, outs, strict=True):
             masking(logits[some], masks[some], out)
         assert torch.equal(*outs)
         assert outs[0].isfinite().all()

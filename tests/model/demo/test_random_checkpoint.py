@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 
 from model.demo.random_checkpoint import PRESETS, VISION, write_checkpoint
-from model.phi3v.inputs.chat import Message
+from model.phi3v.inputs.chat import Message, Role
 from model.phi3v.inputs.processing import Processor
 from model.phi3v.modeling import Phi3VForCausalLM
 
@@ -34,7 +35,7 @@ def test_transformers_own_class_computes_the_same_logits(
     tiny: Path, twin: Path, length: int
 ) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32)
-    assert type(theirs) is Phi3ForCausalLM
+    assert isinstance(theirs, Phi3ForCausalLM)
     ours = Phi3VForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     ids = torch.randint(300, 32000, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -42,7 +43,7 @@ def test_transformers_own_class_computes_the_same_logits(
 
 
 def test_the_chat_template_makes_the_same_prompt(tiny: Path, twin: Path) -> None:
-    conversation = [
+    conversation: list[tuple[Role, str]] = [
         ("user", "How many languages are in the world?"),
         ("assistant", "About 7,000."),
         ("user", " Name\ntwo. "),
@@ -50,7 +51,7 @@ def test_the_chat_template_makes_the_same_prompt(tiny: Path, twin: Path) -> None
     ours = Processor.from_checkpoint(tiny)(
         [Message(role, text) for role, text in conversation], 500
     )
-    theirs = AutoTokenizer.from_pretrained(twin).apply_chat_template(
+    theirs: Any = AutoTokenizer.from_pretrained(twin).apply_chat_template(
         [{"role": role, "content": text} for role, text in conversation],
         add_generation_prompt=True,
         return_dict=True,

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -22,14 +23,15 @@ from model import (
     load_engine,
 )
 from model.engine.async_engine import AsyncEngine
-from tests.support.waiting import until
+from model.engine.scheduling.scheduler import Scheduler
+from tests.support.waiting import eventually_async
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 HELLO = [Message("user", "hello")]
 Scenario = Callable[[AsyncEngine], Awaitable[None]]
 
 
-def with_engine(tiny: Path, scenario: Scenario, **options: int) -> None:
+def with_engine(tiny: Path, scenario: Scenario, **options: Any) -> None:
     async def run() -> None:
         load = LoadOptions(model=str(tiny), dtype="float32", max_model_len=2048, **options)
         engine, info = await load_engine(load)
@@ -62,16 +64,16 @@ def test_many_at_once(tiny: Path) -> None:
 
 def test_closing_frees_everything(tiny: Path) -> None:
     async def scenario(engine: AsyncEngine) -> None:
-        inner = engine._engine
         long = SamplingParams(max_tokens=2000, ignore_eos=True, n=3)
         generation = await engine.generate(HELLO, long)
         await anext(generation)
-        assert inner.blocks.num_free < inner.blocks.num_blocks
+        held = engine.describe()
+        assert (held.requests, held.in_flight) == (1, 3)
+        assert held.in_flight_tokens > 0
+        assert held.blocks_used > 0
         generation.close()
         generation.close()  # again: nothing happens
-        await until(lambda: inner.blocks.num_free == inner.blocks.num_blocks)
-        await until(lambda: not inner.has_work)
-        assert (engine._in_flight.answers, engine._generations) == (0, {})
+        await eventually_async(lambda: engine.describe().is_idle)
 
     with_engine(tiny, scenario)
 
@@ -97,7 +99,7 @@ def test_refused_requests_leave_nothing_behind(tiny: Path) -> None:
         sliver = MessageImage(lambda: Image.new("L", (1, 30000)))
         with pytest.raises(ImageError):
             await engine.generate([Message("user", "x", (sliver,))], GREEDY)
-        assert engine._in_flight.answers == 0
+        assert engine.describe().is_idle
 
     with_engine(tiny, scenario)
 
@@ -118,7 +120,7 @@ def test_cancelled_preparation_leaves_nothing_behind(tiny: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         cancelled.set()
-        assert (engine._in_flight.answers, engine._generations) == (0, {})
+        assert engine.describe().is_idle
         assert await text(engine, HELLO, GREEDY)
 
     with_engine(tiny, scenario)
@@ -130,7 +132,7 @@ def test_a_dead_engine_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
         generation = await engine.generate(HELLO, SamplingParams(max_tokens=2000, ignore_eos=True))
         await anext(generation)
         assert engine.is_alive
-        monkeypatch.setattr(engine._engine.scheduler, "schedule", lambda: 1 / 0)
+        monkeypatch.setattr(Scheduler, "schedule", lambda self: 1 / 0)
         with pytest.raises(EngineDeadError, match="must be restarted") as dead:
             async for _ in generation:
                 pass

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.engine.engine import Engine, StepFailedError
+from model.engine.execution.runner import Runner
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import RequestError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
+from tests.support.oracle import greedy
 
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+COUNT = 12  # tokens of an answer
+GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
 BOUNDARY = 1024
 MakeEngine = Callable[..., Engine]
 
@@ -75,22 +78,13 @@ def oracle(network: Phi3VForCausalLM, prompt: PromptInputs, count: int) -> list[
     images: dict[str, Any] = {}
     if prompt.image is not None:
         images = {"pixel_values": [prompt.image.pixels], "image_grids": [prompt.image.grid]}
-    generated = network.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        **images,
-    )
-    return generated[0, ids.shape[1] :].tolist()
+    return greedy(network, ids, count, **images)
 
 
 @pytest.fixture(scope="module")
 def expected(network: Phi3VForCausalLM) -> Callable[[int, int], list[int]]:
     """Greedy answers to text prompts by length and seed, each computed once."""
-    return cache(lambda length, seed: oracle(network, text_prompt(length, seed), GREEDY.max_tokens))
+    return cache(lambda length, seed: oracle(network, text_prompt(length, seed), COUNT))
 
 
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 100, 1015, 1020, 1023, 1024, 1025, 1300])
@@ -143,7 +137,7 @@ def test_images_in_a_batch_and_over_the_boundary(
     filler = text_prompt(BOUNDARY - 4 - len(long.token_ids)).token_ids
     prompts.append(PromptInputs(long.token_ids + filler, long.image))
     answers = run(engine, prompts)
-    assert answers == [oracle(network, prompt, GREEDY.max_tokens or 0) for prompt in prompts]
+    assert answers == [oracle(network, prompt, COUNT) for prompt in prompts]
     assert engine.scheduler.num_crossings == 1
 
 
@@ -235,14 +229,14 @@ def test_how_answers_end(make_engine: MakeEngine) -> None:
 
 def test_the_checkpoints_stop_tokens_end_an_answer(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    for token_id in sorted(engine._stop_ids):
+    for token_id in sorted(engine.stop_ids):
         params = SamplingParams(temperature=0, max_tokens=5, logit_bias={token_id: 100.0})
         assert finish(engine, text_prompt(9), params) == ("", "stop", 1)
         endless = replace(params, ignore_eos=True)
         assert finish(engine, text_prompt(9), endless)[1:] == ("length", 5)
         waiting = replace(params, min_tokens=3)
         assert finish(engine, text_prompt(9), waiting)[1:] == ("stop", 4)
-    assert {2, 32000, 32001, 32007} == engine._stop_ids
+    assert {2, 32000, 32001, 32007} == engine.stop_ids
     named = SamplingParams(temperature=0, max_tokens=5, stop=("<|user|>",), logit_bias={32010: 100})
     assert finish(engine, text_prompt(9), named) == ("", "stop", 1)
 
@@ -274,7 +268,7 @@ def test_a_failing_step_ends_its_own_sequences(
     engine = make_engine()
     engine.add(0, text_prompt(20), GREEDY)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "run", lambda chunks: 1 / 0)
+        patch.setattr(Runner, "run", lambda self, chunks: 1 / 0)
         (output,) = engine.step()
     assert isinstance(output.result, StepFailedError)
     assert not engine.has_work
@@ -287,7 +281,7 @@ def test_a_failing_image_spares_its_neighbours(
     engine = make_engine(prefill_chunk=2048)
     engine.add(0, image_prompt(engine, (300, 300), "red"), GREEDY)
     engine.add(1, text_prompt(20), GREEDY)
-    monkeypatch.setattr(engine.vision._tower, "in_parts", lambda *_: (1 / 0 for _ in (0,)))
+    monkeypatch.setattr(engine.network.vision, "in_parts", lambda *_: (1 / 0 for _ in (0,)))
     good, *_ = engine.step()
     failed, _ = engine.step()
     assert (failed.key[0], good.key[0]) == (0, 1)

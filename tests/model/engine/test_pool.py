@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model.engine.pool import Pool, Turns
-from tests.support.waiting import until
+from tests.support.waiting import eventually_async
 
 
 @asynccontextmanager
@@ -79,9 +79,9 @@ def test_a_cancelled_call_ends_with_its_work() -> None:
             assert go_on.wait(60)
 
         call = asyncio.create_task(pool.run("", work, unwanted))
-        await until(begun.is_set)
+        await eventually_async(begun.is_set)
         call.cancel()
-        await until(unwanted.is_set)
+        await eventually_async(unwanted.is_set)
         call.cancel()  # again
         done, _ = await asyncio.wait([call], timeout=0)
         assert not done

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from tests.support.golden_data import CASES, golden_inputs
+from tests.support.oracle import greedy
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +90,8 @@ def test_logits(
 def test_generate(case: dict[str, Any], golden: Path, network: Phi3VForCausalLM) -> None:
     """The oracle of the engine's tests is itself right, also across the regime boundary."""
     inputs = model_inputs(golden_inputs(case, golden))
-    ids = inputs["input_ids"]
-    generated = network.generate(
-        **inputs,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=64,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert generated[0, ids.shape[1] :].tolist() == case["greedy_no_cache"]
+    ids = inputs.pop("input_ids")
+    assert greedy(network, ids, 64, **inputs) == case["greedy_no_cache"]
 
 
 def test_save_and_load_again(golden: Path, network: Phi3VForCausalLM, tmp_path: Path) -> None:

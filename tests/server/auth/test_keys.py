@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from server.http.exchange import exchange_of
 from server.service import Service
 from server.settings import Settings
 from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.waiting import eventually
 from tests.support.wire import HELLO, check_error
 
 LIMITS = Limits(requests_per_minute=7)
@@ -57,8 +57,8 @@ def started(
 def live(started: tuple[LiveServer, Path], file: Path) -> LiveServer:
     """The server, which has read the first file again if a test has changed it."""
     live, _ = started
-    eventually(live, "alice-key", 200)
-    eventually(live, "dora-key", 401)
+    becomes(live, "alice-key", 200)
+    becomes(live, "dora-key", 401)
     check_log("".join(live.log), [STAY])
     live.log.clear()
     return live
@@ -74,18 +74,8 @@ def status(live: LiveServer, key: str) -> int:
     return httpx2.get(f"{live.url}/info", headers={"api-key": key}).status_code
 
 
-def eventually(live: LiveServer, key: str, wanted: int) -> None:
-    deadline = time.monotonic() + 60
-    while status(live, key) != wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def logged(live: LiveServer, text: str) -> None:
-    deadline = time.monotonic() + 60
-    while not any(text in line for line in live.log):
-        assert time.monotonic() < deadline, "".join(live.log)
-        time.sleep(0.1)
+def becomes(live: LiveServer, key: str, wanted: int) -> None:
+    eventually(lambda: status(live, key) == wanted, what=f"{wanted} for {key}")
 
 
 def test_keys_of_all_sources_in_both_headers(live: LiveServer) -> None:
@@ -93,12 +83,15 @@ def test_keys_of_all_sources_in_both_headers(live: LiveServer) -> None:
         for name, value in (("api-key", key), ("Authorization", f"bearer {key}")):
             response = httpx2.get(f"{live.url}/info", headers={name: value})
             assert response.status_code == 200, name
-    for headers in ({}, {"api-key": "alice-ke"}, {"api-key": ""}, {"Authorization": "alice-key"}):
+    wrong: list[dict[str, str]] = [
+        *({}, {"api-key": "alice-ke"}, {"api-key": ""}, {"Authorization": "alice-key"})
+    ]
+    for headers in wrong:
         refused = httpx2.get(f"{live.url}/info", headers=headers)
         body = check_error(refused, 401, "Unauthorized", [])
         assert body["error"]["type"] == "authentication_error"
         assert "API key is missing or wrong" in body["message"]
-    odd = httpx2.get(f"{live.url}/info", headers={"api-key": "clé".encode()})
+    odd = httpx2.get(f"{live.url}/info", headers={b"api-key": "clé".encode()})
     check_error(odd, 401, "Unauthorized", [])
     settings = httpx2.get(f"{live.url}/playground/settings.json").json()
     assert settings["api_key_required"]
@@ -114,7 +107,7 @@ def test_a_changed_file_is_read_while_an_answer_streams(live: LiveServer, file: 
         new = file.with_suffix(".new")
         new.write_text('bob = "bob-key"\ndora = "dora-key"\n')
         new.replace(file)
-        eventually(live, "dora-key", 200)
+        becomes(live, "dora-key", 200)
         assert status(live, "alice-key") == 401
         assert status(live, "bob-key") == status(live, "carol-key") == 200
         assert [line for line in lines if line][-1] == "data: [DONE]"
@@ -128,10 +121,10 @@ def test_a_broken_file_keeps_the_keys_of_before(
         file.unlink()
     else:
         file.write_text(broken)
-    logged(live, STAY)
+    eventually(lambda: any(STAY in line for line in live.log))
     assert status(live, "alice-key") == 200
     file.write_text('dora = "dora-key"')
-    eventually(live, "dora-key", 200)
+    becomes(live, "dora-key", 200)
     assert status(live, "alice-key") == 401
     assert "alice-key" not in "".join(live.log)
 
@@ -143,7 +136,7 @@ def test_sighup_reads_the_file_that_looks_unchanged(live: LiveServer, file: Path
         same.write('alice = "alice-KEY"')
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     live.process.send_signal(signal.SIGHUP)
-    eventually(live, "alice-KEY", 200)
+    becomes(live, "alice-KEY", 200)
     assert status(live, "alice-key") == 401
 
 
@@ -230,21 +223,13 @@ def test_limits_of_their_own_come_before_those_of_all() -> None:
     assert other.limits == LIMITS
 
 
-def test_finding_a_key_takes_microseconds() -> None:
+def test_a_key_is_found_among_thousands() -> None:
     text = "\n".join(f'caller-{i} = "key-{i:032}"' for i in range(5000))
     keys = Keys(None, text, None, LIMITS)
     found = keys.find(f"key-{4999:032}")
     assert found is not None
     assert found.name == "caller-4999"
-    best = min(timed(keys) for _ in range(20))
-    assert best < 50e-6  # it is about two
-
-
-def timed(keys: Keys) -> float:
-    started = time.perf_counter()
-    for _ in range(100):
-        keys.find("key-of-nobody-that-is-here-at-all")
-    return (time.perf_counter() - started) / 100
+    assert keys.find("key-of-nobody-that-is-here-at-all") is None
 
 
 def test_the_caller_is_there_for_the_log() -> None:

@@ -6,9 +6,8 @@ import contextlib
 import json
 import re
 import socket
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from tests.support.confined_workers import workers
 from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
 from tests.support.neighbours import watched
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, HELLO, chat, data_url, image_message, png
 
 MIB = 1 << 20
@@ -76,6 +76,12 @@ def followers(server: LiveServer) -> list[psutil.Process]:
     return found
 
 
+def followers_of(answer: Future[httpx2.Response], server: LiveServer) -> list[psutil.Process]:
+    """The processes that follow answers, of which there is one at least."""
+    assert not answer.done()
+    return followers(server)
+
+
 def chain(length: int, link: Any, end: Any) -> dict[str, Any]:
     defs = {f"d{i}": link(f"#/$defs/d{i + 1}") for i in range(length)}
     return {"$defs": {**defs, f"d{length}": end}, "$ref": "#/$defs/d0"}
@@ -115,8 +121,7 @@ def test_what_hangs_or_kills_is_refused(guided: LiveServer, name: str) -> None:
     before = psutil.Process(guided.process.pid).memory_info().rss
     with watched(guided) as noticed:
         response = chat(guided, "/v1/chat/completions", max_tokens=4, **HOSTILE[name])
-        while not noticed.texts:
-            time.sleep(0.01)
+        eventually(lambda: noticed.texts)
     assert (response.status_code, response.json()["code"]) == (422, "invalid_grammar")
     assert next(iter(HOSTILE[name])) in response.json()["error"]["message"]
     assert len(response.content) < 5000
@@ -154,13 +159,16 @@ def test_grammars_whose_processes_are_killed(guided: LiveServer) -> None:
     expected = [asked(guided, ENDLESS, seed=i, **request).json()["choices"] for i in range(3)]
     with watched(guided), ThreadPoolExecutor(3) as pool:
         running = [pool.submit(asked, guided, ENDLESS, seed=i, **request) for i in range(3)]
-        killed = 0
-        while killed < 5 and not all(each.done() for each in running):
+        killed: list[psutil.Process] = []
+
+        def enough() -> bool:
             for child in followers(guided):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-                    killed += 1
-            time.sleep(0.02)
+                    killed.append(child)
+            return len(killed) >= 5 or all(each.done() for each in running)
+
+        eventually(enough, seconds=200)
         outcomes = [each.result() for each in running]
     assert killed
     for outcome, choices in zip(outcomes, expected, strict=True):
@@ -175,8 +183,7 @@ def test_grammars_all_of_whose_processes_are_killed(guided: LiveServer) -> None:
     request: dict[str, Any] = {"temperature": 1.0, "max_tokens": 3000}
     with watched(guided), ThreadPoolExecutor(1) as pool:
         running = pool.submit(asked, guided, ENDLESS, seed=1, **request)
-        while not (found := followers(guided)):
-            assert not running.done()
+        found = eventually(lambda: followers_of(running, guided))
         for process in [*of(guided), *found]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -200,13 +207,11 @@ def test_a_grammar_that_stands_still_holds_nobody_up(guided: LiveServer) -> None
     expected = asked(guided, ENDLESS, **request).json()["choices"]
     with watched(guided) as noticed, ThreadPoolExecutor(1) as pool:
         running = pool.submit(asked, guided, ENDLESS, **request)
-        while not (found := followers(guided)):
-            assert not running.done()
+        found = eventually(lambda: followers_of(running, guided))
         for child in found:
             child.suspend()
         ended = len(noticed.texts)
-        while len(noticed.texts) < ended + 2:
-            time.sleep(0.01)
+        eventually(lambda: len(noticed.texts) >= ended + 2)
         for child in found:
             child.resume()
         assert running.result().json()["choices"] == expected
@@ -224,11 +229,8 @@ def test_hanging_up_ends_the_work(guided: LiveServer) -> None:
     before = set(of(guided))
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + content)
-        while not (new := set(of(guided)) - before):
-            time.sleep(0.001)
-        (worker,) = new
-        while worker.cpu_times().user < 0.1:  # it is at work
-            time.sleep(0.001)
+        (worker,) = eventually(lambda: set(of(guided)) - before)
+        eventually(lambda: worker.cpu_times().user > 0.1, what="it is at work")
     assert psutil.wait_procs([worker], 30)[0]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.confined_workers import workers
 from tests.support.live_server import LiveServer, check_log, start_server
-from tests.support.wire import HELLO, chart, image_message
+from tests.support.raw import up_to
+from tests.support.waiting import eventually
+from tests.support.wire import HELLO, chart, data_url, image_message, png
 
 pytestmark = pytest.mark.slow  # in all
 
@@ -33,6 +35,7 @@ ANSWER: dict[str, Any] = {
 }
 STREAM = ANSWER | {"stream": True}
 URL = "/v1/chat/completions"
+LARGE = data_url(png(5000, 4000))  # a few kB that become 60 MB
 
 
 @pytest.fixture(scope="module")
@@ -63,36 +66,38 @@ def numbers(live: LiveServer) -> tuple[float, ...]:
     return tuple(found[f"phi3v_{name}"] for name in names)
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @contextlib.contextmanager
 def connection(
     live: LiveServer, body: dict[str, Any], part: float = 1.0
 ) -> Iterator[socket.socket]:
-    """One on which a request, or a part of its body, has been sent."""
+    """One on which a request, or a part of its body, has been sent to a server that reads it."""
     content = json.dumps(body).encode()
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as made:
         head = f"POST {URL} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        made.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode())
+        head += f"Content-Length: {len(content)}\r\nExpect: 100-continue\r\n\r\n"
+        made.sendall(head.encode())
+        assert up_to(made, b"\r\n\r\n").startswith(b"HTTP/1.1 100")
         made.sendall(content[: int(part * len(content))])
         yield made
 
 
 def in_the_upload(live: LiveServer) -> None:
     with connection(live, ANSWER | {"messages": image_message(chart())}, part=0.5):
-        time.sleep(0.1)
+        pass
 
 
 def in_the_preparation(live: LiveServer) -> None:
     """Of an image that takes longer to decode and cut up than its client stays."""
-    with connection(live, ANSWER | {"messages": image_message(chart())}):
-        time.sleep(0.05)
+    decoders = workers(psutil.Process(live.process.pid))
+    before = computed(decoders)
+    with connection(live, ANSWER | {"messages": image_message(LARGE)}):
+        eventually(lambda: computed(decoders) > before)
+
+
+def computed(processes: list[psutil.Process]) -> float:
+    """Seconds that processes have computed so far."""
+    return sum(process.cpu_times().user for process in processes)
 
 
 def in_the_stream(live: LiveServer) -> None:
@@ -157,7 +162,7 @@ def test_clients_that_leave(
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(neighbour.read)
         try:
-            eventually(lambda: bool(neighbour.texts))
+            eventually(lambda: neighbour.texts)
             for _ in range(TIMES):
                 leave(live)
             read = len(neighbour.texts)

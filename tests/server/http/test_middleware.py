@@ -1,4 +1,4 @@
-"""What a bug looks like from outside. What else is around requests, ``test_server_protocol`` sees."""
+"""What a bug looks like from outside. What else is around requests, ``test_protocol`` sees."""
 
 from __future__ import annotations
 

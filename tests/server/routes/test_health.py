@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +13,12 @@ from typing import Any
 import httpx2
 import pytest
 
+import model
 from server.app import create_app
 from server.service import Service
 from server.settings import Settings
 from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.waiting import eventually
 
 STREAMS = 16
 TOKENS = 1000  # of each, so that they last longer than what is asked beside them
@@ -40,15 +41,29 @@ def test_ready_and_live(server: LiveServer) -> None:
     ] * 3
 
 
+def load_a_stand_in(service: Service, alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load it as ever, but for the model; images have no decoder here."""
+
+    async def load_engine(options: object) -> tuple[Any, model.ModelInfo]:
+        engine = SimpleNamespace(is_alive=alive, longest_ratio=1.0, stats=lambda: None)
+        return engine, model.ModelInfo("stand-in", "tests")
+
+    monkeypatch.setattr(model, "load_engine", load_engine)
+    monkeypatch.setattr(service.decode_pool, "start", lambda: None)
+    asyncio.run(service.load())
+
+
 @pytest.mark.parametrize(
     ("alive", "state", "live"),
     [(None, "loading", 200), (True, "draining", 200), (False, "dead", 503)],
 )
-def test_states_that_take_no_requests(alive: bool | None, state: str, live: int) -> None:
+def test_states_that_take_no_requests(
+    monkeypatch: pytest.MonkeyPatch, alive: bool | None, state: str, live: int
+) -> None:
     """An engine that is dead cannot be had at will: the engine is a stand-in."""
     service = Service(Settings(_cli_parse_args=[]))
     if alive is not None:
-        service._engine = SimpleNamespace(is_alive=alive)  # type: ignore[assignment]
+        load_a_stand_in(service, alive, monkeypatch)
     service.drain()
 
     async def ask(path: str) -> httpx2.Response:
@@ -88,8 +103,7 @@ def test_all_streams_are_finished_and_nothing_new_is_begun(
         for _ in streams:
             assert begun.acquire(timeout=60)
         live.process.send_signal(number)
-        while health(live.url, "/ready")[0] == 200:
-            time.sleep(0.01)
+        eventually(lambda: health(live.url, "/ready")[0] != 200)
         assert health(live.url, "/ready") == (503, "draining", "1")
         assert health(live.url, "/live") == (200, "draining", None)
         refused = httpx2.post(f"{live.url}/v1/chat/completions", json=LONG)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from server.telemetry.logs import JsonFormatter, TextFormatter
 from tests.support.live_server import API_KEY, ROOT, START_TIMEOUT, LiveServer, start_server
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, chat, data_url, image_message
 
 SECRET = "xylophone-4711"
@@ -43,14 +44,11 @@ def entries(live: LiveServer) -> list[dict[str, Any]]:
 
 def entry(live: LiveServer, request_id: str) -> dict[str, Any]:
     """The one line of a request."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = [e for e in entries(live) if e.get("request_id") == request_id]
-        if found:
-            assert len(found) == 1
-            return found[0]
-        time.sleep(0.05)
-    pytest.fail(f"nothing is logged of {request_id}")
+    (found,) = eventually(
+        lambda: [e for e in entries(live) if e.get("request_id") == request_id],
+        what=f"{request_id} is logged",
+    )
+    return found
 
 
 def ask(live: LiveServer, request_id: str, **body: Any) -> httpx2.Response:
@@ -117,8 +115,6 @@ def test_who_leaves_is_logged_as_that(talkative: LiveServer) -> None:
 
 
 def picture_of_a_secret() -> bytes:
-    import io
-
     file, info = io.BytesIO(), PngImagePlugin.PngInfo()
     info.add_text("Comment", SECRET)
     Image.new("L", (32, 32)).save(file, "PNG", pnginfo=info)
@@ -161,10 +157,7 @@ def test_the_web_servers_lines_have_the_same_form(talkative: LiveServer) -> None
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{SECRET}\r\n\r\n".encode())
         assert b"400" in connection.recv(1000)
-    deadline = time.monotonic() + 60
-    while not [e for e in entries(talkative) if e["logger"].startswith("uvicorn")]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: any(e["logger"].startswith("uvicorn") for e in entries(talkative)))
     assert SECRET not in "".join(talkative.log)
 
 
@@ -214,15 +207,16 @@ def served(command: Callable[[int], list[str]], **streams: Any) -> Iterator[Live
         port = probe.getsockname()[1]
     with subprocess.Popen(command(port), cwd=ROOT, **streams) as process:
         live = LiveServer(process, f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + START_TIMEOUT
+
+        def is_ready() -> bool:
+            assert process.poll() is None
+            try:
+                return httpx2.get(f"{live.url}/health/ready").status_code == 200
+            except httpx2.TransportError:  # it listens late
+                return False
+
         try:
-            while True:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                with contextlib.suppress(httpx2.TransportError):  # it listens late, and loads
-                    if httpx2.get(f"{live.url}/health/ready").status_code == 200:
-                        break
-                time.sleep(0.1)
+            eventually(is_ready, START_TIMEOUT)
             yield live
             assert live.stop() == 0
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_kernels_compute_the_same(
         pytest.skip("this CPU multiplies faster, or only, without the kernels")
     found = logits(decoder, head_dim=HEAD_DIM)
     # Torch rounds weights of 8 bits to bfloat16, and sums of both; the kernels do neither.
-    bounds = (
+    bounds: dict[str, Any] = (
         {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.15}
     )
     torch.testing.assert_close(found, expected, **bounds)

@@ -51,7 +51,8 @@ def test_the_stand_in_has_torchs_signature() -> None:
 def test_attention_is_that_of_the_generic_cache(groups: int, size: int) -> None:
     config = small_config(groups)
     args = (config, 12, size, torch.float32, LAYERS[0])
-    caches = [KVCache(*args), CudaKVCache(*args, paged_attention)]
+    paged = CudaKVCache(*args, paged_attention)
+    caches = [KVCache(*args), paged]
     for cache in caches:
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
@@ -70,7 +71,7 @@ def test_attention_is_that_of_the_generic_cache(groups: int, size: int) -> None:
             inputs = [torch.randn(tokens, heads, 16) for heads in (4, groups, groups)]
             one, other = (attend(layer, *inputs) for attend in attentions)
             torch.testing.assert_close(one, other)
-    assert caches[1].keys[:, caches[1].scratch_block].isnan().all()
+    assert paged.keys[:, paged.scratch_block].isnan().all()
 
 
 def zeros(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -49,10 +49,10 @@ def test_checkpoints_depend_on_their_seed_alone(tiny: Path, tmp_path: Path) -> N
 
 def test_made_checkpoints_are_in_the_official_form(official: Path) -> None:
     """The full preset has the official names and shapes (checked without writing its 8 GB)."""
-    from model.demo.random_checkpoint import _config
+    from model.demo.random_checkpoint import config_for
     from model.phi3v.modeling import official_shapes
 
-    config = _config(PRESETS["full"], "x")
+    config = config_for(PRESETS["full"], "x")
     index = json.loads((official / "model.safetensors.index.json").read_text())
     shapes = official_shapes(Phi3VConfig(**config))
     assert shapes.keys() == index["weight_map"].keys()

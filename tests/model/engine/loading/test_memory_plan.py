@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -12,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.demo.random_checkpoint import PRESETS, _config, write_checkpoint
-from model.engine.config import LoadOptions
+from model.demo.random_checkpoint import PRESETS, config_for, write_checkpoint
+from model.engine.config import DType, LoadOptions
 from model.engine.kv_cache.base import KVCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
@@ -55,10 +56,15 @@ def test_the_official_model(device: torch.device) -> None:
 
 def test_it_is_what_is_allocated() -> None:
     """Of keys and values, in the forms of the CPU and of CUDA; weights are tested with loading."""
-    config = Phi3VConfig(**_config(PRESETS["tiny"], "tiny"))
+    config = Phi3VConfig(**config_for(PRESETS["tiny"], "tiny"))
     headers = {name: Header("x", shape, "BF16") for name, shape in official_shapes(config).items()}
-    for dtype, device in (("float16", CPU), ("bfloat16", CPU), ("bfloat16", CUDA)):
-        options = replace(OPTIONS, dtype=dtype, max_num_seqs=1)  # type: ignore[arg-type]
+    cases: list[tuple[DType, torch.device]] = [
+        ("float16", CPU),
+        ("bfloat16", CPU),
+        ("bfloat16", CUDA),
+    ]
+    for dtype, device in cases:
+        options = replace(OPTIONS, dtype=dtype, max_num_seqs=1)
         found = plan_memory(headers, config, options, [Machine(device, 4 * GIB, "")])
         assert found.num_blocks * found.block_size == config.context_window
         sizes = (config, found.num_blocks, found.block_size)
@@ -111,14 +117,14 @@ def test_what_does_not_fit_is_refused_with_advice_that_works(
     for remedy in advice[1].split(" or "):
         words = iter(remedy.split())
         changes = {names[flag]: next(words) for flag in words}
-        numbers = {
+        numbers: dict[str, Any] = {
             name: value if name in ("dtype", "quantization") else float(value)
             for name, value in changes.items()
         }
         for name in {"max_model_len", "prefill_chunk", "max_num_seqs"} & numbers.keys():
             numbers[name] = int(changes[name])
         assert numbers.get("max_model_len", SHORTEST) >= SHORTEST
-        plan(replace(options, **numbers), gib, device)  # type: ignore[arg-type]
+        plan(replace(options, **numbers), gib, device)
 
 
 def test_windows_of_no_use_are_not_advised() -> None:

@@ -147,9 +147,9 @@ def test_rows_do_not_depend_on_their_neighbours(
 def test_rows_of_overflowing_logits_choose_a_token_and_spare_their_neighbours(
     tokenizer: Phi3VTokenizer,
     logits: torch.Tensor,
-    params: dict[str, float],
+    params: dict[str, Any],
     spoiled: float,
-    cut: dict[str, float],
+    cut: dict[str, Any],
 ) -> None:
     odd = logits.clone()
     odd[7] = spoiled  # a token of the prompt

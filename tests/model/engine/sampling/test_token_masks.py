@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.engine.engine import Engine
-from model.engine.request import GrammarSpec, SamplingParams
+from model.engine.request import GrammarSpec, SamplingParams, TextDelta, TokenLogprob
 from model.errors import GrammarError
 from model.phi3v.inputs.chat import Message
 
@@ -51,7 +51,10 @@ def run(engine: Engine, requests: list[SamplingParams]) -> list[tuple[str, str, 
     for number, params in enumerate(requests):
         inputs, grammar = engine.prepare(messages, params)
         engine.add(number, inputs, params, grammar=grammar)
-    texts, reasons, tokens, steps = {}, {}, {}, 0
+    texts: dict[tuple[int, int], str] = {}
+    reasons: dict[tuple[int, int], str] = {}
+    tokens: dict[tuple[int, int], list[int]] = {}
+    steps = 0
     while engine.has_work:
         steps += 1
         for output in engine.step():
@@ -105,9 +108,11 @@ def test_log_probabilities_of_every_token(engine: Engine) -> None:
     asked = params(spec, temperature=0, logprobs=2)
     inputs, grammar = engine.prepare([Message("user", "Answer, please!")], asked)
     engine.add(0, inputs, asked, grammar=grammar)
-    tokens, logprobs = [], []
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
     while engine.has_work:
         for output in engine.step():
+            assert isinstance(output.result, TextDelta)
             tokens += output.result.token_ids
             logprobs += output.result.logprobs
     assert tokens == expected[2]

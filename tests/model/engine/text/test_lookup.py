@@ -34,7 +34,7 @@ def make_repeater(
 
     def make(**sizes: Any) -> Engine:
         config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded._stop_ids, config)
+        return Engine(loaded.network, loaded.processor, loaded.stop_ids, config)
 
     return make
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from model.errors import ModalityError, RequestError, TooManyImagesError
-from model.phi3v.inputs.chat import Control, Message, MessageImage, Text, fold, render
+from model.phi3v.inputs.chat import Control, Message, MessageImage, Role, Text, fold, render
 
 PICTURES = [MessageImage(lambda: Image.new("RGB", (8, 8))) for _ in range(3)]
 
@@ -88,9 +88,9 @@ def test_two_images_in_one_message_are_refused() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "assistant"])
-def test_images_elsewhere_are_refused(role: str) -> None:
+def test_images_elsewhere_are_refused(role: Role) -> None:
     with pytest.raises(ModalityError, match=role):
-        fold([Message(role, "x", (PICTURES[0],))])  # type: ignore[arg-type]
+        fold([Message(role, "x", (PICTURES[0],))])
 
 
 def test_no_messages() -> None:

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from model.errors import ImageError
-from model.phi3v.inputs.image_processing import TILE, ImageProcessor, to_rgb
+from model.phi3v.inputs.image_processing import TILE, ImageProcessor
+from model.phi3v.inputs.pictures import to_rgb
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

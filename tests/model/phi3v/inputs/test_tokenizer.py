@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.errors import CheckpointError, ContextLengthError
-from model.phi3v.inputs.chat import Message, MessageImage, Text, render
+from model.phi3v.inputs.chat import Message, MessageImage, Role, Text, render
 from model.phi3v.inputs.processing import Processor
 from model.phi3v.inputs.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
 from tests.support.tokenizer_files import strip_in
@@ -65,8 +65,8 @@ def test_prompts_are_tokenized_as_by_transformers(
     tokenizer: Phi3VTokenizer, reference: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
     """Whatever white space surrounds control tokens, ids equal those of the rendered string."""
-    roles = ("user", "assistant")
-    messages = [Message(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
+    roles: tuple[Role, Role] = ("user", "assistant")
+    messages = [Message(roles[i % 2], text) for i, text in enumerate(texts)]
     rendered = "".join(f"<|{message.role}|>\n{message.text}<|end|>\n" for message in messages)
     (piece,) = render(messages).pieces
     assert tokenizer.encode(piece) == reference(f"{rendered}<|assistant|>\n").input_ids

@@ -19,7 +19,7 @@ from model.phi3v.weights.onednn import PackedLinear, pack_linears
 @pytest.mark.parametrize("rows", [1, 3, 16, 300])
 def test_equal_to_a_plain_layer(dtype: torch.dtype, bias: bool, rows: int) -> None:
     plain = nn.Linear(96, 160, bias=bias, dtype=dtype)
-    packed = PackedLinear(plain.weight.data, None if plain.bias is None else plain.bias.data)
+    packed = PackedLinear(plain.weight.data, plain.bias.data if bias else None)
     for shape in ((rows, 96), (2, rows, 96)):
         x = torch.randn(shape, dtype=dtype)
         with torch.no_grad():

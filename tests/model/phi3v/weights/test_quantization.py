@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,8 @@ def test_answers_are_the_same_alone_and_in_company(
     """To the last bit: by the CPU's kernels always, elsewhere in deterministic mode."""
     if not kernels:
         without_kernels(monkeypatch)
-    sizes = {"max_model_len": 2048, "deterministic": not kernels}
-    engine = load_engine(tiny, LoadOptions("", dtype="bfloat16", quantization=scheme, **sizes))  # type: ignore[arg-type]
+    options = LoadOptions("", dtype="bfloat16", quantization=scheme, max_model_len=2048)
+    engine = load_engine(tiny, replace(options, deterministic=not kernels))
     if kernels and not engine.network.decoder.batch_invariant:
         pytest.skip("this CPU multiplies faster, or only, without the kernels")
     # A step's worth where torch computes: what several prompts share of a step cuts longer ones
@@ -239,7 +240,7 @@ def test_shapes_that_kernels_do_not_take_are_computed_without(
 ) -> None:
     """Sizes that are no whole steps are not tried; others are, as they are in the model."""
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136 if fault == "inputs" else 144)
-    kernel, asked = torch._weight_int8pack_mm, []
+    kernel, asked = torch._weight_int8pack_mm, []  # torch's only name for it
 
     def refuses(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         asked.append(values.shape[1])

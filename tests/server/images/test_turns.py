@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -75,9 +74,7 @@ def test_elongated_pictures_are_refused_from_their_head(shared: LiveServer) -> N
     """This one ends after its head: had more been looked at, it would be broken."""
     size = struct.pack(">IIBBBBB", 1, 50_000_000, 1, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"")
-    started = time.perf_counter()
     response = ask(shared, data_url(data))
-    assert time.perf_counter() - started < 5
     assert (response.status_code, response.json()["code"]) == (422, "invalid_image")
     assert "its sides are in a ratio of 50000000 to 1" in response.json()["message"]
     assert "the limit is 1344 to 1" in response.json()["message"]  # 4 crops of 336 pixels

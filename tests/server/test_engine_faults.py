@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from tests.support.faulty_server import DECODE, KILL, MEMORY, PREFILL, SECRET
 from tests.support.live_server import API_KEY, ROOT, LiveServer, check_log, faults, start_server
+from tests.support.waiting import eventually
 from tests.support.wire import AUTHORIZED, HELLO, check_error
 
 FAULT = [{"role": "user", "content": "FAULT"}]
@@ -30,8 +30,7 @@ FAULTY = ("-m", "tests.support.faulty_server")
 
 def start(tiny: Path, style: str = "text") -> LiveServer:
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
-    flags += ("--log-format", style)
-    return start_server(*flags, program=FAULTY)
+    return start_server(*flags, "--log-format", style, program=FAULTY)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +83,7 @@ def test_faults_end_one_answer(faulty: LiveServer, seed: int) -> None:
     metrics = httpx2.get(f"{faulty.url}/metrics", headers=AUTHORIZED).text
     used = next(line for line in metrics.splitlines() if "blocks_used" in line and line[0] != "#")
     assert float(used.split()[-1]) == 0
-    deadline = time.monotonic() + 60
-    while process.num_threads() > threads + 2 or process.num_fds() > files:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: process.num_threads() <= threads + 2 and process.num_fds() <= files)
 
 
 def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:
@@ -104,19 +100,24 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
     more = {"max_tokens": 6000}
     reader = threading.Thread(target=read_stream, args=(live, lines), kwargs=more)
     reader.start()
-    while not lines:
-        time.sleep(0.01)
+    eventually(lambda: lines)
     response = ask(live, seed=KILL)
     assert (response.status_code, response.json()["code"]) == (503, "engine_dead")
     assert SECRET not in response.text
-    died = time.monotonic()
     states = []
+
+    def has_ended() -> bool:
+        try:
+            health = httpx2.get(f"{live.url}/health/live")
+        except httpx2.TransportError:
+            return True
+        states.append((health.status_code, health.json()["status"]))
+        return False
+
     with contextlib.suppress(httpx2.TransportError):
         refused = ask(live)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        while time.monotonic() < died + 60:
-            health = httpx2.get(f"{live.url}/health/live")
-            states.append((health.status_code, health.json()["status"]))
+    eventually(has_ended)
     assert states
     assert set(states) == {(503, "dead")}
     reader.join(60)

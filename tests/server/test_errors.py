@@ -96,7 +96,7 @@ def test_a_message_is_never_long(
 @pytest.mark.parametrize("name", ["k", "\x00", "\U000e0001", "'"])
 def test_azures_sentence_stays_whole(server: LiveServer, name: str) -> None:
     """LiteLLM evaluates the list in it."""
-    extras = {f"{i}{name * 500}": 1 for i in range(20)}
+    extras: dict[str, Any] = {f"{i}{name * 500}": 1 for i in range(20)}
     message = check_status(chat(server, **extras), 400)["message"]
     assert message.startswith("Extra parameters [")
     assert message.endswith("Set extra-parameters to 'pass-through' to pass to the model.")
@@ -106,7 +106,8 @@ def test_azures_sentence_stays_whole(server: LiveServer, name: str) -> None:
 
 def check_status(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status
-    return response.json()
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def test_an_empty_content_type_is_none(server: LiveServer) -> None:

@@ -1,0 +1,38 @@
+"""Models and stand-ins for the tests of engines as on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import varlen
+
+from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.modeling import Phi3VForCausalLM
+from tests.support.cuda_stand_ins import Tape, paged_attention
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Has the engine take the CPU for a GPU with stand-ins; these are the graphs it will make."""
+    made: list[Tape] = []
+
+    def make() -> Tape:
+        made.append(Tape())
+        return made[-1]
+
+    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
+    monkeypatch.setattr(varlen, "varlen_attn", paged_attention)
+    monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", make)
+    return made
+
+
+@pytest.fixture(scope="module", params=[4, 2], ids=["MHA", "GQA"])
+def gpu_model(request: pytest.FixtureRequest, tiny: Path) -> Phi3VForCausalLM:
+    if request.param == 4:
+        return Phi3VForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    config = Phi3VConfig.from_pretrained(tiny)
+    config.num_key_value_heads = request.param
+    torch.manual_seed(0)
+    return Phi3VForCausalLM(config).eval()

@@ -1,0 +1,26 @@
+"""What transformers generates: answers to compare ours with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.phi3v.modeling import Phi3VForCausalLM
+
+
+def greedy(network: Phi3VForCausalLM, ids: Tensor, count: int, **images: Any) -> list[int]:
+    """The most probable ``count`` tokens after ``ids``, ``(1, T)``, by ``generate``."""
+    anything: Any = network  # the type of ``generate`` asks for a class that no model is
+    generated: Tensor = anything.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **images,
+    )
+    answer: list[int] = generated[0, ids.shape[1] :].tolist()
+    return answer
