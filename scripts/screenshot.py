@@ -1,30 +1,49 @@
-"""Make the README's picture of the playground: a talk with the demo model."""
+"""Take the README's screenshot of the playground: a conversation with the demo model.
+
+Every answer is checked against what the picture shows; a wrong one ends the program. Beside the
+screenshot, docs/playground.json records what was asked and answered.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-PICTURE = Path(__file__).parents[1] / "docs" / "playground.png"
-FOLLOW_UPS = ("What colour is the circle?", "Is it left of the square?")
+SCREENSHOT = Path(__file__).parents[1] / "docs" / "playground.png"
+TRANSCRIPT = SCREENSHOT.with_suffix(".json")
+SAMPLE = "Two shapes"  # a red circle left of a blue square
+TRUTH = {
+    "Describe the picture.": "The picture shows a red circle and a blue square.",
+    "Is the circle left of the square?": "Yes, the circle is left of the square.",
+    "How many shapes are blue?": "There is 1 blue shape.",
+}
 
 
 def take(page: Page, url: str) -> None:
     page.goto(url)
-    page.get_by_role("button", name="Two shapes").click()
+    page.locator("#panel").wait_for()  # open where the window is wide
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_role("button", name=SAMPLE).click()
     page.locator("#attachment").wait_for()
-    for question in (None, *FOLLOW_UPS):
-        if question is not None:
-            page.locator("#prompt").fill(question)
+    for number, question in enumerate(TRUTH, 1):
+        page.locator("#prompt").fill(question)
         page.get_by_role("button", name="Send").click()
-        page.wait_for_timeout(500)  # the last answer's button goes
-        page.get_by_role("button", name="Regenerate").wait_for()
+        page.locator(".answer .figures:visible").nth(number - 1).wait_for()
+    answers = page.locator(".answer .markdown").all_inner_texts()
+    found = dict(zip(TRUTH, (answer.strip() for answer in answers), strict=True))
+    if found != TRUTH:
+        raise SystemExit(f"screenshot: the model is wrong: {json.dumps(found, indent=2)}")
     page.mouse.move(0, 0)
-    PICTURE.parent.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURE)
+    SCREENSHOT.parent.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOT)
+    digest = hashlib.sha256(SCREENSHOT.read_bytes()).hexdigest()
+    transcript = {"sha256": digest, "conversation": found}
+    TRANSCRIPT.write_text(json.dumps(transcript, indent=2) + "\n", "utf-8")
 
 
 def main() -> None:
@@ -35,7 +54,7 @@ def main() -> None:
         )
         take(browser.new_page(viewport={"width": 1180, "height": 960}), url)
         browser.close()
-    print(f"wrote {PICTURE}")
+    print(f"wrote {SCREENSHOT} and {TRANSCRIPT}")
 
 
 if __name__ == "__main__":
