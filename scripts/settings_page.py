@@ -14,8 +14,8 @@ HEAD = """\
 # Settings
 
 Pass settings to `scripts/serve`, `phi3v-server` or `python -m server` as flags or as environment
-variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. A flag wins. Switches are turned on by
-`--name` or `PHI3V_NAME=true`, and off by `--no-name` or `PHI3V_NAME=false`.
+variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. A flag wins. Switches have two flags:
+`--playground` and `--no-playground` (`PHI3V_PLAYGROUND=true` and `false`).
 """
 SECTIONS = {
     "Model": "model revision served_model_name dtype quantization device pipeline_parallel_size",

@@ -15,6 +15,7 @@
 | ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
 | ``drift`` | next-token distributions in bfloat16, and with weights of 8 and 4 bits | the same in float32 |
 | ``quantized`` | decode steps and a prompt with weights of 8 and 4 bits | whole weights |
+| ``kernels`` | decode steps and a prompt with the CPU's compiled kernels | torch's operators |
 | ``full`` | a checkpoint of the official size behind the server: time to ready, memory, one picture, decoding | its files and KV cache; reading its weights once a step |
 
 ``full`` is not among ``all``: it writes 8.3 GB, and needs 12 GB of memory and some minutes.

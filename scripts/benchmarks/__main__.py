@@ -16,7 +16,7 @@ from scripts.benchmarks.harness.options import Options
 
 NAMES = [
     *("engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"),
-    *("overload", "bodies", "batch", "drift", "quantized"),
+    *("overload", "bodies", "batch", "drift", "quantized", "kernels"),
 ]
 ALONE = ["full"]  # not among all: it takes all of a machine's memory
 SMOKE = {
