@@ -103,12 +103,12 @@ def _download(model: str, revision: str) -> Path:
     """The model's directory in the hub's cache, after what it lacks is downloaded."""
     _at_work.set()
     try:
-        return _download_what_lacks(model, revision)
+        return _download_missing(model, revision)
     finally:
         _at_work.clear()
 
 
-def _download_what_lacks(model: str, revision: str) -> Path:
+def _download_missing(model: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 

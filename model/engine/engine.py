@@ -240,7 +240,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return what it yields, in no particular order."""
-        outputs = self._catch_up() + self._see()
+        outputs = self._catch_up() + self._run_vision()
         chunks = self.scheduler.schedule()
         if not chunks:
             self._wait_for_grammars()
@@ -291,7 +291,7 @@ class Engine:
                 sequence.grammar_state.wait(time.monotonic() + PATIENCE)
                 return
 
-    def _see(self) -> list[Output]:
+    def _run_vision(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
         running = self.scheduler.running
         waiting = [sequence for sequence in running if sequence.needs_tower]

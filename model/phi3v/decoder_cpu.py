@@ -28,7 +28,7 @@ from model.phi3v.weights.quantization import QuantizedLinear
 _STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as kernels know them
 
 
-def why_not(model: Phi3VForCausalLM) -> str | None:
+def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
     """Why the kernels are of no use for this model on this machine; None if they are."""
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"they compute in float32 and bfloat16, not in {model.dtype}"

@@ -45,11 +45,11 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
         use_torch_kernels(model)
         return TorchDecoder(model)
     try:
-        from model.phi3v.decoder_cpu import CpuDecoder, why_not
+        from model.phi3v.decoder_cpu import CpuDecoder, unsupported_reason
     except ImportError as error:
         reason: str | None = str(error)
     else:
-        reason = why_not(model)
+        reason = unsupported_reason(model)
         if reason is None:
             return CpuDecoder(model)
     logger.warning("the decoder is not compiled and so slower: %s", reason)

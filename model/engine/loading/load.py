@@ -20,7 +20,7 @@ from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
-from model.engine.loading.machine import GIB, has_bfloat16, look_at
+from model.engine.loading.machine import GIB, has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
 from model.engine.request import SamplingParams
@@ -158,7 +158,7 @@ def _plan(
         raise _unloadable(directory, error) from error
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
-        machines = [look_at(device, options.gpu_memory_utilization) for device in devices]
+        machines = [probe(device, options.gpu_memory_utilization) for device in devices]
         return plan_memory(headers, config, options, machines), texts(machines)
 
     try:

@@ -28,7 +28,7 @@ class Machine:
     text: str
 
 
-def look_at(device: torch.device, gpu_memory_utilization: float) -> Machine:
+def probe(device: torch.device, gpu_memory_utilization: float) -> Machine:
     """The machine as it is now.
 
     Args:

@@ -21,7 +21,7 @@ from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
-from model.phi3v.weights.quantization import LAYERS, quantized_bytes, why_not, work_bytes
+from model.phi3v.weights.quantization import LAYERS, quantized_bytes, unsupported_reason, work_bytes
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 VISION = ".vision_embed_tokens."
@@ -105,14 +105,19 @@ def plan_memory(
             f"{config.context_window} tokens"
         )
 
-    if options.quantization != "none" and (reason := why_not(config, options.quantization)):
+    if options.quantization != "none" and (
+        reason := unsupported_reason(config, options.quantization)
+    ):
         raise CheckpointError(
             f"--quantization {options.quantization} is not for this model: {reason}"
         )
 
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
         changed = replace(options, **changes)
-        if "quantization" in changes and why_not(config, changes["quantization"]) is not None:
+        if (
+            "quantization" in changes
+            and unsupported_reason(config, changes["quantization"]) is not None
+        ):
             return None
         plan = _plan(headers, config, changed, machines)
         return plan if _fits(plan, changed) else None

@@ -43,7 +43,7 @@ def pack_linears(model: Phi3VForCausalLM) -> None:
 
     Where this torch or CPU cannot, the layers stay as they are, and the log says so.
     """
-    reason = _why_not(model.dtype)
+    reason = _unsupported_reason(model.dtype)
     if reason is not None:
         logger.warning("linear layers are not packed and so slower: %s", reason)
         return
@@ -57,7 +57,7 @@ def pack_linears(model: Phi3VForCausalLM) -> None:
             release(linear)
 
 
-def _why_not(dtype: torch.dtype) -> str | None:
+def _unsupported_reason(dtype: torch.dtype) -> str | None:
     """Try packing on a small layer; None if it works and is right."""
     weight, x = torch.randn(48, 32).to(dtype), torch.randn(3, 32).to(dtype)
     try:

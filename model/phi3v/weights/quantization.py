@@ -48,7 +48,7 @@ def work_bytes(config: Phi3VConfig) -> int:
     return 6 * max(*outputs) * config.hidden_size
 
 
-def why_not(config: Phi3VConfig, scheme: str) -> str | None:
+def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
     """Why a model cannot be quantized; None if it can."""
     attended = config.hidden_size // config.num_attention_heads * config.num_attention_heads
     multiple = GROUP if scheme == "int4" else 2
@@ -188,7 +188,7 @@ def use_torch_kernels(model: Phi3VForCausalLM) -> None:
     if not shapes:
         return
     for device in devices:
-        reason = _why_no_kernels(kind, set(shapes.values()), model.dtype, device)
+        reason = _unsupported_kernel_reason(kind, set(shapes.values()), model.dtype, device)
         if reason is None:
             continue
         logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
@@ -201,7 +201,7 @@ def use_torch_kernels(model: Phi3VForCausalLM) -> None:
 
 
 @torch.inference_mode()
-def _why_no_kernels(
+def _unsupported_kernel_reason(
     kind: type[Int8Linear] | type[Int4Linear],
     shapes: set[tuple[int, int]],
     dtype: torch.dtype,

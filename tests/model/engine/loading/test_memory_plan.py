@@ -17,7 +17,7 @@ from model.engine.config import LoadOptions
 from model.engine.kv_cache.base import KVCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
-from model.engine.loading.machine import GIB, Machine, cgroup_left, look_at
+from model.engine.loading.machine import GIB, Machine, cgroup_left, probe
 from model.engine.loading.memory_plan import FLAGS, SHORTEST, MemoryPlan, plan_memory
 from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
@@ -192,10 +192,10 @@ def test_limits_of_control_groups(tmp_path: Path, version: int) -> None:
 
 
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = look_at(CPU, 0.5)
+    here = probe(CPU, 0.5)
     assert 0 < here.available <= psutil.virtual_memory().total
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 24 * GIB))
-    gpu = look_at(CUDA, 0.5)
+    gpu = probe(CUDA, 0.5)
     assert gpu.available == 5 * GIB
     assert gpu.text == "0.5 of 10.00 GiB free GPU memory, 24.00 GiB in all"
 
@@ -207,7 +207,7 @@ def test_a_gpu_holds_what_was_planned(tiny: Path) -> None:
     before = torch.cuda.memory_allocated()
     options = LoadOptions("", dtype="bfloat16", device="cuda", max_model_len=2048)
     found = plan_memory(
-        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, [look_at(CUDA, 0.9)]
+        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, [probe(CUDA, 0.9)]
     )
     engine = load_engine(tiny, options)
     assert engine.config.num_blocks == found.num_blocks
