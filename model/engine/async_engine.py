@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from model.engine.engine import Engine, Output, StepFailedError
 from model.engine.generation import Generation
 from model.engine.grammars.grammar import Grammar
-from model.engine.in_flight import InFlight, Load
+from model.engine.in_flight import Footprint, InFlight
 from model.engine.pool import Pool
 from model.engine.request import SamplingParams
 from model.engine.stats import Stats
@@ -75,8 +75,8 @@ class AsyncEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a prompt is being prepared or an answer is in the making."""
-        return self._in_flight.answers > 0
+        """Whether any request is in flight."""
+        return self._in_flight.sequences > 0
 
     @property
     def is_alive(self) -> bool:
@@ -112,14 +112,14 @@ class AsyncEngine:
         inputs, grammar = await self._prepare(params.n, self._inputs(messages, params, caller))
         longest = self._engine.longest_answer(len(inputs.token_ids), params)
         try:
-            load = Load.of(inputs, params, longest)
-            self._in_flight.hold(load)
+            footprint = Footprint.of(inputs, params, longest)
+            self._in_flight.hold(footprint)
         except ModelError:
             self._in_flight.remove(params.n)
             raise
         request_id = next(self._ids)
         generation = Generation(
-            load.tokens, params.n, partial(self._close, request_id, params.n, load)
+            footprint.tokens, params.n, partial(self._close, request_id, params.n, footprint)
         )
         generation.fail_at(deadline, TookTooLongError(limit))
         self._generations[request_id] = generation
@@ -168,7 +168,7 @@ class AsyncEngine:
         return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
 
     async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work``; from then on ``n`` answers more are in the making.
+        """Do ``work``; from then on ``n`` more sequences are in flight.
 
         Raises:
             RequestError: those would be too many even if there were no others.
@@ -197,7 +197,7 @@ class AsyncEngine:
             raise
 
     async def _prepare_only(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` as ``_prepare`` does for an answer, and have no answer made."""
+        """Do ``work`` as ``_prepare`` does, for a request that generates nothing."""
         result = await self._prepare(1, work)
         self._in_flight.remove(1)
         return result
@@ -214,10 +214,10 @@ class AsyncEngine:
             pool.close()
         self._engine.close()
 
-    def _close(self, request_id: int, n: int, load: Load) -> None:
+    def _close(self, request_id: int, n: int, footprint: Footprint) -> None:
         if self._generations.pop(request_id, None) is not None:
             self._in_flight.remove(n)
-            self._in_flight.release(load)
+            self._in_flight.release(footprint)
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _run(self) -> None:

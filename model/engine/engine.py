@@ -28,7 +28,7 @@ from model.engine.grammars.grammar import Grammar, Grammars
 from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.sampling.acceptance import Acceptance
-from model.engine.sampling.token_masks import PATIENCE, Guidance
+from model.engine.sampling.token_masks import PATIENCE, TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk, Scheduler
@@ -99,14 +99,14 @@ class Engine:
         self._runner = Runner(network.decoder, cache, rope, fixed_rows, graphs)
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
-        most_answers = config.max_num_seqs + config.max_waiting
+        max_sequences = config.max_num_seqs + config.max_waiting
         self._grammars = Grammars(
-            processor.tokenizer, self._vocabulary, self._stop_ids, most_answers
+            processor.tokenizer, self._vocabulary, self._stop_ids, max_sequences
         )
         # An answer that sat a step out would be computed in other shapes than it is alone.
         patience = 2 * STALL_SECONDS if config.deterministic else PATIENCE
-        guidance = Guidance(config.max_num_seqs, self._vocabulary, device, patience)
-        self._compute = StepRunner(self._runner, guidance)
+        token_masks = TokenMasks(config.max_num_seqs, self._vocabulary, device, patience)
+        self._compute = StepRunner(self._runner, token_masks)
         self._sequences: dict[Key, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(

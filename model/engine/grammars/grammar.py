@@ -1,4 +1,4 @@
-"""The grammars of one checkpoint, each compiled in a process that is kept for answers to come."""
+"""The grammars of one checkpoint, each compiled in a process that is kept for requests to come."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Grammar:
 
     @property
     def is_alive(self) -> bool:
-        """Whether answers can be begun."""
+        """Whether sequences can be begun."""
         return not self._worker.has_ended
 
     def begin(self) -> GrammarState:
@@ -81,7 +81,7 @@ class Grammars:
         tokenizer: of the checkpoint.
         vocabulary: size of the logits' rows.
         stop_ids: tokens that may end an answer.
-        most_answers: that are in the making at a time.
+        max_sequences: most that are in flight at a time.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Grammars:
         tokenizer: Phi3VTokenizer,
         vocabulary: int,
         stop_ids: frozenset[int],
-        most_answers: int,
+        max_sequences: int,
     ) -> None:
-        # One to say who is at work, and two for each answer: a number is free again only when all that
-        # was said of it has been read.
-        self._rows = 1 + 2 * most_answers
+        # One to say which sequence is being worked on, and two for each sequence: a number is free
+        # again only when all messages about it have been read.
+        self._rows = 1 + 2 * max_sequences
         self._mask_bytes = mask_bytes(vocabulary)
         words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
         inner = tokenizer.inner_json()
@@ -215,7 +215,7 @@ class Grammars:
 
 
 def _fork(worker: Worker, rows: int, mask_bytes: int) -> tuple[socket.socket, NDArray[np.uint8]]:
-    """A new process that follows answers to the worker's grammar: the connection, and what it shares."""
+    """Fork a process that follows sequences; returns its connection and shared memory."""
     mine, theirs = socket.socketpair()
     with theirs, _shared_file(rows * mask_bytes) as file:
         with contextlib.suppress(OSError):  # nobody will be found at the other end

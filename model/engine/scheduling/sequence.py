@@ -1,4 +1,4 @@
-"""The engine's state of one answer in the making."""
+"""The engine's state of one sequence in flight: a prompt and one of its answers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from model.errors import ModelError
 from model.phi3v.inputs.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
 
-MOST_TOGETHER = 32  # tokens that one step may add to an answer
+MOST_TOGETHER = 32  # tokens that one step may add to a sequence
 
 
 class Status(enum.Enum):
     """Where a sequence is in its life; a preempted one waits again."""
 
-    FOLLOWING = enum.auto()  # another answer to the same prompt is to compute it first
+    FOLLOWING = enum.auto()  # its leader computes the prompt first
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
 
 
 class Sequence:
-    """One answer: prompt and generated tokens, and how far they are computed.
+    """A prompt and the tokens generated after it, and how far they are computed.
 
     Attributes:
         token_ids: prompt, then generated tokens.
@@ -41,7 +41,7 @@ class Sequence:
         image_span: where its image stands.
         image: its crops, until the tower has run.
         image_embedding: ``(image tokens, hidden)``, from then to the end.
-        followers: other answers to the same prompt, which share its blocks once it is computed.
+        followers: sequences of the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
         counts, output_counts: of its tokens, and of those generated.
         seed: of its sampling.

@@ -20,10 +20,10 @@ from model.cpu.linear import microkernel
 from model.cpu.linear.linear import TiledLinear
 from model.cpu.linear.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
-from model.cpu.token_masks import Masking
+from model.cpu.token_masks import CpuMaskKernel
 from model.engine.kv_cache.base import Span
 from model.engine.kv_cache.cpu import _tiles
-from model.engine.sampling.token_masks import TorchMasking, make_masking
+from model.engine.sampling.token_masks import TorchMaskKernel, make_mask_kernel
 
 DTYPES = [
     pytest.param(
@@ -269,9 +269,9 @@ def test_records_start_with_their_phases() -> None:
 def test_masks_of_grammars(vocabulary: int) -> None:
     torch.manual_seed(vocabulary)
     rows, num_bytes = 3, -(-vocabulary // 32) * 4
-    compiled = make_masking(rows, num_bytes, torch.device("cpu"))
-    assert isinstance(compiled, Masking)
-    plain = TorchMasking(compiled._highest, rows * num_bytes)
+    compiled = make_mask_kernel(rows, num_bytes, torch.device("cpu"))
+    assert isinstance(compiled, CpuMaskKernel)
+    plain = TorchMaskKernel(compiled._highest, rows * num_bytes)
     logits = torch.randn(rows, vocabulary) * 1e3
     for number, value in enumerate((math.nan, math.inf, -math.inf, 3.3e38, -3.3e38)):
         logits[number % rows, number % vocabulary :: 7] = value

@@ -71,7 +71,7 @@ def test_closing_frees_everything(tiny: Path) -> None:
         generation.close()  # again: nothing happens
         await until(lambda: inner.blocks.num_free == inner.blocks.num_blocks)
         await until(lambda: not inner.has_work)
-        assert (engine._in_flight.answers, engine._generations) == (0, {})
+        assert (engine._in_flight.sequences, engine._generations) == (0, {})
 
     with_engine(tiny, scenario)
 
@@ -97,7 +97,7 @@ def test_refused_requests_leave_nothing_behind(tiny: Path) -> None:
         sliver = MessageImage(lambda: Image.new("L", (1, 30000)))
         with pytest.raises(ImageError):
             await engine.generate([Message("user", "x", (sliver,))], GREEDY)
-        assert engine._in_flight.answers == 0
+        assert engine._in_flight.sequences == 0
 
     with_engine(tiny, scenario)
 
@@ -118,7 +118,7 @@ def test_cancelled_preparation_leaves_nothing_behind(tiny: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         cancelled.set()
-        assert (engine._in_flight.answers, engine._generations) == (0, {})
+        assert (engine._in_flight.sequences, engine._generations) == (0, {})
         assert await text(engine, HELLO, GREEDY)
 
     with_engine(tiny, scenario)

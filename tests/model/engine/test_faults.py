@@ -29,7 +29,7 @@ from model import (
 from model.engine.async_engine import AsyncEngine
 from model.engine.engine import StepFailedError
 from model.engine.execution import step_runner
-from model.engine.sampling.token_masks import Guidance
+from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.scheduler import Chunk
 from model.engine.scheduling.sequence import Sequence
 from tests.support.waiting import until
@@ -125,15 +125,15 @@ def in_sampler(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
     patch.setattr(step_runner, "sample", faulty)
 
 
-def in_guidance(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
-    fill = Guidance._fill
+def in_token_masks(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
+    fill = TokenMasks._fill
 
-    def faulty(self: Guidance, sequences: list[Sequence]) -> torch.Tensor:
+    def faulty(self: TokenMasks, sequences: list[Sequence]) -> torch.Tensor:
         if any(map(is_victim, sequences)):
             raise RuntimeError(SECRET)
         return fill(self, sequences)
 
-    patch.setattr(Guidance, "_fill", faulty)
+    patch.setattr(TokenMasks, "_fill", faulty)
 
 
 def in_detokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
@@ -210,7 +210,7 @@ async def is_empty(engine: AsyncEngine) -> None:
     inner = engine._engine
     await until(lambda: not inner.has_work)
     assert inner.blocks.num_free == inner.blocks.num_blocks
-    assert (engine._in_flight.answers, engine._generations, inner._sequences) == (0, {}, {})
+    assert (engine._in_flight.sequences, engine._generations, inner._sequences) == (0, {}, {})
 
 
 async def beside(
@@ -250,9 +250,9 @@ def test_a_fault_ends_the_answer_it_is_due_to(
         with_engine(tiny, scenario)
 
 
-def test_a_fault_in_guidance(tiny: Path) -> None:
+def test_a_fault_in_token_masks(tiny: Path) -> None:
     async def scenario(engine: AsyncEngine) -> None:
-        outcome = await beside(engine, in_guidance, (question(9), GUIDED_VICTIM))
+        outcome = await beside(engine, in_token_masks, (question(9), GUIDED_VICTIM))
         assert isinstance(outcome, StepFailedError)
 
     with_engine(tiny, scenario)
@@ -307,7 +307,7 @@ def test_a_thread_that_ends_leaves_nobody_waiting(tiny: Path, error: BaseExcepti
         assert not engine.is_alive
         with pytest.raises(EngineDeadError):
             await engine.generate(question(9), GREEDY)
-        assert engine._in_flight.answers == 0
+        assert engine._in_flight.sequences == 0
 
     with_engine(tiny, scenario)
 
