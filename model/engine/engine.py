@@ -218,7 +218,7 @@ class Engine:
     def longest_answer(self, prompt_tokens: int, params: SamplingParams) -> int:
         """Most tokens that one answer to a prompt of that length may have."""
         room = self.config.max_model_len - prompt_tokens
-        return min(params.max_tokens or self.config.default_max_tokens, room)
+        return min(params.max_tokens or self.config.max_output_tokens, room)
 
     def _may_guess(self, params: SamplingParams) -> bool:
         """Whether an answer's logits depend on nothing but its tokens so far, in order."""

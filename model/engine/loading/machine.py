@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-GIB = 1 << 30
+from model.engine.config import GIB
+
 ROOT = Path("/")
 
 

@@ -264,7 +264,7 @@ def test_a_fault_in_the_vision_tower(tiny: Path) -> None:
         assert isinstance(outcome, StepFailedError)
 
     # Without what would spare the tower an image that it has seen.
-    with_engine(tiny, scenario, prefix_caching=False, embedding_cache_gib=0)
+    with_engine(tiny, scenario, prefix_caching=False, embedding_cache_memory=0)
 
 
 @pytest.mark.parametrize("fault", PASSING)
