@@ -69,10 +69,10 @@ def _refuse_pickles(directory: Path) -> None:
 
 
 def abandon_downloads() -> bool:
-    """Remove what this process has written of files that are being downloaded.
+    """Remove partly downloaded files, before a program ends that may be downloading a checkpoint.
 
     Returns:
-        whether something is; its threads then keep the program from ending in the usual way.
+        whether a download is running; ``os._exit`` is then the only end that does not wait for it.
     """
     import psutil
 
@@ -137,7 +137,10 @@ def _download_missing(model: str, revision: str) -> Path:
             _check_space(model, missing, directory)
             logger.info(
                 "downloading %s, revision %s: %.2f GB into %s",
-                *(model, revision, missing / GB, directory),
+                model,
+                revision,
+                missing / GB,
+                directory,
             )
         return Path(snapshot())
     except CheckpointError:
