@@ -18,21 +18,20 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from model.engine.engine import Engine, Output, StepFailedError
+from model.engine.engine import Engine
 from model.engine.generation import Generation
 from model.engine.grammars.grammar import Grammar
 from model.engine.in_flight import Footprint, InFlight
 from model.engine.pool import Pool
-from model.engine.request import SamplingParams
+from model.engine.request import Output, SamplingParams
 from model.engine.stats import Stats
-from model.errors import EngineDeadError, ModelError, TookTooLongError
+from model.errors import EngineDeadError, ModelError, StepFailedError, TookTooLongError
 from model.phi3v.inputs.chat import Message
 from model.phi3v.inputs.processing import PromptInputs
 
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005  # seconds
-ENDED = "the engine has ended; the server must be restarted, and its log says why"
 
 T = TypeVar("T")
 
@@ -110,7 +109,7 @@ class AsyncEngine:
         limit = self._engine.config.request_timeout
         deadline = self._loop.time() + limit
         inputs, grammar = await self._prepare(params.n, self._inputs(messages, params, caller))
-        longest = self._engine.longest_answer(len(inputs.token_ids), params)
+        longest = self._engine.config.longest_answer(len(inputs.token_ids), params.max_tokens)
         try:
             footprint = Footprint.of(inputs, params, longest)
             self._in_flight.hold(footprint)
@@ -193,7 +192,7 @@ class AsyncEngine:
             if isinstance(error, BrokenExecutor):
                 logger.exception("threads cannot be started")
                 self._die()
-                raise EngineDeadError(ENDED) from error
+                raise EngineDeadError() from error
             raise
 
     async def _prepare_only(self, work: Coroutine[Any, Any, T]) -> T:
@@ -204,7 +203,7 @@ class AsyncEngine:
 
     def _require_alive(self) -> None:
         if not self.is_alive:
-            raise EngineDeadError(ENDED)
+            raise EngineDeadError()
 
     def shutdown(self) -> None:
         """End the thread after its current step; unfinished generations raise."""
@@ -275,7 +274,7 @@ class AsyncEngine:
 
     def _fail_all(self) -> None:
         for generation in list(self._generations.values()):
-            generation.put(EngineDeadError(ENDED))
+            generation.put(EngineDeadError())
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         try:

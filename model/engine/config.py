@@ -120,6 +120,10 @@ class EngineConfig(EngineOptions):
                 f"max_model_len {self.max_model_len}"
             )
 
+    def longest_answer(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """Most tokens of an answer to a prompt of that length, if ``max_tokens`` are asked for."""
+        return min(max_tokens or self.max_output_tokens, self.max_model_len - prompt_tokens)
+
     @classmethod
     def of(
         cls, options: EngineOptions, max_model_len: int, block_size: int, num_blocks: int

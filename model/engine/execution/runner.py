@@ -21,9 +21,7 @@ class Runner:
     """The decoder with its KV cache.
 
     Args:
-        fixed_rows: when positive, decoding sequences are always computed in a batch of that many
-            rows and prefill chunks alone, so that results never depend on the company, not even in
-            their last bit (``--deterministic``), also where the decoder does not promise that.
+        fixed_rows: see ``Policy``; needless where the decoder is batch invariant by itself.
         graphs: for steps of single tokens, where there are any.
     """
 
@@ -46,11 +44,11 @@ class Runner:
         """Compute the chunks; returns float32 logits ``(S, V)``: each chunk's ``num_sampled`` rows."""
         if not self._fixed_rows:
             return self._compute(chunks, 0)
-        decoding = [chunk for chunk in chunks if chunk.is_text_token]
+        single = [chunk for chunk in chunks if chunk.is_text_token]
         others = [[chunk] for chunk in chunks if not chunk.is_text_token]
         logits_V = {}
-        for group in ([decoding] if decoding else []) + others:
-            rows = self._fixed_rows if group is decoding else 0
+        for group in ([single] if single else []) + others:
+            rows = self._fixed_rows if group is single else 0
             sampled = [chunk for chunk in group if chunk.num_sampled]
             for chunk, row_V in zip(sampled, self._compute(group, rows), strict=False):
                 logits_V[chunk.sequence.key] = row_V

@@ -37,15 +37,13 @@ class VisionRunner:
     Args:
         tower: the vision tower.
         cache: of its embeddings.
-        alone: whether each image goes through it alone (``--deterministic``).
+        alone: whether each image goes through it alone.
 
     Attributes:
         num_images: images that went through the tower.
     """
 
-    def __init__(
-        self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, alone: bool = False
-    ) -> None:
+    def __init__(self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, alone: bool) -> None:
         self.cache = cache
         self.num_images = 0
         self._tower = tower

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from array import array
 
+from model.engine.policy import MOST_TOGETHER
 from model.engine.request import FinishReason, TextDelta, TokenLogprob
 from model.engine.sampling.sampler import Sample
 from model.engine.scheduling.scheduler import Chunk, Scheduler
-from model.engine.scheduling.sequence import MOST_TOGETHER, Sequence
+from model.engine.scheduling.sequence import Sequence
 from model.engine.stats import Totals
 from model.errors import ModelError
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer

@@ -24,7 +24,6 @@ from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
 FORBIDDEN = 3e38  # below it no logit is
 MaskKernel = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -39,9 +38,7 @@ class TokenMasks:
         patience: seconds that a step waits for masks at most.
     """
 
-    def __init__(
-        self, rows: int, vocabulary: int, device: torch.device, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, rows: int, vocabulary: int, device: torch.device, patience: float) -> None:
         self._patience = patience
         num_bytes = mask_bytes(vocabulary)
         # Made once: the system hands out fresh memory of this size page by page, which takes longer

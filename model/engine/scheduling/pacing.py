@@ -21,7 +21,7 @@ class Pacing:
 
     Args:
         prefill_chunk: most prefill tokens in a step.
-        fixed: always grant that, whatever it costs (``--deterministic``).
+        fixed: always grant that, whatever it costs.
     """
 
     def __init__(self, prefill_chunk: int, fixed: bool = False) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
+from model.engine.policy import MOST_TOGETHER
 from model.engine.request import SamplingParams
 from model.engine.scheduling.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.scheduling.token_counts import Counts
@@ -17,8 +18,6 @@ from model.engine.text.lookup import Lookup
 from model.errors import ModelError
 from model.phi3v.inputs.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
-
-MOST_TOGETHER = 32  # tokens that one step may add to a sequence
 
 
 class Status(enum.Enum):
@@ -48,6 +47,7 @@ class Sequence:
         grammar: what it must match, if anything.
         grammar_state: how far it has come in that, from its first step on.
         lookup: guesses its next tokens, if it may be guessed.
+        most_together: see ``Policy``.
         arrived, newest_at: when its request came and its newest token, in seconds.
         begun_at: when a step first computed some of it; None before.
     """
@@ -92,6 +92,7 @@ class Sequence:
         self.grammar: Grammar | None = None
         self.grammar_state: GrammarState | None = None
         self.lookup: Lookup | None = None
+        self.most_together = MOST_TOGETHER
         self.arrived = self.newest_at = 0.0
         self.begun_at: float | None = None
 
@@ -114,8 +115,10 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the next token is all that is missing, or some that came together."""
-        together = self.num_computed >= self.prompt_len and self.num_pending <= MOST_TOGETHER
+        """Whether it is decoding, not prefilling: the next token is all that is missing, or a few
+        that came together.
+        """
+        together = self.num_computed >= self.prompt_len and self.num_pending <= self.most_together
         return self.num_pending == 1 or together
 
     def begin_grammar(self) -> ModelError | None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.engine.config import LoadOptions
-from model.engine.engine import Engine, Output, StepFailedError
+from model.engine.engine import Engine
 from model.engine.execution import vision_runner
 from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.loading.load import load_engine
-from model.engine.request import SamplingParams, TextDelta
+from model.engine.request import Output, SamplingParams, TextDelta
 from model.engine.scheduling.scheduler import Chunk
+from model.errors import StepFailedError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from tests.support.without_kernels import without_kernels

@@ -27,11 +27,11 @@ from model import (
     load_engine,
 )
 from model.engine.async_engine import AsyncEngine
-from model.engine.engine import StepFailedError
 from model.engine.execution import step_runner
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.scheduler import Chunk
 from model.engine.scheduling.sequence import Sequence
+from model.errors import StepFailedError
 from tests.support.waiting import until
 
 SECRET = "/secret/path/of/the/server"  # what no client may read
@@ -137,7 +137,7 @@ def in_token_masks(patch: pytest.MonkeyPatch, _: AsyncEngine) -> None:
 
 
 def in_detokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    make = engine._engine._detokenizer
+    make = engine._engine._make_sequences._detokenizer
 
     def faulty(params: SamplingParams) -> Any:
         detokenizer = make(params)
@@ -149,18 +149,18 @@ def in_detokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
             patch.setattr(detokenizer, "add", add)
         return detokenizer
 
-    patch.setattr(engine._engine, "_detokenizer", faulty)
+    patch.setattr(engine._engine._make_sequences, "_detokenizer", faulty)
 
 
 def in_queueing(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
-    make = engine._engine._detokenizer
+    make = engine._engine._make_sequences._detokenizer
 
     def faulty(params: SamplingParams) -> Any:
         if params is VICTIM:
             raise RuntimeError(SECRET)
         return make(params)
 
-    patch.setattr(engine._engine, "_detokenizer", faulty)
+    patch.setattr(engine._engine._make_sequences, "_detokenizer", faulty)
 
 
 def in_tower(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
