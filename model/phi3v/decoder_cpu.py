@@ -2,7 +2,7 @@
 
 A token's results are the same bits in any batch, because the kernels sum in an order of their own.
 
-Shape suffixes as in ``language``.
+Shape suffixes as in ``decoder``.
 """
 
 from __future__ import annotations

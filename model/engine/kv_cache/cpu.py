@@ -1,6 +1,6 @@
 """The KV cache on the CPU: all attention of a step in one compiled kernel.
 
-Shape suffixes as in ``kv_cache``.
+Shape suffixes as in ``base``.
 """
 
 from __future__ import annotations

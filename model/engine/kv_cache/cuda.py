@@ -3,7 +3,7 @@
 ``torch.nn.attention.varlen.varlen_attn`` reads the blocks where they lie. Which GPUs, dtypes and
 sizes it supports is for it to say: ``unsupported_reason`` asks it before the cache is made.
 
-Shape suffixes as in ``kv_cache``; S sequences of a step, W blocks in the widest block table.
+Shape suffixes as in ``base``; S sequences of a step, W blocks in the widest block table.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ def _load_model(
     except Exception as error:
         raise _unloadable(directory, error) from error
     model, report = loaded
-    for name, found, expected in sorted(report["mismatched_keys"]):
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
         raise CheckpointError(
             f"the checkpoint in {directory} does not fit its config.json: {name} has the shape "
             f"{list(found)} and should have {list(expected)}"

@@ -95,33 +95,29 @@ def plan_memory(
             f"--max-model-len {options.max_model_len} is beyond the checkpoint's context window of "
             f"{config.context_window} tokens"
         )
-
-    if options.quantization != "none" and (
-        reason := unsupported_reason(config, options.quantization)
-    ):
+    reason = unsupported_reason(config, options.quantization)
+    if reason is not None:
         raise CheckpointError(
             f"--quantization {options.quantization} is not for this model: {reason}"
         )
 
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
         changed = replace(options, **changes)
-        if (
-            "quantization" in changes
-            and unsupported_reason(config, changes["quantization"]) is not None
-        ):
+        if unsupported_reason(config, changed.quantization) is not None:
             return None
         plan = _plan(headers, config, changed, machines)
         return plan if _fits(plan, changed) else None
 
-    if (plan := plan_with({})) is not None:
-        return plan
     plan = _plan(headers, config, options, machines)
-    changes = [*_changes(options, plan)]
+    if _fits(plan, options):
+        return plan
+    changes = list(_changes(options, plan))
     remedies = [change for change in changes if plan_with(change)]
     if not remedies:  # none alone
         together = {name: value for change in changes for name, value in change.items()}
         together |= {"max_model_len": None, "kv_cache_memory": None}
-        if (smallest := plan_with(together)) is not None:
+        smallest = plan_with(together)
+        if smallest is not None:
             together["max_model_len"] = smallest.max_model_len
             remedies = [{name: value for name, value in together.items() if value is not None}]
     raise CheckpointError(f"{_complaint(plan, options, machines)}; {_advice(remedies)}")
@@ -154,7 +150,7 @@ def _plan(
     work = LIBRARIES[device.type] + _step_work(config, options)
     if options.quantization != "none":
         work += work_bytes(config)
-    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache_cuda
+    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache.cuda
     counts, left = _room(config, machines, work, vision + weights - layers, layers + scratch)
     used = 1 + sum(count > 0 for count in counts[1:])
     headroom = used * work + scratch
@@ -242,7 +238,8 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
         rounded = math.ceil if plan.kv_cache > asked else math.floor
         yield {"kv_cache_memory": rounded(100 * wanted / GIB) / 100}
     for name in ("prefill_chunk", "max_num_seqs"):
-        if getattr(options, name) > (default := getattr(LoadOptions, name)):
+        default = getattr(LoadOptions, name)
+        if getattr(options, name) > default:
             yield {name: default}
     if options.dtype == "float32":
         yield {"dtype": "bfloat16"}

@@ -2,7 +2,7 @@
 
 Weights are rounded to 8 bits with a scale for each output, or to 4 bits with a scale and an offset
 for each 32 inputs of an output. Embeddings, norms, the head and the vision tower stay as they are, and
-so do activations and sums. ``language_cpu`` has kernels for such layers; elsewhere torch's own are
+so do activations and sums. ``decoder_cpu`` has kernels for such layers; elsewhere torch's own are
 used where they are found to work.
 
 Shape suffixes: N outputs, K inputs, G groups of inputs, T tokens.
@@ -49,7 +49,9 @@ def work_bytes(config: Phi3VConfig) -> int:
 
 
 def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
-    """Why a model cannot be quantized; None if it can."""
+    """Why a model cannot be quantized by a scheme; None if it can, or is not to be."""
+    if scheme == "none":
+        return None
     attended = config.hidden_size // config.num_attention_heads * config.num_attention_heads
     multiple = GROUP if scheme == "int4" else 2
     for inputs in (config.hidden_size, config.intermediate_size, attended):

@@ -74,9 +74,14 @@ def _things(text: str) -> list[str]:
 
 def data_url(rng: np.random.Generator, picture: Image.Image) -> str:
     """The picture as a PNG, or as a JPEG of quality 60 to 95."""
-    file, kind = io.BytesIO(), "PNG" if rng.random() < 0.5 else "JPEG"
-    picture.save(file, kind, **({} if kind == "PNG" else {"quality": int(rng.integers(60, 96))}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    file = io.BytesIO()
+    if rng.random() < 0.5:
+        kind = "png"
+        picture.save(file, "PNG")
+    else:
+        kind = "jpeg"
+        picture.save(file, "JPEG", quality=int(rng.integers(60, 96)))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def user(text: str, url: str | None = None) -> dict[str, Any]:
