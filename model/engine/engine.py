@@ -24,8 +24,8 @@ from model.engine.execution.step_runner import StepRunner
 from model.engine.execution.vision_runner import VisionRunner
 from model.engine.grammars.grammar import Grammar, Grammars
 from model.engine.kv_cache.choice import make_kv_cache
-from model.engine.policy import PATIENCE, Policy
-from model.engine.request import Key, Output, Result, SamplingParams
+from model.engine.policy import GRAMMAR_PATIENCE, Policy
+from model.engine.request import Output, Result, SamplingParams, SequenceKey
 from model.engine.sampling.acceptance import Acceptance
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
@@ -86,16 +86,18 @@ class Engine:
         self._grammars = Grammars(
             processor.tokenizer, self._vocabulary, self._stop_ids, max_sequences
         )
-        token_masks = TokenMasks(config.max_num_seqs, self._vocabulary, device, policy.patience)
+        token_masks = TokenMasks(
+            config.max_num_seqs, self._vocabulary, device, policy.grammar_patience
+        )
         self._compute = StepRunner(self._runner, token_masks)
-        self._sequences: dict[Key, Sequence] = {}
+        self._sequences: dict[SequenceKey, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
             processor.tokenizer,
             self.scheduler,
             self._totals,
-            jumps=policy.jump_ahead,
-            patience=policy.patience,
+            jump_ahead=policy.jump_ahead,
+            patience=policy.grammar_patience,
         )
 
     @property
@@ -233,7 +235,7 @@ class Engine:
         """Where there may be nothing else to do."""
         for sequence in self._sequences.values():
             if sequence.is_late and sequence.grammar_state is not None:
-                sequence.grammar_state.wait(time.monotonic() + PATIENCE)
+                sequence.grammar_state.wait(time.monotonic() + GRAMMAR_PATIENCE)
                 return
 
     def _run_vision(self) -> list[Output]:

@@ -13,7 +13,7 @@ from model.engine.config import EngineConfig
 from model.engine.grammars.follower import STALL_SECONDS
 
 MOST_TOGETHER = 32  # tokens that one step may add to a sequence
-PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
+GRAMMAR_PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Policy:
             that many rows, and chunks of prompts alone.
         graph_rows: numbers of rows that CUDA graphs are captured for, ascending.
         single_images: whether each image goes through the vision tower alone.
-        patience: seconds that a step waits for grammars at most; sequences whose grammar is later
-            than that sit the step out.
+        grammar_patience: seconds that a step waits for grammars at most; sequences whose grammar is
+            later than that sit the step out.
     """
 
     prefix_caching: bool
@@ -46,7 +46,7 @@ class Policy:
     fixed_rows: int
     graph_rows: tuple[int, ...]
     single_images: bool
-    patience: float
+    grammar_patience: float
 
     @classmethod
     def of(cls, config: EngineConfig) -> Policy:
@@ -63,7 +63,8 @@ class Policy:
                 fixed_rows=rows,
                 graph_rows=(rows,),
                 single_images=True,
-                patience=2 * STALL_SECONDS,  # beyond which the grammar's process is given up
+                # Long enough for every grammar: sitting a step out would change its chunks.
+                grammar_patience=2 * STALL_SECONDS,
             )
         powers_of_two = [1 << exponent for exponent in range((rows - 1).bit_length())]
         return cls(
@@ -76,5 +77,5 @@ class Policy:
             fixed_rows=0,
             graph_rows=(*powers_of_two, rows),
             single_images=False,
-            patience=PATIENCE,
+            grammar_patience=GRAMMAR_PATIENCE,
         )

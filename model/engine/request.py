@@ -154,7 +154,7 @@ class TextDelta:
     cached_tokens: int = 0
 
 
-Key = tuple[int, int]  # request id and index of the answer
+SequenceKey = tuple[int, int]  # request id and index of the answer
 Result = TextDelta | ModelError
 
 
@@ -162,5 +162,5 @@ Result = TextDelta | ModelError
 class Output:
     """What a step yields for one sequence: a delta, or the error that ended it."""
 
-    key: Key
+    key: SequenceKey
     result: Result

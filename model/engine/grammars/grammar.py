@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from model.confined import Worker, WorkerError, Zygote
 from model.confined.zygote import readable
 from model.engine.grammars.follower import Follower
-from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, NOBODY, mask_bytes
+from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, NOBODY, mask_bytes, too_complex
 from model.engine.grammars.state import GrammarState
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
@@ -181,10 +181,7 @@ class Grammars:
             raise self._error(worker, spec, reply["error"], unwanted)
         except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
             worker.end()
-            raise spec.error(
-                f"compiling it took more than {COMPILE_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
-                "nests too deep; make it smaller, flatter or less ambiguous"
-            ) from error
+            raise spec.error(too_complex("compiling it", COMPILE_SECONDS)) from error
         except BaseException:
             worker.end()
             raise
@@ -194,9 +191,8 @@ class Grammars:
     ) -> GrammarError:
         place: list[str | int] = []
         if spec.kind == "json_schema":
-            with contextlib.suppress(
-                OSError, EOFError, ValueError, KeyError
-            ):  # it is not known where
+            # Where in the schema it is may remain unknown.
+            with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 place = self._receive(worker, unwanted)["place"]
         return spec.error(reason, tuple(place))
 

@@ -32,6 +32,14 @@ NOBODY = -1
 HEAD = struct.Struct("<iBBI")
 
 
+def too_complex(what: str, seconds: float) -> str:
+    """Why a grammar cannot be used when its process died: the limits on ``what``, and a remedy."""
+    return (
+        f"{what} took more than {seconds:g} seconds or {MEMORY >> 20} MiB, or it nests too deep; "
+        "make it smaller, flatter or less ambiguous"
+    )
+
+
 def mask_bytes(vocabulary: int) -> int:
     """Size of a mask: a bit for each token, in llguidance's words of 32 bits."""
     return -(-vocabulary // 32) * 4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.engine.grammars.follower import Follower
-from model.engine.grammars.protocol import MEMORY, MOST_FORCED, STEP_SECONDS
+from model.engine.grammars.protocol import MOST_FORCED, STEP_SECONDS, too_complex
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError
 
@@ -130,11 +130,9 @@ class GrammarState:
 
     def fail(self, reason: str | None) -> None:
         """See ``Followed``."""
-        self.error = self._spec.error(
-            reason
-            or f"the next token took more than {STEP_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
-            "nests too deep; make it smaller, flatter or less ambiguous"
-        )
+        if not reason:
+            reason = too_complex("the next token", STEP_SECONDS)
+        self.error = self._spec.error(reason)
 
     @property
     def _can_sample(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
 from model.engine.policy import MOST_TOGETHER
-from model.engine.request import SamplingParams
+from model.engine.request import SamplingParams, SequenceKey
 from model.engine.scheduling.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.scheduling.token_counts import Counts
 from model.engine.text.detokenizer import Detokenizer
@@ -54,7 +54,7 @@ class Sequence:
 
     def __init__(
         self,
-        key: tuple[int, int],
+        key: SequenceKey,
         inputs: PromptInputs,
         params: SamplingParams,
         max_tokens: int,
