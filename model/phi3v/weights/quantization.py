@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from model.cpu.memory import release_weight
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.weights.onednn import release
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
         model.set_submodule(name, QuantizedLinear(plain.weight.data, scheme))
-        release(plain)
+        release_weight(plain)
 
 
 class Int8Linear(nn.Module):
