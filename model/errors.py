@@ -10,6 +10,7 @@
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
     ├── TookTooLongError        the answer was not finished in time
+    ├── StepFailedError         the engine failed at this answer
     └── EngineDeadError         the engine thread has ended; nothing can be served any more
 
 Knows nothing of status codes: ``server.errors`` maps these classes to HTTP.
@@ -80,5 +81,15 @@ class TookTooLongError(ModelError):
         )
 
 
+class StepFailedError(ModelError):
+    """The engine failed at this answer; why is for the log alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine failed at this answer; the server's log says why")
+
+
 class EngineDeadError(ModelError):
     """The engine cannot serve requests any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has ended; the server must be restarted, and its log says why")

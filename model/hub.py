@@ -69,10 +69,10 @@ def _refuse_pickles(directory: Path) -> None:
 
 
 def abandon_downloads() -> bool:
-    """Remove what this process has written of files that are being downloaded.
+    """Remove partly downloaded files, before a program ends that may be downloading a checkpoint.
 
     Returns:
-        whether something is; its threads then keep the program from ending in the usual way.
+        whether a download is running; ``os._exit`` is then the only end that does not wait for it.
     """
     import psutil
 
@@ -103,12 +103,12 @@ def _download(model: str, revision: str) -> Path:
     """The model's directory in the hub's cache, after what it lacks is downloaded."""
     _at_work.set()
     try:
-        return _download_what_lacks(model, revision)
+        return _download_missing(model, revision)
     finally:
         _at_work.clear()
 
 
-def _download_what_lacks(model: str, revision: str) -> Path:
+def _download_missing(model: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
@@ -137,7 +137,10 @@ def _download_what_lacks(model: str, revision: str) -> Path:
             _check_space(model, missing, directory)
             logger.info(
                 "downloading %s, revision %s: %.2f GB into %s",
-                *(model, revision, missing / GB, directory),
+                model,
+                revision,
+                missing / GB,
+                directory,
             )
         return Path(snapshot())
     except CheckpointError:

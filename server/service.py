@@ -6,6 +6,7 @@ The server listens before the model is loaded, so that ``/health`` can say what 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import Literal
 
 import model
@@ -42,26 +43,7 @@ class Backend:
         await asyncio.to_thread(self.decode_pool.start)
         self._engine, self._info = await model.load_engine(
             model.LoadOptions(
-                model=settings.model,
-                revision=settings.revision,
-                dtype=settings.dtype,
-                device=settings.device,
-                quantization=settings.quantization,
-                max_model_len=settings.max_model_len,
-                max_num_seqs=settings.max_num_seqs,
-                max_waiting=settings.max_waiting,
-                max_waiting_tokens=settings.max_waiting_tokens,
-                max_waiting_gib=settings.max_waiting_memory,
-                request_timeout=settings.request_timeout,
-                prefill_chunk=settings.prefill_chunk,
-                default_max_tokens=settings.max_output_tokens,
-                pipeline_parallel_size=settings.pipeline_parallel_size,
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                kv_cache_gib=settings.kv_cache_memory,
-                prefix_caching=settings.prefix_caching,
-                embedding_cache_gib=settings.embedding_cache_memory,
-                deterministic=settings.deterministic,
-                prompt_lookup=settings.prompt_lookup,
+                **{field.name: getattr(settings, field.name) for field in fields(model.LoadOptions)}
             )
         )
         self.decode_pool.longest_ratio = self._engine.longest_ratio

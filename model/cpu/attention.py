@@ -20,14 +20,10 @@ from model.cpu.blocks import BLOCK, add_values, score_keys
 from model.cpu.compiler.jit import Kernel, array, inner, read, record_type, take, take_next, wait
 from model.cpu.elementwise import exp
 
-FIELDS = dict.fromkeys(
-    (
-        *("q", "k", "v", "keys", "values", "output"),
-        *("block", "offset", "table", "tile_row", "tile_size", "tile_start", "tile_length"),
-        *("tokens", "tiles", "heads", "groups", "head_dim", "num_blocks"),
-    ),
-    np.intp,
-)
+_NUMBERS = ("q", "k", "v", "keys", "values", "output")
+_PLACES = ("block", "offset", "table", "tile_row", "tile_size", "tile_start", "tile_length")
+_SIZES = ("tokens", "tiles", "heads", "groups", "head_dim", "num_blocks")
+FIELDS = dict.fromkeys(_NUMBERS + _PLACES + _SIZES, np.intp)
 KIND = record_type(FIELDS)
 
 

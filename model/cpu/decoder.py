@@ -19,32 +19,26 @@ from model.cpu.linear.microkernel import PANEL
 from model.cpu.linear.products import gated_product, multiply, multiply_add
 from model.cpu.linear.quantized import weights
 
-_COMMON = {"epsilon": np.float32}
-BEFORE = _COMMON | dict.fromkeys(
-    (
-        *("hidden", "norm", "qkv_weight", "normed", "qkv", "cos", "sin", "q", "k", "v"),
-        *("tokens", "width", "heads", "groups", "head_dim"),
-        *("qkv_scales", "qkv_panels", "qkv_words", "qkv_groups"),
-    ),
-    np.intp,
-)
-AFTER = _COMMON | dict.fromkeys(
-    (
-        *("hidden", "attended", "inputs", "output_weight", "norm", "pairs_weight", "gated"),
-        *("down_weight", "tokens", "width", "inner_width", "intermediate"),
-        *("output_scales", "output_panels", "output_words", "output_groups"),
-        *("pairs_scales", "pairs_panels", "pairs_words", "pairs_groups"),
-        *("down_scales", "down_panels", "down_words", "down_groups"),
-    ),
-    np.intp,
-)
-LOGITS = _COMMON | dict.fromkeys(
-    (
-        *("hidden", "norm", "normed", "head_weight", "logits"),
-        *("tokens", "width", "vocabulary", "head_panels", "head_words"),
-    ),
-    np.intp,
-)
+
+def _weight(name: str) -> tuple[str, ...]:
+    """The fields of a weight, which ``quantized.weights`` takes; of a plain one some stay 0."""
+    return tuple(f"{name}_{part}" for part in ("weight", "scales", "panels", "words", "groups"))
+
+
+def _fields(names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a record: the epsilon of norms, and addresses and sizes by their names."""
+    return {"epsilon": np.float32, **dict.fromkeys(names, np.intp)}
+
+
+_QKV = ("hidden", "norm", "normed", "qkv", "cos", "sin", "q", "k", "v")
+_QKV_SIZES = ("tokens", "width", "heads", "groups", "head_dim")
+_MLP = ("hidden", "attended", "inputs", "norm", "gated")
+_MLP_SIZES = ("tokens", "width", "inner_width", "intermediate")
+_HEAD = ("hidden", "norm", "normed", "logits")
+_HEAD_SIZES = ("tokens", "width", "vocabulary")
+BEFORE = _fields(_QKV + _QKV_SIZES + _weight("qkv"))
+AFTER = _fields(_MLP + _MLP_SIZES + _weight("output") + _weight("pairs") + _weight("down"))
+LOGITS = _fields(_HEAD + _HEAD_SIZES + _weight("head"))
 STEP = dict.fromkeys(("layers", "before", "attention", "after"), np.intp)
 _BEFORE_KIND, _AFTER_KIND = record_type(BEFORE), record_type(AFTER)
 _LOGITS_KIND, _STEP_KIND = record_type(LOGITS), record_type(STEP)

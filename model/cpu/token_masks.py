@@ -48,7 +48,7 @@ def _limit(logit, largest, highest):
     return min(min(logit, largest), highest)
 
 
-class Masking:
+class CpuMaskKernel:
     """What ``model.engine.sampling.token_masks`` does with torch, compiled.
 
     Args:

@@ -62,7 +62,7 @@ def write_tokenizer(
             "unk_token": "<unk>",
         }.items()
     }
-    config = {
+    config: dict[str, Any] = {
         "add_bos_token": True,
         "add_eos_token": False,
         "added_tokens_decoder": {
@@ -75,8 +75,9 @@ def write_tokenizer(
         "model_max_length": 131072,
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **({"chat_template": CHAT_TEMPLATE} if chat_template else {}),
     }
+    if chat_template:
+        config["chat_template"] = CHAT_TEMPLATE
     _write(directory / "tokenizer.json", _tokenizer(added, vocab, merges))
     _write(directory / "tokenizer_config.json", config)
     _write(directory / "special_tokens_map.json", special)

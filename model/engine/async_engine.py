@@ -19,21 +19,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from model.engine.engine import Engine, Output, StepFailedError
+from model.engine.engine import Engine
 from model.engine.generation import Generation
 from model.engine.grammars.grammar import Grammar
-from model.engine.in_flight import InFlight, Load
+from model.engine.in_flight import Footprint, InFlight
 from model.engine.pool import Pool
-from model.engine.request import SamplingParams
+from model.engine.request import Output, SamplingParams
 from model.engine.stats import Diagnostics, Stats
-from model.errors import EngineDeadError, ModelError, TookTooLongError
+from model.errors import EngineDeadError, ModelError, StepFailedError, TookTooLongError
 from model.phi3v.inputs.chat import Message
 from model.phi3v.inputs.processing import PromptInputs
 
 logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005  # seconds
-ENDED = "the engine has ended; the server must be restarted, and its log says why"
 
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ class AsyncEngine:
         return replace(
             self._engine.describe(),
             requests=len(self._generations),
-            in_flight=self._in_flight.answers,
+            in_flight=self._in_flight.sequences,
             in_flight_tokens=self._in_flight.tokens,
             in_flight_bytes=self._in_flight.bytes,
         )
@@ -86,8 +85,8 @@ class AsyncEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a prompt is being prepared or an answer is in the making."""
-        return self._in_flight.answers > 0
+        """Whether any request is in flight."""
+        return self._in_flight.sequences > 0
 
     @property
     def is_alive(self) -> bool:
@@ -121,16 +120,16 @@ class AsyncEngine:
         limit = self._engine.config.request_timeout
         deadline = self._loop.time() + limit
         inputs, grammar = await self._prepare(params.n, self._inputs(messages, params, caller))
-        longest = self._engine.longest_answer(len(inputs.token_ids), params)
+        longest = self._engine.config.longest_answer(len(inputs.token_ids), params.max_tokens)
         try:
-            load = Load.of(inputs, params, longest)
-            self._in_flight.hold(load)
+            footprint = Footprint.of(inputs, params, longest)
+            self._in_flight.hold(footprint)
         except ModelError:
             self._in_flight.remove(params.n)
             raise
         request_id = next(self._ids)
         generation = Generation(
-            load.tokens, params.n, partial(self._close, request_id, params.n, load)
+            footprint.tokens, params.n, partial(self._close, request_id, params.n, footprint)
         )
         generation.fail_at(deadline, TookTooLongError(limit))
         self._generations[request_id] = generation
@@ -179,7 +178,7 @@ class AsyncEngine:
         return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
 
     async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work``; from then on ``n`` answers more are in the making.
+        """Do ``work``; from then on ``n`` more sequences are in flight.
 
         Raises:
             RequestError: those would be too many even if there were no others.
@@ -204,18 +203,18 @@ class AsyncEngine:
             if isinstance(error, BrokenExecutor):
                 logger.exception("threads cannot be started")
                 self._die()
-                raise EngineDeadError(ENDED) from error
+                raise EngineDeadError() from error
             raise
 
     async def _prepare_only(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` as ``_prepare`` does for an answer, and have no answer made."""
+        """Do ``work`` as ``_prepare`` does, for a request that generates nothing."""
         result = await self._prepare(1, work)
         self._in_flight.remove(1)
         return result
 
     def _require_alive(self) -> None:
         if not self.is_alive:
-            raise EngineDeadError(ENDED)
+            raise EngineDeadError()
 
     def shutdown(self) -> None:
         """End the thread after its current step; unfinished generations raise."""
@@ -225,10 +224,10 @@ class AsyncEngine:
             pool.close()
         self._engine.close()
 
-    def _close(self, request_id: int, n: int, load: Load) -> None:
+    def _close(self, request_id: int, n: int, footprint: Footprint) -> None:
         if self._generations.pop(request_id, None) is not None:
             self._in_flight.remove(n)
-            self._in_flight.release(load)
+            self._in_flight.release(footprint)
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _run(self) -> None:
@@ -286,7 +285,7 @@ class AsyncEngine:
 
     def _fail_all(self) -> None:
         for generation in list(self._generations.values()):
-            generation.put(EngineDeadError(ENDED))
+            generation.put(EngineDeadError())
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         try:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Messages
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,21 +21,20 @@ from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.execution.runner import Runner, make_runner
 from model.engine.execution.step_runner import StepRunner
 from model.engine.execution.vision_runner import VisionRunner
-from model.engine.grammars.follower import STALL_SECONDS
 from model.engine.grammars.grammar import Grammar, Grammars
 from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.choice import make_kv_cache
-from model.engine.request import SamplingParams, TextDelta
+from model.engine.policy import GRAMMAR_PATIENCE, Policy
+from model.engine.request import Output, Result, SamplingParams, SequenceKey
 from model.engine.sampling.acceptance import Acceptance
-from model.engine.sampling.token_masks import PATIENCE, Guidance
+from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk, Scheduler
 from model.engine.scheduling.sequence import Sequence
+from model.engine.scheduling.sequence_factory import SequenceFactory
 from model.engine.stats import Diagnostics, Stats, Totals
-from model.engine.text.detokenizer import REPLACEMENT, Detokenizer
-from model.engine.text.lookup import Lookup
-from model.errors import ModelError
+from model.errors import ModelError, StepFailedError
 from model.phi3v.decoder import Decoder
 from model.phi3v.inputs.chat import Message
 from model.phi3v.inputs.processing import Processor, PromptInputs
@@ -47,24 +45,7 @@ logger = logging.getLogger(__name__)
 
 TOWER_SECONDS = 0.25  # per step when nobody is stalled, so that an abort is heard soon
 
-Key = tuple[int, int]  # request id and index of the answer
-Result = TextDelta | ModelError
-MakeRunner = Callable[[Decoder, PagedCache, LongRope, EngineConfig], Runner]
-
-
-class StepFailedError(ModelError):
-    """The engine failed at this answer; why is for the log alone."""
-
-    def __init__(self) -> None:
-        super().__init__("the engine failed at this answer; the server's log says why")
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a step yields for one sequence: a delta, or the error that ended it."""
-
-    key: Key
-    result: Result
+MakeRunner = Callable[[Decoder, PagedCache, LongRope, Policy, int], Runner]
 
 
 class Engine:
@@ -96,30 +77,34 @@ class Engine:
         device = network.decoder.device
         rope = LongRope(network.config, device)
         cache = make_kv_cache(network.config, config, network.dtype, network.decoder.layer_devices)
-        caching = config.prefix_caching and not config.deterministic
-        self.blocks = BlockManager(config.num_blocks, config.block_size, caching)
-        self._pacing = pacing or Pacing(config.prefill_chunk, fixed=config.deterministic)
-        self.scheduler = Scheduler(config, self.blocks, rope, self._pacing, cache.copy_block)
-        runner = make_runner(network.decoder, cache, rope, config)
+        policy = Policy.of(config)
+        self._make_sequences = SequenceFactory(processor.tokenizer, self.stop_ids, config, policy)
+        self.blocks = BlockManager(config.num_blocks, config.block_size, policy.prefix_caching)
+        self._pacing = pacing or Pacing(config.prefill_chunk, policy.fixed_chunks)
+        self.scheduler = Scheduler(
+            config, policy, self.blocks, rope, self._pacing, cache.copy_block
+        )
+        max_blocks = self.blocks.blocks_for(config.max_model_len)
+        runner = make_runner(network.decoder, cache, rope, policy, max_blocks)
         self._kv_cache_kind, self._graph_rows = type(cache).__name__, runner.graph_rows
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
-        self.vision = VisionRunner(network.vision, embeddings, config.deterministic)
-        most_answers = config.max_num_seqs + config.max_waiting
+        self.vision = VisionRunner(network.vision, embeddings, policy.single_images)
+        max_sequences = config.max_num_seqs + config.max_waiting
         self._grammars = Grammars(
-            processor.tokenizer, self._vocabulary, self.stop_ids, most_answers
+            processor.tokenizer, self._vocabulary, self.stop_ids, max_sequences
         )
-        # An answer that sat a step out would be computed in other shapes than it is alone.
-        patience = 2 * STALL_SECONDS if config.deterministic else PATIENCE
-        guidance = Guidance(config.max_num_seqs, self._vocabulary, device, patience)
-        self._compute = StepRunner(runner, guidance)
-        self._sequences: dict[Key, Sequence] = {}
+        token_masks = TokenMasks(
+            config.max_num_seqs, self._vocabulary, device, policy.grammar_patience
+        )
+        self._compute = StepRunner(runner, token_masks)
+        self._sequences: dict[SequenceKey, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
             processor.tokenizer,
             self.scheduler,
             self._totals,
-            jumps=config.jump_ahead and not config.deterministic,
-            patience=patience,
+            jump_ahead=policy.jump_ahead,
+            patience=policy.grammar_patience,
         )
 
     @property
@@ -206,45 +191,9 @@ class Engine:
             grammar: of ``params``, where there is one.
         """
         arrived = time.perf_counter() if arrived is None else arrived
-        own_stops = () if params.ignore_eos else self.stop_ids
-        # A stop string that names a control token never shows in the text; its id ends the answer.
-        named = {self.processor.tokenizer.special_id(string) for string in params.stop} - {None}
-        stop_ids = frozenset([*own_stops, *params.stop_token_ids, *named])
-        leader = None
-        for index in range(params.n):
-            sequence = Sequence(
-                (request_id, index),
-                inputs,
-                params,
-                self.longest_answer(len(inputs.token_ids), params),
-                stop_ids,
-                self._detokenizer(params),
-            )
-            sequence.arrived = arrived
-            sequence.grammar = grammar
-            if self._may_guess(params):
-                sequence.lookup = Lookup(sequence.prompt_len)
-            if not self.config.deterministic:  # which computes every answer the same way
-                sequence.leader = leader
-            leader = leader or sequence
+        for sequence in self._make_sequences(request_id, inputs, params, arrived, grammar):
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
-
-    def longest_answer(self, prompt_tokens: int, params: SamplingParams) -> int:
-        """Most tokens that one answer to a prompt of that length may have."""
-        room = self.config.max_model_len - prompt_tokens
-        return min(params.max_tokens or self.config.default_max_tokens, room)
-
-    def _may_guess(self, params: SamplingParams) -> bool:
-        """Whether an answer's logits depend on nothing but its tokens so far, in order."""
-        changing = params.presence_penalty or params.frequency_penalty or params.min_tokens
-        plain = not changing and params.repetition_penalty == 1 and params.grammar is None
-        return plain and self.config.prompt_lookup and not self.config.deterministic
-
-    def _detokenizer(self, params: SamplingParams) -> Detokenizer:
-        # Half a character at the end of an answer that was cut off would not match its grammar.
-        half = REPLACEMENT if params.grammar is None else ""
-        return Detokenizer(self.processor.tokenizer, params.stop, half)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; its blocks are free at once."""
@@ -255,7 +204,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return what it yields, in no particular order."""
-        outputs = self._catch_up() + self._see()
+        outputs = self._catch_up() + self._run_vision()
         chunks = self.scheduler.schedule()
         if not chunks:
             self._wait_for_grammars()
@@ -303,10 +252,10 @@ class Engine:
         """Where there may be nothing else to do."""
         for sequence in self._sequences.values():
             if sequence.is_late and sequence.grammar_state is not None:
-                sequence.grammar_state.wait(time.monotonic() + PATIENCE)
+                sequence.grammar_state.wait(time.monotonic() + GRAMMAR_PATIENCE)
                 return
 
-    def _see(self) -> list[Output]:
+    def _run_vision(self) -> list[Output]:
         """Run the tower for the sequences that wait for it, as long as others can spare."""
         running = self.scheduler.running
         waiting = [sequence for sequence in running if sequence.needs_tower]

@@ -1,6 +1,6 @@
-"""How much may be in the making at a time, and what is; everything beyond is refused before it costs.
+"""Limits on the requests in flight: what exceeds them is refused before any work is done.
 
-Knows nothing of the scheduler, which decides when what is admitted runs.
+Knows nothing of the scheduler, which decides when an admitted sequence runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ BYTES_OF_ALTERNATIVE = 128  # as it is told, in JSON
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a request holds.
+class Footprint:
+    """What a request holds in memory while it is in flight.
 
     Attributes:
         tokens: of its prompt.
@@ -36,11 +36,11 @@ class Load:
         return self.image_bytes + self.logprob_bytes
 
     @classmethod
-    def of(cls, inputs: PromptInputs, params: SamplingParams, longest: int) -> Load:
-        """What ``inputs`` hold, and answers of ``longest`` tokens.
+    def of(cls, inputs: PromptInputs, params: SamplingParams, longest: int) -> Footprint:
+        """The footprint of ``inputs``, and of answers of up to ``longest`` tokens.
 
         Raises:
-            RequestError: they would have too many log probabilities.
+            RequestError: there would be too many log probabilities.
         """
         image_bytes = 0 if inputs.image is None else inputs.image.pixels.nbytes
         alternatives = 0
@@ -59,66 +59,68 @@ class Load:
 
 
 class InFlight:
-    """The answers that are prepared or unfinished, and what they hold together.
+    """Counts the sequences being prepared, waiting or running, and their footprint.
 
     Attributes:
-        answers: how many there are.
+        sequences: how many are in flight; each of a request's ``n`` answers is one.
         tokens: of their prompts.
-        bytes: of what else they hold, see ``Load``.
+        bytes: of their images and log probabilities.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self.answers = 0
+        self.sequences = 0
         self.tokens = 0
         self.bytes = 0
 
     def add(self, n: int) -> None:
-        """Let in ``n`` answers, which ``remove`` lets go.
+        """Admit ``n`` sequences, until ``remove``.
 
         Raises:
             RequestError: those would be too many even if there were no others.
-            OverloadedError: those would be too many.
+            OverloadedError: too many others are in flight.
         """
         limit = self._config.max_num_seqs + self._config.max_waiting
         if n > limit:
             raise RequestError(
                 f"n asks for {n} answers; this server makes at most {limit} at a time", ("n",), n
             )
-        if self.answers + n > limit:
+        if self.sequences + n > limit:
             raise OverloadedError(
-                f"{self.answers} answers are in the making and the limit is {limit}; "
+                f"{self.sequences} answers are in the making and the limit is {limit}; "
                 "try again in a moment"
             )
-        self.answers += n
+        self.sequences += n
 
     def remove(self, n: int) -> None:
-        """Let go of ``n`` answers."""
-        self.answers -= n
+        """Take ``n`` sequences out."""
+        self.sequences -= n
 
-    def hold(self, load: Load) -> None:
-        """Let in what answers hold, which ``release`` lets go.
+    def hold(self, footprint: Footprint) -> None:
+        """Admit a request's footprint, until ``release``.
+
+        A request that is alone is admitted whatever its footprint.
 
         Raises:
-            OverloadedError: there is too much of it; alone it would be served, however much it is.
+            OverloadedError: together with the others' it is beyond a limit.
         """
         if self.tokens:
             config = self._config
-            if self.tokens + load.tokens > config.max_waiting_tokens:
+            if self.tokens + footprint.tokens > config.max_waiting_tokens:
                 raise OverloadedError(
-                    f"prompts of {self.tokens} tokens are in the making, this one has {load.tokens} "
+                    f"prompts of {self.tokens} tokens are in the making, this one has {footprint.tokens} "
                     f"and the limit is {config.max_waiting_tokens}; try again in a moment"
                 )
-            if load.bytes and self.bytes + load.bytes > config.max_waiting_bytes:
+            if footprint.bytes and self.bytes + footprint.bytes > config.max_waiting_bytes:
                 raise OverloadedError(
                     f"images and log probabilities of {self.bytes} bytes are in the making, this "
-                    f"request's take {load.bytes} and the limit is {config.max_waiting_bytes}; "
+                    f"request's take {footprint.bytes} and the limit is {config.max_waiting_bytes}; "
                     "try again in a moment"
                 )
-        self.tokens += load.tokens
-        self.bytes += load.bytes
+        self.tokens += footprint.tokens
+        self.bytes += footprint.bytes
 
-    def release(self, load: Load) -> None:
-        """Let go of what answers held."""
-        self.tokens -= load.tokens
-        self.bytes -= load.bytes
+    def release(self, footprint: Footprint) -> None:
+        """Take a request's footprint out."""
+        self.tokens -= footprint.tokens
+        self.bytes -= footprint.bytes

@@ -102,7 +102,8 @@ class Pool:
                 while not running.done():
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([running])
-                running.cancelled() or running.exception()  # nobody asks for it
+                if not running.cancelled():
+                    running.exception()  # nobody asks for it
                 raise
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.errors import GrammarError, RequestError
+from model.errors import GrammarError, ModelError, RequestError
 
 FinishReason = Literal["stop", "length"]
 
@@ -152,3 +152,15 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
+
+
+SequenceKey = tuple[int, int]  # request id and index of the answer
+Result = TextDelta | ModelError
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step yields for one sequence: a delta, or the error that ended it."""
+
+    key: SequenceKey
+    result: Result

@@ -11,9 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 SECONDS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0),
-)
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0
+)  # fmt: skip
 
 
 @dataclass

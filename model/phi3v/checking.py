@@ -73,8 +73,8 @@ def read_headers(directory: Path) -> dict[str, Header]:
         CheckpointError: files are missing or cannot be read.
     """
     files, _, problems = _weight_files(directory)
-    for problem in problems:
-        raise CheckpointError(f"{problem.subject} {problem.text}")
+    if problems:
+        raise CheckpointError(f"{problems[0].subject} {problems[0].text}")
     headers: dict[str, Header] = {}
     for file in files:
         try:

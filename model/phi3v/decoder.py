@@ -2,7 +2,7 @@
 
 Everything but attention works on single tokens, so sequences need no padding; attention is an
 argument, called with the queries, keys and values of a layer, and owns the KV cache. The weights
-are those of ``Phi3VForCausalLM``. What is here runs on any device; ``language_cpu`` is faster on
+are those of ``Phi3VForCausalLM``. What is here runs on any device; ``decoder_cpu`` is faster on
 CPUs that it supports.
 
 Shape suffixes: T tokens of all sequences, E hidden size, H query heads, G key-value heads,

@@ -2,7 +2,7 @@
 
 A token's results are the same bits in any batch, because the kernels sum in an order of their own.
 
-Shape suffixes as in ``language``.
+Shape suffixes as in ``decoder``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from model.cpu.decoder import DecoderKernels
 from model.cpu.linear import microkernel
 from model.cpu.linear.linear import TiledLinear
 from model.cpu.linear.packing import nibbles, pack, pack_pairs
+from model.cpu.memory import release_weight
 from model.cpu.self_attention import SelfAttention
 from model.phi3v.decoder import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.weights.onednn import release
 from model.phi3v.weights.quantization import QuantizedLinear
 
 _STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as kernels know them
 
 
-def why_not(model: Phi3VForCausalLM) -> str | None:
+def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
     """Why the kernels are of no use for this model on this machine; None if they are."""
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"they compute in float32 and bfloat16, not in {model.dtype}"
@@ -133,7 +133,7 @@ class CpuDecoder:
         record[f"{name}_weight"] = address(packed)
         record[f"{name}_panels"], record[f"{name}_words"] = packed.shape[:2]
         if not keep:
-            release(linear)
+            release_weight(linear)
 
     def _quantized_weight(
         self, record: np.void, name: str, layer: QuantizedLinear, paired: bool
@@ -231,7 +231,7 @@ def _pack_vision(model: Phi3VForCausalLM) -> None:
         vision.set_submodule(name, tiled)
         if gelu:
             vision.set_submodule(name.replace("fc1", "activation_fn"), nn.Identity())
-        release(linear)
+        release_weight(linear)
     heads = config.num_attention_heads
     if config.hidden_size // heads % 2 == 0:
         for layer in vision.img_processor.encoder.layers:

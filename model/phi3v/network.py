@@ -11,7 +11,7 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.decoder import Decoder, TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.vision import Phi3VImageEmbedding
-from model.phi3v.weights.onednn import pack_linears
+from model.phi3v.weights.onednn import use_onednn
 from model.phi3v.weights.quantization import use_torch_kernels
 
 logger = logging.getLogger(__name__)
@@ -45,14 +45,14 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
         use_torch_kernels(model)
         return TorchDecoder(model)
     try:
-        from model.phi3v.decoder_cpu import CpuDecoder, why_not
+        from model.phi3v.decoder_cpu import CpuDecoder, unsupported_reason
     except ImportError as error:
         reason: str | None = str(error)
     else:
-        reason = why_not(model)
+        reason = unsupported_reason(model)
         if reason is None:
             return CpuDecoder(model)
     logger.warning("the decoder is not compiled and so slower: %s", reason)
     use_torch_kernels(model)
-    pack_linears(model)
+    use_onednn(model)
     return TorchDecoder(model)

@@ -15,8 +15,21 @@ from model.demo.random_checkpoint import PRESETS
 from scripts.benchmarks.harness.options import Options
 
 NAMES = [
-    *("engine", "server", "image", "stall", "stream", "soak", "long", "guidance", "lookup"),
-    *("overload", "bodies", "batch", "drift", "quantized", "kernels"),
+    "engine",
+    "server",
+    "image",
+    "stall",
+    "stream",
+    "soak",
+    "long",
+    "guidance",
+    "lookup",
+    "overload",
+    "bodies",
+    "batch",
+    "drift",
+    "quantized",
+    "kernels",
 ]
 ALONE = ["full"]  # not among all: it takes all of a machine's memory
 SMOKE = {
@@ -72,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         options = Options(**{**args, "checkpoints": args["checkpoints"] or Path(directory)})
         if "all" in names:
-            names = [*NAMES, *(name for name in ALONE if name in names)]
+            names = NAMES + [name for name in ALONE if name in names]
         for name in names:
             report = importlib.import_module(f"scripts.benchmarks.suites.{name}").run(options)
             report.write(options.out)

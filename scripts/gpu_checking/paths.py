@@ -26,7 +26,7 @@ def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
     report = Report("paths", f"fast paths on {device.type}", ["path", "dtype", "found"])
     config = Phi3VConfig.from_pretrained(tiny)
     for probed in DTYPES:
-        reason = _why_not(config, probed, device)
+        reason = _unsupported_reason(config, probed, device)
         found = "works" if reason is None else textwrap.shorten(reason, LONGEST_REASON)
         report.rows.append(["paged attention", name_of(probed), found])
     for wanted in dict.fromkeys((dtype, torch.float32)):
@@ -50,12 +50,16 @@ def chosen(engine: Engine) -> dict[str, str]:
     }
 
 
-def _why_not(config: Phi3VConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+def _unsupported_reason(
+    config: Phi3VConfig, dtype: torch.dtype, device: torch.device
+) -> str | None:
     try:
         varlen_attn = kv_cache_cuda.find_varlen_attn()
     except ImportError as error:
         return str(error)
-    return kv_cache_cuda.why_not(config, kv_cache_cuda.BLOCK_SIZE, dtype, device, varlen_attn)
+    return kv_cache_cuda.unsupported_reason(
+        config, kv_cache_cuda.BLOCK_SIZE, dtype, device, varlen_attn
+    )
 
 
 @contextmanager

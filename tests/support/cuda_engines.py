@@ -15,6 +15,7 @@ from model.engine.engine import Engine, MakeRunner
 from model.engine.execution.runner import Runner, make_runner
 from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.cuda import CudaKVCache
+from model.engine.policy import Policy
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk
@@ -48,12 +49,17 @@ class Runners:
     plain: Runner
 
     def make(
-        self, decoder: Decoder, cache: PagedCache, rope: LongRope, config: EngineConfig
+        self,
+        decoder: Decoder,
+        cache: PagedCache,
+        rope: LongRope,
+        policy: Policy,
+        max_blocks: int,
     ) -> Runner:
         assert isinstance(cache, CudaKVCache)
         self.cache = cache
-        self.plain = Runner(decoder, cache, rope, config.max_num_seqs * config.deterministic)
-        self.fast = make_runner(decoder, cache, rope, config)
+        self.plain = Runner(decoder, cache, rope, policy.fixed_rows)
+        self.fast = make_runner(decoder, cache, rope, policy, max_blocks)
         assert self.fast.graph_rows
         return self.fast
 

@@ -12,7 +12,7 @@ import torch
 from model import GrammarSpec, SamplingParams
 from model.engine.execution.runner import Runner
 from model.engine.sampling.sampler import sample
-from model.engine.sampling.token_masks import Guidance
+from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.scheduler import Chunk
 from model.engine.scheduling.sequence import Sequence
 from model.engine.text.detokenizer import Detokenizer
@@ -72,15 +72,17 @@ def in_sampler(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("model.engine.execution.step_runner.sample", faulty)
 
 
-def in_guidance(patch: pytest.MonkeyPatch) -> None:
-    apply = Guidance.apply
+def in_token_masks(patch: pytest.MonkeyPatch) -> None:
+    apply = TokenMasks.apply
 
-    def faulty(self: Guidance, logits_SV: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    def faulty(
+        self: TokenMasks, logits_SV: torch.Tensor, sequences: list[Sequence]
+    ) -> torch.Tensor:
         if any(map(is_victim, sequences)):
             raise RuntimeError(SECRET)
         return apply(self, logits_SV, sequences)
 
-    patch.setattr(Guidance, "apply", faulty)
+    patch.setattr(TokenMasks, "apply", faulty)
 
 
 def in_detokenizer(patch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ def in_detokenizer(patch: pytest.MonkeyPatch) -> None:
                 raise RuntimeError(SECRET)
             return super().add(token_id)
 
-    patch.setattr("model.engine.engine.Detokenizer", Faulty)
+    patch.setattr("model.engine.scheduling.sequence_factory.Detokenizer", Faulty)
 
 
 def in_queueing(patch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def in_queueing(patch: pytest.MonkeyPatch) -> None:
             raise RuntimeError(SECRET)
         return Detokenizer(tokenizer, stop, *more)
 
-    patch.setattr("model.engine.engine.Detokenizer", make)
+    patch.setattr("model.engine.scheduling.sequence_factory.Detokenizer", make)
 
 
 def in_tower(patch: pytest.MonkeyPatch) -> None:

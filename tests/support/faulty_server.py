@@ -41,7 +41,7 @@ def faulty_draft(self: Processor, messages: Any, max_tokens: int) -> Any:
     if "FAULT" in messages[0].text:
         raise MemoryError(SECRET)
     if "BUSY" in messages[0].text:
-        raise EngineDeadError(SECRET)  # a 503, though the server goes on
+        raise EngineDeadError()  # a 503, though the server goes on
     return draft(self, messages, max_tokens)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.cpu.compiler.jit import Kernel, address, array, read, record_type, take, take_next
 from model.cpu.elementwise import assign, sigmoid
 from model.cpu.linear.microkernel import PANEL, TILE_ROWS, compute_tile
-from model.cpu.linear.products import ROWS_PER_ITEM, row_blocks
+from model.cpu.linear.products import row_blocks, rows_and_columns
 
 Activation = Literal["none", "quick_gelu"]
 
@@ -82,14 +82,11 @@ def linear_kernel(bfloat16: bool) -> Kernel:
         bias_N = array(a.bias, a.outputs, np.float32)
         out_TN = array(a.out, (a.rows, a.outputs), number)
         tile = np.empty((TILE_ROWS, PANEL), np.float32)
-        blocks = row_blocks(a.rows)
+        items = a.panels * row_blocks(a.rows)
         item = take(record, 0)
-        while item < a.panels * blocks:
-            panel, block = item // blocks, item % blocks
-            start = panel * PANEL
-            columns = min(PANEL, a.outputs - start)
-            end = min((block + 1) * ROWS_PER_ITEM, a.rows)
-            for first in range(block * ROWS_PER_ITEM, end, TILE_ROWS):
+        while item < items:
+            panel, first_row, count, start, columns = rows_and_columns(item, a.rows, a.outputs)
+            for first in range(first_row, first_row + count, TILE_ROWS):
                 rows = min(TILE_ROWS, a.rows - first)
                 compute_tile(x_TK, first, rows, weight[panel], tile)
                 for row in range(rows):

@@ -33,6 +33,16 @@ def row_blocks(tokens):
 
 
 @inner
+def rows_and_columns(item, tokens, outputs):
+    """Of an item of work: its panel, first row, rows, first column, and columns."""
+    blocks = row_blocks(tokens)
+    panel, block = item // blocks, item % blocks
+    first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
+    rows = min(ROWS_PER_ITEM, tokens - first_row)
+    return panel, first_row, rows, first_column, min(PANEL, outputs - first_column)
+
+
+@inner
 def multiply(record, phase, x_TK, weight, out_TN):
     """``out = x @ weight``, shared by the kernel's threads; the last panel may be cut by out's width."""
     _product(record, phase, x_TK, weight, out_TN, False)
@@ -46,15 +56,12 @@ def multiply_add(record, phase, x_TK, weight, out_TN):
 
 @inner
 def _product(record, phase, x_TK, weight, out_TN, add):
-    tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    tokens, outputs = x_TK.shape[0], out_TN.shape[1]
     sums, room = _sums_for(tokens), room_for(weight, x_TK)
-    items = panels_of(weight) * blocks
+    items = panels_of(weight) * row_blocks(tokens)
     item = take(record, phase)
     while item < items:
-        panel, block = item // blocks, item % blocks
-        first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
-        rows = min(ROWS_PER_ITEM, tokens - first_row)
-        columns = min(PANEL, out_TN.shape[1] - first_column)
+        panel, first_row, rows, first_column, columns = rows_and_columns(item, tokens, outputs)
         _sum_up(x_TK[first_row : first_row + rows], weight, panel, room, sums)
         for row in range(rows):
             out_N = out_TN[first_row + row, first_column : first_column + columns]
@@ -71,15 +78,12 @@ def _product(record, phase, x_TK, weight, out_TN, add):
 @inner
 def gated_product(record, phase, x_TK, pairs, out_TI):
     """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
-    tokens, blocks = x_TK.shape[0], row_blocks(x_TK.shape[0])
+    tokens, outputs = x_TK.shape[0], out_TI.shape[1]
     gate, up, room = _sums_for(tokens), _sums_for(tokens), room_for(pairs, x_TK)
-    items = panels_of(pairs) // 2 * blocks
+    items = panels_of(pairs) // 2 * row_blocks(tokens)
     item = take(record, phase)
     while item < items:
-        panel, block = item // blocks, item % blocks
-        first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
-        rows = min(ROWS_PER_ITEM, tokens - first_row)
-        columns = min(PANEL, out_TI.shape[1] - first_column)
+        panel, first_row, rows, first_column, columns = rows_and_columns(item, tokens, outputs)
         x = x_TK[first_row : first_row + rows]
         _sum_up(x, pairs, 2 * panel, room, gate)
         _sum_up(x, pairs, 2 * panel + 1, room, up)

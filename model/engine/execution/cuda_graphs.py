@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.engine.config import EngineConfig
 from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.scheduling.scheduler import Chunk
@@ -87,7 +87,7 @@ class DecodeGraphs:
         decoder: Decoder,
         cache: CudaKVCache,
         rope: LongRope,
-        buckets: list[int],
+        buckets: Rows[int],
         max_blocks: int,
         capture: Capture,
     ) -> None:
@@ -134,22 +134,14 @@ def make_decode_graphs(
     decoder: Decoder,
     cache: PagedCache,
     rope: LongRope,
-    config: EngineConfig,
-    capture: Capture | None = None,
+    rows: Rows[int],
+    max_blocks: int,
 ) -> DecodeGraphs | None:
-    """Graphs for up to ``max_num_seqs`` rows; None where there are none, which is logged.
-
-    In deterministic mode there is one graph, so that every step has the same shape.
-    """
+    """Graphs for these numbers of rows, ascending; None where there are none, which is logged."""
     if not isinstance(cache, CudaKVCache):
         return None  # whose making has told why
-    largest = config.max_num_seqs
-    powers = [] if config.deterministic else [1 << i for i in range((largest - 1).bit_length())]
-    max_blocks = -(-config.max_model_len // config.block_size)
     try:
-        if capture is None:
-            capture = CudaCapture()
-        return DecodeGraphs(decoder, cache, rope, [*powers, largest], max_blocks, capture)
+        return DecodeGraphs(decoder, cache, rope, rows, max_blocks, CudaCapture())
     except Exception as error:
         logger.warning("decoding runs without CUDA graphs and so slower: %s", error)
         return None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.engine.config import EngineConfig
 from model.engine.execution.cuda_graphs import DecodeGraphs, make_decode_graphs
 from model.engine.kv_cache.base import PagedCache, Span
+from model.engine.policy import Policy
 from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.decoder import Attention, Decoder
 from model.phi3v.rope import LongRope
@@ -19,22 +19,26 @@ from model.phi3v.transfer import to_device
 
 
 def make_runner(
-    decoder: Decoder, cache: PagedCache, rope: LongRope, config: EngineConfig
+    decoder: Decoder, cache: PagedCache, rope: LongRope, policy: Policy, max_blocks: int
 ) -> Runner:
-    """The runner of an engine of these sizes, with CUDA graphs where there are any."""
-    fixed_rows = config.max_num_seqs if config.deterministic else 0
-    return Runner(
-        decoder, cache, rope, fixed_rows, make_decode_graphs(decoder, cache, rope, config)
-    )
+    """The runner of an engine, with CUDA graphs where there are any.
+
+    Args:
+        decoder: of the model.
+        cache: of the same sizes.
+        rope: of the model.
+        policy: of the engine.
+        max_blocks: most blocks of a sequence.
+    """
+    graphs = make_decode_graphs(decoder, cache, rope, policy.graph_rows, max_blocks)
+    return Runner(decoder, cache, rope, policy.fixed_rows, graphs)
 
 
 class Runner:
     """The decoder with its KV cache.
 
     Args:
-        fixed_rows: when positive, decoding sequences are always computed in a batch of that many
-            rows and prefill chunks alone, so that results never depend on the company, not even in
-            their last bit (``--deterministic``), also where the decoder does not promise that.
+        fixed_rows: see ``Policy``; needless where the decoder is batch invariant by itself.
         graphs: for steps of single tokens, where there are any.
     """
 
@@ -62,11 +66,11 @@ class Runner:
         """Compute the chunks; returns float32 logits ``(S, V)``: each chunk's ``num_sampled`` rows."""
         if not self._fixed_rows:
             return self._compute(chunks, 0)
-        decoding = [chunk for chunk in chunks if chunk.is_text_token]
+        single = [chunk for chunk in chunks if chunk.is_text_token]
         others = [[chunk] for chunk in chunks if not chunk.is_text_token]
         logits_V = {}
-        for group in ([decoding] if decoding else []) + others:
-            rows = self._fixed_rows if group is decoding else 0
+        for group in ([single] if single else []) + others:
+            rows = self._fixed_rows if group is single else 0
             sampled = [chunk for chunk in group if chunk.num_sampled]
             for chunk, row_V in zip(sampled, self._compute(group, rows), strict=False):
                 logits_V[chunk.sequence.key] = row_V

@@ -12,7 +12,7 @@ import torch
 
 from model.engine.execution.runner import Runner
 from model.engine.sampling.sampler import Sample, sample
-from model.engine.sampling.token_masks import Guidance
+from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.scheduler import Chunk
 
 logger = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ class StepRunner:
 
     Args:
         runner: of the decoder.
-        guidance: what grammars allow.
+        token_masks: what grammars allow.
     """
 
-    def __init__(self, runner: Runner, guidance: Guidance) -> None:
+    def __init__(self, runner: Runner, token_masks: TokenMasks) -> None:
         self._runner = runner
-        self._guidance = guidance
+        self._token_masks = token_masks
 
     def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
         """Compute the chunks; returns them with what was sampled, and those that failed with why.
@@ -62,12 +62,12 @@ class StepRunner:
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
         try:
             logits_SV = self._runner.run(chunks)
-            self._guidance.wait([sequence for sequence, _ in rows])
+            self._token_masks.wait([sequence for sequence, _ in rows])
             in_time = [i for i, (sequence, _) in enumerate(rows) if not sequence.is_late]
             if len(in_time) < len(rows):
                 logits_SV, rows = logits_SV[in_time], [rows[i] for i in in_time]
             sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
-            samples = sample(logits_SV, sampled, self._guidance, ahead) if rows else []
+            samples = sample(logits_SV, sampled, self._token_masks, ahead) if rows else []
         except torch.AcceleratorError:
             raise
         except Exception as error:

@@ -37,20 +37,20 @@ class VisionRunner:
     Args:
         tower: the vision tower.
         cache: of its embeddings.
-        alone: whether each image goes through it alone (``--deterministic``).
+        single_images: whether each image goes through it alone.
 
     Attributes:
         num_images: images that went through the tower.
     """
 
     def __init__(
-        self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, alone: bool = False
+        self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, single_images: bool
     ) -> None:
         self.cache = cache
         self.num_images = 0
         self._tower = tower
         self._pass: _Pass | None = None
-        self._all_alone = alone
+        self._single_images = single_images
         self._alone: set[bytes] = set()  # images that failed in company
 
     def advance(
@@ -124,7 +124,7 @@ class VisionRunner:
             if images and (crops > self._tower.crops_per_pass or digest in self._alone):
                 break
             images[digest] = image
-            if self._all_alone or digest in self._alone:
+            if self._single_images or digest in self._alone:
                 break
         pixels = [image.pixels for image in images.values()]
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))

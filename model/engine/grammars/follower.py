@@ -1,7 +1,7 @@
-"""The engine's end of the process that follows the answers to one grammar. It writes masks where both read.
+"""The engine's end of the process that follows the sequences of one grammar.
 
-What it is asked goes out in batches, one for a step. It says which answer it is busy with: when it ends,
-that one fails, and the others are followed anew by another process.
+Requests go out in batches, one for a step; masks come back in shared memory. The process says which
+sequence it is busy with: when it dies, that one fails, and another process follows the rest anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 1 << 16  # bytes of a message
 
 
 class Followed(Protocol):
-    """An answer, as the process knows it."""
+    """A sequence, as the process knows it."""
 
     @property
     def accepted(self) -> list[int]:
@@ -45,7 +45,7 @@ class Followed(Protocol):
 
 
 class Follower:
-    """Asks the process, and hands on what it says. Used by the engine's thread alone; never blocks.
+    """Talks to the process. Used by the engine's thread alone; never blocks.
 
     Args:
         start: starts a process; returns the connection to it, and the rows that it shares.
@@ -56,50 +56,50 @@ class Follower:
     _batch: array[int]
     _outbox: bytearray
     _inbox: bytearray
-    _awaited: Counter[int]  # how many messages are to come of each answer
+    _awaited: Counter[int]  # how many messages are to come of each sequence
     _asked_at: float
     _was_heard: bool  # whether the process has said anything
 
     def __init__(self, start: Callable[[], tuple[socket.socket, NDArray[np.uint8]]]) -> None:
         self._start = start
-        self._answers: dict[int, Followed] = {}
+        self._sequences: dict[int, Followed] = {}
         self._open()
 
     @property
     def is_closed(self) -> bool:
-        """Whether there is no process, for want of answers."""
+        """Whether there is no process because there are no sequences."""
         return self._process.fileno() < 0
 
-    def join(self, answer: Followed) -> int:
-        """Have another answer followed, from its tokens so far on; returns its number.
+    def join(self, sequence: Followed) -> int:
+        """Follow another sequence, from its tokens so far; returns its number.
 
         Raises:
             OverloadedError: there are too many, with those whose clients have just gone away.
         """
-        taken = self._answers.keys() | +self._awaited  # of others there may still be messages
+        taken = self._sequences.keys() | +self._awaited  # of others there may still be messages
         number = next(number for number in itertools.count() if number not in taken)
         if number >= len(self._shared) - 1:
             raise OverloadedError("too many answers to this grammar have been begun; try again")
-        self._answers[number] = answer
-        self.ask(number, answer.accepted)
+        self._sequences[number] = sequence
+        self.ask(number, sequence.accepted)
         return number
 
     def leave(self, number: int) -> None:
-        """Follow an answer no more; the process ends with the last one."""
-        if self._answers.pop(number, None) is None:
+        """Stop following a sequence; the process ends with the last one."""
+        if self._sequences.pop(number, None) is None:
             return
-        if self._answers:
+        if self._sequences:
             self._batch.extend((number, DROP))
         else:
             self._close()
 
     def ask(self, number: int, tokens: list[int]) -> None:
-        """Have an answer go on by some tokens, at the next ``flush``."""
+        """Advance a sequence by some tokens, at the next ``flush``."""
         self._batch.extend((number, len(tokens), *tokens))
         self._awaited[number] += 2
 
     def flush(self) -> None:
-        """Send what was asked."""
+        """Send what is queued."""
         if self._batch:
             self._outbox += COUNT.pack(len(self._batch)) + self._batch.tobytes()
             self._asked_at = time.monotonic()
@@ -170,17 +170,17 @@ class Follower:
             content = bytes(inbox[HEAD.size : HEAD.size + size])
             del inbox[: HEAD.size + size]
             self._awaited[number] -= 2 if ends else 1
-            answer = self._answers.get(number)
-            if answer is None:
+            sequence = self._sequences.get(number)
+            if sequence is None:
                 continue
             if is_error:
-                answer.fail(content.decode(errors="replace"))
-            elif not answer.take(ends, content, self._shared[1 + number]):
+                sequence.fail(content.decode(errors="replace"))
+            elif not sequence.take(ends, content, self._shared[1 + number]):
                 return False
         return True
 
     def _replace(self) -> None:
-        """Go on with another process; the answer that this one was busy with fails."""
+        """Switch to a new process; the sequence that the old one was busy with fails."""
         culprit = int(self._shared[0].view(np.int32)[0])
         self._close()
         # One that did nothing was not started: the one that starts them may be gone.
@@ -188,18 +188,18 @@ class Follower:
             with contextlib.suppress(OSError):  # too many open files
                 self._open()
         if self.is_closed:
-            for answer in self._answers.values():
-                answer.fail("the process that follows its answers has ended; try again")
-            self._answers.clear()
+            for sequence in self._sequences.values():
+                sequence.fail("the process that follows its answers has ended; try again")
+            self._sequences.clear()
             return
-        for number, answer in list(self._answers.items()):
+        for number, sequence in list(self._sequences.items()):
             if number == culprit:
-                del self._answers[number]
-                answer.fail(None)
+                del self._sequences[number]
+                sequence.fail(None)
             else:
-                answer.begin_anew()
-                self.ask(number, answer.accepted)
-        if self._answers:
+                sequence.begin_anew()
+                self.ask(number, sequence.accepted)
+        if self._sequences:
             self.flush()
         else:
             self._close()

@@ -1,4 +1,4 @@
-"""The grammars of one checkpoint, each compiled in a process that is kept for answers to come."""
+"""The grammars of one checkpoint, each compiled in a process that is kept for requests to come."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from model.confined import Worker, WorkerError, Zygote
 from model.confined.zygote import readable
 from model.engine.grammars.follower import Follower
-from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, MEMORY, NOBODY, mask_bytes
+from model.engine.grammars.protocol import BEGIN, COMPILE_SECONDS, NOBODY, mask_bytes, too_complex
 from model.engine.grammars.state import GrammarState
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
@@ -64,7 +64,7 @@ class Grammar:
 
     @property
     def is_alive(self) -> bool:
-        """Whether answers can be begun."""
+        """Whether sequences can be begun."""
         return not self._worker.has_ended
 
     def begin(self) -> GrammarState:
@@ -81,7 +81,7 @@ class Grammars:
         tokenizer: of the checkpoint.
         vocabulary: size of the logits' rows.
         stop_ids: tokens that may end an answer.
-        most_answers: that are in the making at a time.
+        max_sequences: most that are in flight at a time.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Grammars:
         tokenizer: Phi3VTokenizer,
         vocabulary: int,
         stop_ids: frozenset[int],
-        most_answers: int,
+        max_sequences: int,
     ) -> None:
-        # One to say who is at work, and two for each answer: a number is free again only when all that
-        # was said of it has been read.
-        self._rows = 1 + 2 * most_answers
+        # One to say which sequence is being worked on, and two for each sequence: a number is free
+        # again only when all messages about it have been read.
+        self._rows = 1 + 2 * max_sequences
         self._mask_bytes = mask_bytes(vocabulary)
         words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
         inner = tokenizer.inner_json()
@@ -181,10 +181,7 @@ class Grammars:
             raise self._error(worker, spec, reply["error"], unwanted)
         except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
             worker.end()
-            raise spec.error(
-                f"compiling it took more than {COMPILE_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
-                "nests too deep; make it smaller, flatter or less ambiguous"
-            ) from error
+            raise spec.error(too_complex("compiling it", COMPILE_SECONDS)) from error
         except BaseException:
             worker.end()
             raise
@@ -194,9 +191,8 @@ class Grammars:
     ) -> GrammarError:
         place: list[str | int] = []
         if spec.kind == "json_schema":
-            with contextlib.suppress(
-                OSError, EOFError, ValueError, KeyError
-            ):  # it is not known where
+            # Where in the schema it is may remain unknown.
+            with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 place = self._receive(worker, unwanted)["place"]
         return spec.error(reason, tuple(place))
 
@@ -215,7 +211,7 @@ class Grammars:
 
 
 def _fork(worker: Worker, rows: int, mask_bytes: int) -> tuple[socket.socket, NDArray[np.uint8]]:
-    """A new process that follows answers to the worker's grammar: the connection, and what it shares."""
+    """Fork a process that follows sequences; returns its connection and shared memory."""
     mine, theirs = socket.socketpair()
     with theirs, _shared_file(rows * mask_bytes) as file:
         with contextlib.suppress(OSError):  # nobody will be found at the other end

@@ -1,19 +1,20 @@
-"""What the server and a grammar's processes say to each other, and what those may take.
+"""The messages between the server and a grammar's processes, and the limits on those.
 
-The process that compiles gets ``{"kind", "source"}`` in JSON and answers with ``{"bytes"}``, its
-memory; or with ``{"error"}`` and, for a schema, ``{"place"}``. Then each ``BEGIN`` comes with a
-socket and a file to be mapped, for a child that follows answers.
+The process that compiles is sent ``{"kind", "source"}`` in JSON and replies with ``{"bytes"}``, its
+memory; or with ``{"error"}`` and, for a schema, ``{"place"}``. Each ``BEGIN`` then comes with a socket
+and a file to map, for a child that follows sequences.
 
-That child gets batches of 32-bit integers: how many there are, and for each answer its number, how
-many tokens it goes on by, and those. An answer begins with its first tokens, which may be none, and ends
-with ``DROP`` in place of a count. The child answers a batch with messages: for each answer the ids of
-the tokens that are forced then; and after all of these, for each that need not end, an empty one once
-the mask of what may come next is in the mapped file. A message begins with ``HEAD``: the answer's
-number, whether it must end, whether something is wrong with it, and how many bytes follow. Where
-something is wrong they say what.
+The child is sent batches of 32-bit integers: their count, then for each sequence its number, how many
+tokens it advances by, and those tokens. A sequence starts with its first tokens, perhaps none, and
+ends with ``DROP`` in place of a count.
 
-The mapped file has rows of a mask's size. In the first one the child says which answer it is busy with;
-then come the masks, by the answers' numbers.
+The child replies to a batch first with a message for each sequence: the ids of the tokens that are
+now forced. Then, for each sequence that need not end, follows an empty message once the mask of what
+may come next is in the mapped file. A message begins with ``HEAD``: the sequence's number, whether it
+must end, whether there is an error, and how many bytes follow. After an error these are its text.
+
+The mapped file has rows of a mask's size. In the first row the child writes which sequence it is busy
+with; the masks follow, by the sequences' numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import struct
 
 COMPILE_SECONDS = 2.0  # of processor time
-STEP_SECONDS = 0.1  # of processor time, for an answer's part of a batch
+STEP_SECONDS = 0.1  # of processor time, for a sequence's part of a batch
 MEMORY = 256 << 20  # bytes beyond what a process begins with
 MOST_FORCED = 256  # tokens in a message
 BEGIN = b"b"
@@ -29,6 +30,14 @@ COUNT = struct.Struct("<i")
 DROP = -1
 NOBODY = -1
 HEAD = struct.Struct("<iBBI")
+
+
+def too_complex(what: str, seconds: float) -> str:
+    """Why a grammar cannot be used when its process died: the limits on ``what``, and a remedy."""
+    return (
+        f"{what} took more than {seconds:g} seconds or {MEMORY >> 20} MiB, or it nests too deep; "
+        "make it smaller, flatter or less ambiguous"
+    )
 
 
 def mask_bytes(vocabulary: int) -> int:

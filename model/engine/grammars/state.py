@@ -1,4 +1,4 @@
-"""How far one answer has come in its grammar, as the process that follows it says."""
+"""How far one sequence has come in its grammar, as the process that follows it says."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.engine.grammars.follower import Follower
-from model.engine.grammars.protocol import MEMORY, MOST_FORCED, STEP_SECONDS
+from model.engine.grammars.protocol import MOST_FORCED, STEP_SECONDS, too_complex
 from model.engine.request import GrammarSpec
 from model.errors import GrammarError
 
 
 class GrammarState:
-    """One answer. Used by the engine's thread alone; never waits longer than it is told to.
+    """The state of one sequence. Used by the engine's thread alone; never waits longer than it is told to.
 
     Args:
-        follower: of the grammar's answers.
+        follower: of the grammar's sequences.
         spec: what the grammar was compiled from, for errors.
 
     Attributes:
         accepted: the answer's tokens so far.
         error: what went wrong, if anything: the grammar took too much.
-        is_late: whether it was waited for in vain; the answer sits steps out until ``catch_up``.
+        is_late: whether the wait for it was in vain; the sequence sits steps out until ``catch_up``.
         mask: a bit for each token that may come next, the lowest first; None until it has come.
     """
 
@@ -69,7 +69,7 @@ class GrammarState:
             self._ask([token_id])
 
     def send(self) -> None:
-        """Have the process hear of what was accepted."""
+        """Send the process what was accepted."""
         self._follower.flush()
 
     def settle(self, until: float) -> None:
@@ -89,11 +89,11 @@ class GrammarState:
         self.look()
 
     def look(self) -> None:
-        """Take note whether there is what ``wait_for_mask`` waited for: waiting for others may change it."""
+        """Update ``is_late``: the mask may have come while others were waited for."""
         self.is_late = not self._can_sample
 
     def catch_up(self) -> bool:
-        """Whether what was waited for in vain has come since; does not wait."""
+        """Whether what was late has come since; does not wait."""
         self.wait_for_mask(0)
         self.is_late = not (self._can_sample or self.is_finished)
         return not self.is_late
@@ -103,7 +103,7 @@ class GrammarState:
         self._follower.wait(until)
 
     def close(self) -> None:
-        """Follow the answer no more."""
+        """Stop following the sequence."""
         self._follower.leave(self._number)
         self.mask = None  # whose memory is the follower's
 
@@ -122,7 +122,7 @@ class GrammarState:
         return all(0 <= token_id < 8 * mask.size for token_id in ids)
 
     def begin_anew(self) -> None:
-        """See ``Followed``; the answer sits steps out until it is followed again."""
+        """See ``Followed``; the sequence sits steps out until it is followed again."""
         self._forced, self._has_more, self._ends = deque(), False, False
         self.mask, self._unneeded = None, 0
         self._awaits_reply = True
@@ -130,11 +130,9 @@ class GrammarState:
 
     def fail(self, reason: str | None) -> None:
         """See ``Followed``."""
-        self.error = self._spec.error(
-            reason
-            or f"the next token took more than {STEP_SECONDS:g} seconds or {MEMORY >> 20} MiB, or it "
-            "nests too deep; make it smaller, flatter or less ambiguous"
-        )
+        if not reason:
+            reason = too_complex("the next token", STEP_SECONDS)
+        self.error = self._spec.error(reason)
 
     @property
     def _can_sample(self) -> bool:

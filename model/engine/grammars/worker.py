@@ -1,4 +1,4 @@
-"""What happens in a grammar's processes: one compiles it, a child of that one follows answers."""
+"""The work of a grammar's processes: one compiles it, a child of that one follows sequences."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def prepare(words: list[bytes], stop_ids: list[int], inner: str) -> Work:
 
 
 def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.socket) -> None:
-    """Compile the grammar that the server sends, then fork a child that follows answers when asked to."""
+    """Compile the grammar that the server sends, then fork children that follow sequences."""
     confine(MEMORY)
     limit_cpu(COMPILE_SECONDS)
     before = resident_memory()
@@ -125,7 +125,7 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _refuse(connection: Connection, told: str) -> None:
-    """Say what llguidance told, without the copy of the grammar that it adds."""
+    """Send llguidance's error, without the copy of the grammar that it adds."""
     reason = told.split("\n   1 | ")[0].removesuffix("<non-verbose/>").strip()
     reason = reason.rpartition("JSON schema: ")[2]
     if len(reason) > LONGEST_REASON:
@@ -134,7 +134,7 @@ def _refuse(connection: Connection, told: str) -> None:
 
 
 class _Follower:
-    """Follows answers.
+    """Follows sequences.
 
     Args:
         start: a matcher at the start of the grammar.
@@ -151,7 +151,7 @@ class _Follower:
         self._masks = ctypes.addressof(ctypes.c_char.from_buffer(area, num_bytes))
 
     def __call__(self, server: socket.socket) -> None:
-        """Answer batches until the engine closes the connection."""
+        """Reply to batches until the engine closes the connection."""
         while count := server.recv(COUNT.size, socket.MSG_WAITALL):
             batch = array("i")
             batch.frombytes(server.recv(4 * COUNT.unpack(count)[0], socket.MSG_WAITALL))
@@ -161,7 +161,7 @@ class _Follower:
             self._busy_with[0] = NOBODY
 
     def _replies(self, batch: array[int], go_on: list[int]) -> Iterator[bytes]:
-        """Go on with the answers of a batch; adds to ``go_on`` those whose mask is to be computed."""
+        """Advance the sequences of a batch; adds to ``go_on`` those that need a mask."""
         at = 0
         while at < len(batch):
             number, count = batch[at : at + 2]
@@ -196,7 +196,7 @@ class _Follower:
 
 
 def _message(number: int, matcher: LLMatcher, ends: bool, content: bytes) -> bytes:
-    """What is said of an answer; or, where something is wrong, what that is."""
+    """The message about a sequence: ``content``, or the matcher's error."""
     is_error = matcher.is_error()
     if is_error:
         content = matcher.get_error()[:LONGEST_REASON].encode()

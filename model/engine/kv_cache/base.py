@@ -2,7 +2,7 @@
 
 Slots (one position each) lie in blocks; a block table maps a sequence's positions to slots. The
 attention of a step is made once (``attention``) and called by the decoder for each layer. What is
-here runs anywhere torch does; ``kv_cache_cpu`` and ``kv_cache_cuda`` are faster on their devices.
+here runs anywhere torch does; ``cpu`` and ``cuda`` are faster on their devices.
 
 Shape suffixes: T tokens of a step, H query heads, G key-value heads, D head dim, L positions of one
 sequence, Q tokens of one span, N blocks, B slots of a block.

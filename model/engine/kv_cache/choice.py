@@ -60,11 +60,11 @@ def _make_stage(
         return _make_cuda_cache(model_config, *sizes)
     if device.type == "cpu":
         try:
-            from model.engine.kv_cache.cpu import CpuKVCache, why_not
+            from model.engine.kv_cache.cpu import CpuKVCache, unsupported_reason
         except ImportError as error:
             reason: str | None = str(error)
         else:
-            reason = why_not(model_config, config.block_size)
+            reason = unsupported_reason(model_config, config.block_size)
             if reason is None:
                 return CpuKVCache(model_config, *sizes)
         logger.warning("attention is not compiled and so slower: %s", reason)
@@ -79,7 +79,7 @@ def _make_cuda_cache(
     except ImportError as error:
         reason: str | None = str(error)
     else:
-        reason = kv_cache_cuda.why_not(config, size, dtype, device, varlen_attn)
+        reason = kv_cache_cuda.unsupported_reason(config, size, dtype, device, varlen_attn)
         if reason is None:
             return kv_cache_cuda.CudaKVCache(config, num_blocks, size, dtype, device, varlen_attn)
     logger.warning("attention gathers keys, has no graphs, and is slower: varlen_attn: %s", reason)

@@ -1,6 +1,6 @@
 """The KV cache on the CPU: all attention of a step in one compiled kernel.
 
-Shape suffixes as in ``kv_cache``.
+Shape suffixes as in ``base``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.decoder import Attention
 
 
-def why_not(config: Phi3VConfig, block_size: int) -> str | None:
+def unsupported_reason(config: Phi3VConfig, block_size: int) -> str | None:
     """Why the kernel cannot serve a model; None if it can."""
     head_dim = config.hidden_size // config.num_attention_heads
     if block_size != BLOCK or head_dim % BLOCK:

@@ -1,9 +1,9 @@
 """The KV cache on a GPU: all sequences of a step in one call of torch's paged attention per layer.
 
 ``torch.nn.attention.varlen.varlen_attn`` reads the blocks where they lie. Which GPUs, dtypes and
-sizes it supports is for it to say: ``why_not`` asks it before the cache is made.
+sizes it supports is for it to say: ``unsupported_reason`` asks it before the cache is made.
 
-Shape suffixes as in ``kv_cache``; S sequences of a step, W blocks in the widest block table.
+Shape suffixes as in ``base``; S sequences of a step, W blocks in the widest block table.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class PagedAttention:
 
 
 @torch.inference_mode()
-def why_not(
+def unsupported_reason(
     config: Phi3VConfig,
     block_size: int,
     dtype: torch.dtype,

@@ -1,6 +1,6 @@
 """The KV cache of a model whose layers are spread over several GPUs: one cache on each of them.
 
-Shape suffixes as in ``kv_cache``.
+Shape suffixes as in ``base``.
 """
 
 from __future__ import annotations

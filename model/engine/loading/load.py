@@ -20,7 +20,7 @@ from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
-from model.engine.loading.machine import GIB, has_bfloat16, look_at
+from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
 from model.engine.request import SamplingParams
@@ -70,7 +70,8 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     network = make_network(model)
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
-    engine = Engine(network, processor, stop_ids, _engine_config(plan, options))
+    config = EngineConfig.of(options, plan.max_model_len, plan.block_size, plan.num_blocks)
+    engine = Engine(network, processor, stop_ids, config)
     _warm_up(engine)
     _log_choices(engine)
     return engine
@@ -135,7 +136,8 @@ def _load_model(
     except Exception as error:
         raise _unloadable(directory, error) from error
     model, report = loaded
-    for name, found, expected in sorted(report["mismatched_keys"]):
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
         raise CheckpointError(
             f"the checkpoint in {directory} does not fit its config.json: {name} has the shape "
             f"{list(found)} and should have {list(expected)}"
@@ -166,7 +168,7 @@ def _plan(
         raise _unloadable(directory, error) from error
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
-        machines = [look_at(device, options.gpu_memory_utilization) for device in devices]
+        machines = [probe(device, options.gpu_memory_utilization) for device in devices]
         return plan_memory(headers, config, options, machines), texts(machines)
 
     try:
@@ -192,25 +194,6 @@ def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device
             plan_on(count)
             return f"; it would on {count} GPUs, with --pipeline-parallel-size {count}"
     return ""
-
-
-def _engine_config(plan: MemoryPlan, options: LoadOptions) -> EngineConfig:
-    return EngineConfig(
-        max_model_len=plan.max_model_len,
-        max_num_seqs=options.max_num_seqs,
-        max_waiting=options.max_waiting,
-        max_waiting_tokens=options.max_waiting_tokens,
-        max_waiting_bytes=int(options.max_waiting_gib * GIB),
-        request_timeout=options.request_timeout,
-        prefill_chunk=options.prefill_chunk,
-        prefix_caching=options.prefix_caching,
-        embedding_cache_bytes=int(options.embedding_cache_gib * GIB),
-        deterministic=options.deterministic,
-        prompt_lookup=options.prompt_lookup,
-        default_max_tokens=options.default_max_tokens,
-        block_size=plan.block_size,
-        num_blocks=plan.num_blocks,
-    )
 
 
 def devices_for(options: LoadOptions) -> list[torch.device]:

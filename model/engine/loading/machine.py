@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-GIB = 1 << 30
+from model.engine.config import GIB
+
 ROOT = Path("/")
 
 
@@ -28,7 +29,7 @@ class Machine:
     text: str
 
 
-def look_at(device: torch.device, gpu_memory_utilization: float) -> Machine:
+def probe(device: torch.device, gpu_memory_utilization: float) -> Machine:
     """The machine as it is now.
 
     Args:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from model.engine.config import LoadOptions
+from model.engine.config import GIB, LoadOptions
 from model.engine.kv_cache.choice import block_size, on_cuda, storage_dtype
-from model.engine.loading.machine import GIB, Machine
+from model.engine.loading.machine import Machine
 from model.engine.loading.placement import spread
 from model.errors import CheckpointError
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
-from model.phi3v.weights.quantization import LAYERS, quantized_bytes, why_not, work_bytes
+from model.phi3v.weights.quantization import LAYERS, quantized_bytes, unsupported_reason, work_bytes
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 VISION = ".vision_embed_tokens."
@@ -30,15 +30,6 @@ LAYER = "model.layers."
 LIBRARIES = {"cuda": GIB, "cpu": GIB // 2}
 CPU_SHARE = 0.25  # of the available memory, most that KV blocks take unless they are asked for
 SHORTEST = 512  # tokens of the window where none is asked for; a shorter one is of no use
-FLAGS = {
-    "max_model_len": "--max-model-len",
-    "kv_cache_gib": "--kv-cache-memory",
-    "dtype": "--dtype",
-    "quantization": "--quantization",
-    "embedding_cache_gib": "--embedding-cache-memory",
-    "prefill_chunk": "--prefill-chunk",
-    "max_num_seqs": "--max-num-seqs",
-}
 
 
 @dataclass(frozen=True)
@@ -104,28 +95,29 @@ def plan_memory(
             f"--max-model-len {options.max_model_len} is beyond the checkpoint's context window of "
             f"{config.context_window} tokens"
         )
-
-    if options.quantization != "none" and (reason := why_not(config, options.quantization)):
+    reason = unsupported_reason(config, options.quantization)
+    if reason is not None:
         raise CheckpointError(
             f"--quantization {options.quantization} is not for this model: {reason}"
         )
 
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
         changed = replace(options, **changes)
-        if "quantization" in changes and why_not(config, changes["quantization"]) is not None:
+        if unsupported_reason(config, changed.quantization) is not None:
             return None
         plan = _plan(headers, config, changed, machines)
         return plan if _fits(plan, changed) else None
 
-    if (plan := plan_with({})) is not None:
-        return plan
     plan = _plan(headers, config, options, machines)
-    changes = [*_changes(options, plan)]
+    if _fits(plan, options):
+        return plan
+    changes = list(_changes(options, plan))
     remedies = [change for change in changes if plan_with(change)]
     if not remedies:  # none alone
         together = {name: value for change in changes for name, value in change.items()}
-        together |= {"max_model_len": None, "kv_cache_gib": None}
-        if (smallest := plan_with(together)) is not None:
+        together |= {"max_model_len": None, "kv_cache_memory": None}
+        smallest = plan_with(together)
+        if smallest is not None:
             together["max_model_len"] = smallest.max_model_len
             remedies = [{name: value for name, value in together.items() if value is not None}]
     raise CheckpointError(f"{_complaint(plan, options, machines)}; {_advice(remedies)}")
@@ -154,22 +146,21 @@ def _plan(
         weights += size
         layers += size if name.startswith(LAYER) else 0
     slot, size = _slot_bytes(config, dtype, device), block_size(device)
-    vision = tower + _tower_work(config, device) + int(options.embedding_cache_gib * GIB)
+    vision = tower + _tower_work(config, device) + options.embedding_cache_bytes
     work = LIBRARIES[device.type] + _step_work(config, options)
     if options.quantization != "none":
         work += work_bytes(config)
-    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache_cuda
+    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache.cuda
     counts, left = _room(config, machines, work, vision + weights - layers, layers + scratch)
     used = 1 + sum(count > 0 for count in counts[1:])
     headroom = used * work + scratch
     available = vision + weights + headroom + left
     shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
     budget = left
-    if options.kv_cache_gib is not None:
-        budget = int(options.kv_cache_gib * GIB)
-    elif not on_cuda(device):
-        waiting = int(options.max_waiting_gib * GIB)  # of the same memory, if it is ever needed
-        budget = min(budget - waiting, int(available * CPU_SHARE))
+    if options.kv_cache_bytes is not None:
+        budget = options.kv_cache_bytes
+    elif not on_cuda(device):  # requests that wait take of the same memory
+        budget = min(budget - options.max_waiting_bytes, int(available * CPU_SHARE))
     blocks = max(shortest, budget // (slot * size))
     window = options.max_model_len or min(config.context_window, blocks * size)
     blocks = min(blocks, -(-window // size) * options.max_num_seqs)
@@ -214,7 +205,7 @@ def _room(
 
 
 def _fits(plan: MemoryPlan, options: LoadOptions) -> bool:
-    asked = options.kv_cache_gib
+    asked = options.kv_cache_memory
     return plan.total <= plan.available and (asked is None or plan.kv_cache <= asked * GIB)
 
 
@@ -222,7 +213,7 @@ def _complaint(plan: MemoryPlan, options: LoadOptions, machines: Sequence[Machin
     if plan.total <= plan.available:
         return (
             f"a sequence of {plan.max_model_len} tokens takes {plan.kv_cache / GIB:.3g} GiB of KV "
-            f"cache and --kv-cache-memory allows {options.kv_cache_gib:g} GiB"
+            f"cache and --kv-cache-memory allows {options.kv_cache_memory:g} GiB"
         )
     return f"the model does not fit into memory: {plan} ({texts(machines)})"
 
@@ -235,7 +226,7 @@ def texts(machines: Sequence[Machine]) -> str:
 def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]:
     """Options that might make it fit, the least loss first; the last of them all that save memory."""
     left = plan.available - (plan.total - plan.kv_cache)
-    asked = None if options.kv_cache_gib is None else int(options.kv_cache_gib * GIB)
+    asked = options.kv_cache_bytes
     if options.max_model_len is not None:
         room = left if asked is None else min(left, asked)
         blocks = room * plan.num_blocks // plan.kv_cache
@@ -245,9 +236,10 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
     if asked is not None:
         wanted = plan.kv_cache if plan.kv_cache > asked else left
         rounded = math.ceil if plan.kv_cache > asked else math.floor
-        yield {"kv_cache_gib": rounded(100 * wanted / GIB) / 100}
+        yield {"kv_cache_memory": rounded(100 * wanted / GIB) / 100}
     for name in ("prefill_chunk", "max_num_seqs"):
-        if getattr(options, name) > (default := getattr(LoadOptions, name)):
+        default = getattr(LoadOptions, name)
+        if getattr(options, name) > default:
             yield {name: default}
     if options.dtype == "float32":
         yield {"dtype": "bfloat16"}
@@ -255,15 +247,15 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
         yield {"quantization": "int8"}
     if options.quantization != "int4":
         yield {"quantization": "int4"}
-    if options.embedding_cache_gib > 0:
-        yield {"embedding_cache_gib": 0}
+    if options.embedding_cache_memory > 0:
+        yield {"embedding_cache_memory": 0}
 
 
 def _advice(remedies: list[dict[str, Any]]) -> str:
     if not remedies:
         return "no flag would make it fit here"
     flags = [
-        " ".join(f"{FLAGS[name]} {value}" for name, value in changes.items())
+        " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
         for changes in remedies
     ]
     return f"it would fit with {' or '.join(flags)}"

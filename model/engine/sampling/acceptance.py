@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from array import array
 
+from model.engine.policy import MOST_TOGETHER
 from model.engine.request import FinishReason, TextDelta, TokenLogprob
 from model.engine.sampling.sampler import Sample
 from model.engine.scheduling.scheduler import Chunk, Scheduler
-from model.engine.scheduling.sequence import MOST_TOGETHER, Sequence
+from model.engine.scheduling.sequence import Sequence
 from model.engine.stats import Totals
 from model.errors import ModelError
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
@@ -21,7 +22,7 @@ class Acceptance:
         tokenizer: of the checkpoint.
         scheduler: told what a right guess has computed.
         totals: counts what is generated.
-        jumps: whether tokens that a grammar forces are appended without a step for each.
+        jump_ahead: whether tokens that a grammar forces are appended without a step for each.
         patience: seconds that a step waits for grammars at most.
     """
 
@@ -30,13 +31,13 @@ class Acceptance:
         tokenizer: Phi3VTokenizer,
         scheduler: Scheduler,
         totals: Totals,
-        jumps: bool,
+        jump_ahead: bool,
         patience: float,
     ) -> None:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._totals = totals
-        self._may_jump = jumps
+        self._jump_ahead = jump_ahead
         self._patience = patience
 
     def announce(self, computed: list[tuple[Chunk, list[Sample]]]) -> float:
@@ -121,7 +122,7 @@ class Acceptance:
     def _forced(self, sequence: Sequence) -> int | None:
         """What comes next without a step; log probabilities need one for each token."""
         state = sequence.grammar_state
-        if state is None or not self._may_jump or sequence.params.logprobs is not None:
+        if state is None or not self._jump_ahead or sequence.params.logprobs is not None:
             return None
         return state.forced
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.engine.request import SamplingParams
 from model.engine.sampling.logits_processors import process
-from model.engine.sampling.token_masks import Guidance
+from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.sequence import Sequence
 
 GREEDY_BELOW = 1e-5  # a temperature below this would overflow the scaled logits
@@ -41,7 +41,7 @@ class Sample:
 def sample(
     logits_SV: Tensor,
     sequences: Rows[Sequence],
-    guidance: Guidance | None = None,
+    token_masks: TokenMasks | None = None,
     ahead: Rows[int] | None = None,
 ) -> list[Sample]:
     """Choose the next token of each sequence.
@@ -49,12 +49,12 @@ def sample(
     Args:
         logits_SV: raw float32 logits of the step.
         sequences: whose rows they are, in order.
-        guidance: of those that have grammars.
+        token_masks: of those that have grammars.
         ahead: how many guessed tokens lie between a sequence's end and the row's token.
     """
     processed_SV = process(logits_SV, sequences)
-    if guidance is not None:
-        processed_SV = guidance.apply(processed_SV, sequences)
+    if token_masks is not None:
+        processed_SV = token_masks.apply(processed_SV, sequences)
     token_S = processed_SV.argmax(dim=-1)
     rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
     if rows:

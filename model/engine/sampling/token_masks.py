@@ -1,7 +1,7 @@
-"""What the grammars of a step's answers allow, applied to its logits.
+"""What the grammars of a step's sequences allow, applied to its logits.
 
 The masks come from the grammars' processes, which compute them while the decoder runs. They are
-applied to all rows at once, guided and not.
+applied to all rows at once, with a grammar or without.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
 in a mask.
@@ -24,13 +24,12 @@ from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
 FORBIDDEN = 3e38  # below it no logit is
-Masking = Callable[[Tensor, Tensor, Tensor], None]
+MaskKernel = Callable[[Tensor, Tensor, Tensor], None]
 
 
-class Guidance:
-    """Masks of a step's guided sequences.
+class TokenMasks:
+    """The masks of a step's sequences that have grammars.
 
     Args:
         rows: most sequences in a step.
@@ -39,15 +38,13 @@ class Guidance:
         patience: seconds that a step waits for masks at most.
     """
 
-    def __init__(
-        self, rows: int, vocabulary: int, device: torch.device, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, rows: int, vocabulary: int, device: torch.device, patience: float) -> None:
         self._patience = patience
         num_bytes = mask_bytes(vocabulary)
         # Made once: the system hands out fresh memory of this size page by page, which takes longer
         # than what is done with it.
         self._masks = torch.empty(rows, num_bytes, dtype=torch.uint8)
-        self._mask = make_masking(rows, num_bytes, device)
+        self._kernel = make_mask_kernel(rows, num_bytes, device)
 
     def wait(self, sequences: Rows[Sequence]) -> None:
         """Have the masks of the sequences come; those that do not come soon are late."""
@@ -71,10 +68,10 @@ class Guidance:
         if any(sequence.params.logprobs is not None for sequence in sequences):
             logits_SV = logits_SV.clone()
         if len(rows) == len(logits_SV):
-            self._mask(logits_SV, masks_GB, logits_SV)
+            self._kernel(logits_SV, masks_GB, logits_SV)
         else:
             logits_GV = logits_SV[rows]
-            self._mask(logits_GV, masks_GB, logits_GV)
+            self._kernel(logits_GV, masks_GB, logits_GV)
             logits_SV[rows] = logits_GV
         return logits_SV
 
@@ -87,13 +84,13 @@ class Guidance:
             if state.forced is None and state.mask is not None:
                 masks[row] = state.mask
                 continue
-            masks[row] = 0  # of an answer that ends with an error
+            masks[row] = 0  # of a sequence that ends with an error
             if state.forced is not None:
                 masks[row, state.forced // 8] = 1 << state.forced % 8
         return masks_GB
 
 
-def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
+def make_mask_kernel(rows: int, num_bytes: int, device: torch.device) -> MaskKernel:
     """Writes masked logits: ``(logits (G, V), masks on the CPU (G, B), out (G, V)) -> None``.
 
     Compiled where that works.
@@ -101,12 +98,12 @@ def make_masking(rows: int, num_bytes: int, device: torch.device) -> Masking:
     highest = highest_by_byte()
     if device.type == "cpu":
         try:
-            from model.cpu import token_masks as masking
+            from model.cpu.token_masks import CpuMaskKernel
         except ImportError as error:
             logger.warning("masks of grammars are not compiled and so slower: %s", error)
         else:
-            return masking.Masking(highest, LARGEST)
-    return TorchMasking(highest.to(device), rows * num_bytes)
+            return CpuMaskKernel(highest, LARGEST)
+    return TorchMaskKernel(highest.to(device), rows * num_bytes)
 
 
 def highest_by_byte() -> Tensor:
@@ -115,8 +112,8 @@ def highest_by_byte() -> Tensor:
     return torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
 
 
-class TorchMasking:
-    """Masking by torch's operators.
+class TorchMaskKernel:
+    """Masks by torch's operators.
 
     Args:
         highest: see ``highest_by_byte``.
@@ -128,7 +125,7 @@ class TorchMasking:
         self._limits = torch.empty(most_bytes, 8, device=highest.device)
 
     def __call__(self, logits_GV: Tensor, masks_GB: Tensor, out_GV: Tensor) -> None:
-        """See ``make_masking``."""
+        """See ``make_mask_kernel``."""
         limits = self._limits[: masks_GB.numel()]
         indices = to_device(masks_GB, limits.device).flatten().int()
         torch.index_select(self._highest, 0, indices, out=limits)

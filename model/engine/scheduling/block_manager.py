@@ -70,10 +70,6 @@ class BlockManager:
                 del self._free[block]
             self._holders[block] += 1
 
-    def is_shared(self, block: int) -> bool:
-        """Whether more than one table holds the block, so that none may write to it."""
-        return self._holders[block] > 1
-
     def release(self, table: list[int]) -> None:
         """Let go of all blocks of ``table`` and empty it."""
         # The last ones are reused first: a prefix without its start is of no use.

@@ -2,7 +2,7 @@
 
 A long prompt computed at once would stall every running stream; computed in crumbs it would take
 for ever. A step with prefill may take ``STRETCH`` times as long as one without; longer when more
-prompts wait than streams run, each weighing as much as ``PATIENCE`` streams.
+prompts wait than streams run, each counting as ``STREAMS_PER_PROMPT`` streams.
 
 What steps cost is learned as the engine runs: that of pure decode steps by their number of rows,
 and what each prefill token adds to one.
@@ -11,7 +11,7 @@ and what each prefill token adds to one.
 from __future__ import annotations
 
 STRETCH = 2.0
-PATIENCE = 4
+STREAMS_PER_PROMPT = 4
 SMALLEST_CHUNK = 8  # tokens; below this a step's fixed cost dominates
 NEWEST = 0.3  # weight of the newest measurement
 
@@ -21,7 +21,7 @@ class Pacing:
 
     Args:
         prefill_chunk: most prefill tokens in a step.
-        fixed: always grant that, whatever it costs (``--deterministic``).
+        fixed: always grant that, whatever it costs.
     """
 
     def __init__(self, prefill_chunk: int, fixed: bool = False) -> None:
@@ -48,7 +48,7 @@ class Pacing:
         decode = self._decode(num_decoding)
         if decode is None or self._fixed:
             return None
-        return decode * max(STRETCH - 1, PATIENCE * num_prefilling / num_decoding)
+        return decode * max(STRETCH - 1, STREAMS_PER_PROMPT * num_prefilling / num_decoding)
 
     def prefill_budget(self, num_decoding: int, num_prefilling: int) -> int:
         """Prefill tokens of the next step."""

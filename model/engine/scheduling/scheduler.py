@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.engine.config import EngineConfig
+from model.engine.policy import Policy
 from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.sequence import Sequence, Status
@@ -47,7 +48,7 @@ class Chunk:
 
     @property
     def decodes(self) -> bool:
-        """Whether it makes the answer longer, rather than computing what is there."""
+        """Whether it is a decoding step of its sequence, and computed up to the next token."""
         return self.num_sampled > 0 and self.sequence.is_decoding
 
     @property
@@ -61,6 +62,7 @@ class Scheduler:
 
     Args:
         config: sizes.
+        policy: whether chunks are fixed.
         blocks: the KV blocks.
         rope: says which regime a length is in.
         pacing: says how much prefill a step takes on.
@@ -70,12 +72,14 @@ class Scheduler:
     def __init__(
         self,
         config: EngineConfig,
+        policy: Policy,
         blocks: BlockManager,
         rope: LongRope,
         pacing: Pacing,
         copy_block: Callable[[int, int], None],
     ) -> None:
         self._config = config
+        self._policy = policy
         self._rope = rope
         self._pacing = pacing
         self._copy_block = copy_block
@@ -119,12 +123,12 @@ class Scheduler:
                 self._choose_regime(sequence)
                 self._make_room(sequence)
         taking_part = [sequence for sequence in self.running if not sequence.is_late]
-        decoding = [sequence for sequence in taking_part if self._decodes(sequence)]
+        decoding = [sequence for sequence in taking_part if sequence.is_decoding]
         chunks = self._decode(decoding)
         num_prefilling = len(taking_part) - len(decoding) + len(self.waiting)
         budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
         for sequence in taking_part:
-            if not self._decodes(sequence) and budget > 0:
+            if not sequence.is_decoding and budget > 0:
                 budget -= self._prefill(sequence, budget, chunks)
         while budget > 0 and self._admit():
             budget -= self._prefill(self.running[-1], budget, chunks)
@@ -173,20 +177,12 @@ class Scheduler:
         """Add the sequence's next chunk of at most ``budget`` tokens; returns its length."""
         start = sequence.num_computed
         end = most = min(start + budget, sequence.computable_to)
-        if self._config.deterministic:
+        if self._policy.fixed_chunks:
             end = self._fixed_end(sequence)
-        if end <= start or end > most:
-            return (
-                0  # waits for the vision tower; or for a step with room, where nothing may be cut
-            )
+        if end <= start or end > most:  # waits for the tower; or for a step with room for it all
+            return 0
         chunks.append(Chunk(sequence, start, end))
         return end - start
-
-    def _decodes(self, sequence: Sequence) -> bool:
-        """Whether it is computed with those that want one token, not as a prompt."""
-        if self._config.deterministic:  # what it loses when it is preempted comes singly again
-            return sequence.num_pending == 1
-        return sequence.is_decoding
 
     def _fixed_end(self, sequence: Sequence) -> int:
         """Where a chunk ends whatever the company: chunks of one size, then single tokens."""

@@ -1,4 +1,4 @@
-"""The engine's state of one answer in the making."""
+"""The engine's state of one sequence in flight: a prompt and one of its answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
-from model.engine.request import SamplingParams
+from model.engine.policy import MOST_TOGETHER
+from model.engine.request import SamplingParams, SequenceKey
 from model.engine.scheduling.prefix_hash import ImageSpan, prefix_hashes, salt_digest
 from model.engine.scheduling.token_counts import Counts
 from model.engine.text.detokenizer import Detokenizer
@@ -18,20 +19,18 @@ from model.errors import ModelError
 from model.phi3v.inputs.processing import IMAGE_TOKEN_ID, PromptInputs
 from model.phi3v.rope import RopeRegime
 
-MOST_TOGETHER = 32  # tokens that one step may add to an answer
-
 
 class Status(enum.Enum):
     """Where a sequence is in its life; a preempted one waits again."""
 
-    FOLLOWING = enum.auto()  # another answer to the same prompt is to compute it first
+    FOLLOWING = enum.auto()  # its leader computes the prompt first
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
 
 
 class Sequence:
-    """One answer: prompt and generated tokens, and how far they are computed.
+    """A prompt and the tokens generated after it, and how far they are computed.
 
     Attributes:
         token_ids: prompt, then generated tokens.
@@ -41,20 +40,21 @@ class Sequence:
         image_span: where its image stands.
         image: its crops, until the tower has run.
         image_embedding: ``(image tokens, hidden)``, from then to the end.
-        followers: other answers to the same prompt, which share its blocks once it is computed.
+        followers: sequences of the same prompt, which share its blocks once it is computed.
         leader: whose follower it is.
         counts, output_counts: of its tokens, and of those generated.
         seed: of its sampling.
         grammar: what it must match, if anything.
         grammar_state: how far it has come in that, from its first step on.
         lookup: guesses its next tokens, if it may be guessed.
+        most_together: see ``Policy``.
         arrived, newest_at: when its request came and its newest token, in seconds.
         begun_at: when a step first computed some of it; None before.
     """
 
     def __init__(
         self,
-        key: tuple[int, int],
+        key: SequenceKey,
         inputs: PromptInputs,
         params: SamplingParams,
         max_tokens: int,
@@ -92,6 +92,7 @@ class Sequence:
         self.grammar: Grammar | None = None
         self.grammar_state: GrammarState | None = None
         self.lookup: Lookup | None = None
+        self.most_together = MOST_TOGETHER
         self.arrived = self.newest_at = 0.0
         self.begun_at: float | None = None
 
@@ -114,8 +115,10 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the next token is all that is missing, or some that came together."""
-        together = self.num_computed >= self.prompt_len and self.num_pending <= MOST_TOGETHER
+        """Whether it is decoding, not prefilling: the next token is all that is missing, or a few
+        that came together.
+        """
+        together = self.num_computed >= self.prompt_len and self.num_pending <= self.most_together
         return self.num_pending == 1 or together
 
     def begin_grammar(self) -> ModelError | None:

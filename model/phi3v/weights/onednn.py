@@ -7,25 +7,21 @@ the same bits. The packed copy replaces the weight, so a packed network cannot b
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import mmap
-import sys
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from model.cpu.memory import release_weight
 from model.phi3v.checkpoint import first_line
 from model.phi3v.modeling import Phi3VForCausalLM
 
 logger = logging.getLogger(__name__)
 
-MADV_DONTNEED = 4  # <sys/mman.h> on Linux
 
-
-class PackedLinear(nn.Module):
+class OneDnnLinear(nn.Module):
     """An ``nn.Linear`` with its weight in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -38,12 +34,12 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
 
-def pack_linears(model: Phi3VForCausalLM) -> None:
+def use_onednn(model: Phi3VForCausalLM) -> None:
     """Replace every linear layer of a network on the CPU by its packed form, in place.
 
     Where this torch or CPU cannot, the layers stay as they are, and the log says so.
     """
-    reason = _why_not(model.dtype)
+    reason = _unsupported_reason(model.dtype)
     if reason is not None:
         logger.warning("linear layers are not packed and so slower: %s", reason)
         return
@@ -52,36 +48,18 @@ def pack_linears(model: Phi3VForCausalLM) -> None:
     for name in tqdm(linears, desc="Packing weights"):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        model.set_submodule(name, PackedLinear(linear.weight.data, linear.bias))
+        model.set_submodule(name, OneDnnLinear(linear.weight.data, linear.bias))
         if linear.weight.data_ptr() != shared.data_ptr():  # a tied head's weight is still needed
-            release(linear)
+            release_weight(linear)
 
 
-def _why_not(dtype: torch.dtype) -> str | None:
+def _unsupported_reason(dtype: torch.dtype) -> str | None:
     """Try packing on a small layer; None if it works and is right."""
     weight, x = torch.randn(48, 32).to(dtype), torch.randn(3, 32).to(dtype)
     try:
-        difference = PackedLinear(weight, None)(x) - linear(x, weight)
+        difference = OneDnnLinear(weight, None)(x) - linear(x, weight)
     except (AttributeError, RuntimeError) as error:
         return first_line(error)
     if float(difference.abs().max()) > 0.1:
         return "packed layers compute something else on this machine"
     return None
-
-
-def release(linear: nn.Linear) -> None:
-    """Give back the memory behind the weight of a layer that nobody will use again.
-
-    A weight mapped from its file counts as used memory until its whole file is unmapped, which the
-    small tensors that stay prevent; this halves what a server holds.
-    """
-    weight = linear.weight.data
-    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    if sys.platform != "linux":
-        return
-    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED
-        )

@@ -2,7 +2,7 @@
 
 Weights are rounded to 8 bits with a scale for each output, or to 4 bits with a scale and an offset
 for each 32 inputs of an output. Embeddings, norms, the head and the vision tower stay as they are, and
-so do activations and sums. ``language_cpu`` has kernels for such layers; elsewhere torch's own are
+so do activations and sums. ``decoder_cpu`` has kernels for such layers; elsewhere torch's own are
 used where they are found to work.
 
 Shape suffixes: N outputs, K inputs, G groups of inputs, T tokens.
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from tqdm import tqdm
 
+from model.cpu.memory import release_weight
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.weights.onednn import release
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ def work_bytes(config: Phi3VConfig) -> int:
     return 6 * max(*outputs) * config.hidden_size
 
 
-def why_not(config: Phi3VConfig, scheme: str) -> str | None:
-    """Why a model cannot be quantized; None if it can."""
+def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
+    """Why a model cannot be quantized by a scheme; None if it can, or is not to be."""
+    if scheme == "none":
+        return None
     attended = config.hidden_size // config.num_attention_heads * config.num_attention_heads
     multiple = GROUP if scheme == "int4" else 2
     for inputs in (config.hidden_size, config.intermediate_size, attended):
@@ -136,7 +138,7 @@ def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
         model.set_submodule(name, QuantizedLinear(plain.weight.data, scheme))
-        release(plain)
+        release_weight(plain)
 
 
 class Int8Linear(nn.Module):
@@ -188,7 +190,7 @@ def use_torch_kernels(model: Phi3VForCausalLM) -> None:
     if not shapes:
         return
     for device in devices:
-        reason = _why_no_kernels(kind, set(shapes.values()), model.dtype, device)
+        reason = _unsupported_kernel_reason(kind, set(shapes.values()), model.dtype, device)
         if reason is None:
             continue
         logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
@@ -201,7 +203,7 @@ def use_torch_kernels(model: Phi3VForCausalLM) -> None:
 
 
 @torch.inference_mode()
-def _why_no_kernels(
+def _unsupported_kernel_reason(
     kind: type[Int8Linear] | type[Int4Linear],
     shapes: set[tuple[int, int]],
     dtype: torch.dtype,

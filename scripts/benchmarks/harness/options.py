@@ -32,7 +32,9 @@ class Options:
         if self.smoke:
             preset = "tiny"
         marks = [f"{key}-{value}" for key, value in changes.items()]
-        directory = self.checkpoints / "-".join([preset, *marks, *(["text"] if text_only else [])])
+        if text_only:
+            marks.append("text")
+        directory = self.checkpoints / "-".join([preset, *marks])
         last = ("model.safetensors", "model.safetensors.index.json")  # what is written last
         if not any((directory / name).exists() for name in last):
             write_checkpoint(

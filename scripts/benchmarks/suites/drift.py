@@ -89,7 +89,8 @@ def run(options: Options) -> Report:
             perplexity = float(torch.tensor(found.losses).mean().exp())
             row = [name, side, f"{divergence:.2g}", f"{agreement:.2%}"]
             right = sum(found.rights) / len(found.rights)
-            report.rows.append([*row, *([f"{perplexity:.4f}", f"{right:.1%}"] if cases else "--")])
+            row += [f"{perplexity:.4f}", f"{right:.1%}"] if cases else ["-", "-"]
+            report.rows.append(row)
             report.data[f"{name} {side}"] = {
                 "mean_kl": divergence, "same_top_token": agreement, "perplexity": perplexity
             }  # fmt: skip

@@ -108,13 +108,10 @@ def report_on(phases: dict[str, Phase]) -> Report:
         refused = [1000 * seconds for seconds in phase.refusals]
         gaps = [1000 * seconds for seconds in phase.gaps]
         others = phase.statuses.total() - phase.statuses[200] - phase.statuses[429]
-        report.rows.append(
-            [
-                *(name, phase.statuses[200], phase.statuses[429], others),
-                *(percentile(refused, percent) if refused else "" for percent in (50, 99)),
-                *(percentile(gaps, percent) for percent in (50, 95, 99)),
-            ]
-        )
+        counts = [phase.statuses[200], phase.statuses[429], others]
+        refusing = [percentile(refused, percent) if refused else "" for percent in (50, 99)]
+        between = [percentile(gaps, percent) for percent in (50, 95, 99)]
+        report.rows.append([name, *counts, *refusing, *between])
     total = flooded.statuses.total()
     failed = sum(phase.statuses.total() - phase.statuses[200] for phase in (alone, after))
     failed += total - flooded.statuses[200] - flooded.statuses[429]

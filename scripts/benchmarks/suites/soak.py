@@ -54,8 +54,8 @@ def run(options: Options) -> Report:
         options.dtype,
         2048,
         prefix_caching=True,
-        kv_cache_gib=0.01,
-        embedding_cache_gib=0.001,
+        kv_cache_memory=0.01,
+        embedding_cache_memory=0.001,
     )
     soak = asyncio.run(measure(engine, options.requests))
     held = engine.blocks.num_blocks - engine.blocks.num_free

@@ -22,10 +22,14 @@ from model.cpu.linear import microkernel
 from model.cpu.linear.linear import Activation, TiledLinear
 from model.cpu.linear.packing import pack, pack_pairs
 from model.cpu.self_attention import SelfAttention
-from model.cpu.token_masks import Masking
+from model.cpu.token_masks import CpuMaskKernel
 from model.engine.kv_cache.base import Span
 from model.engine.kv_cache.cpu import tiles_of
-from model.engine.sampling.token_masks import TorchMasking, highest_by_byte, make_masking
+from model.engine.sampling.token_masks import (
+    TorchMaskKernel,
+    highest_by_byte,
+    make_mask_kernel,
+)
 
 DTYPES = [
     pytest.param(
@@ -270,11 +274,11 @@ def test_records_start_with_their_phases() -> None:
 def test_masks_of_grammars(vocabulary: int) -> None:
     torch.manual_seed(vocabulary)
     rows, num_bytes = 3, -(-vocabulary // 32) * 4
-    compiled = make_masking(rows, num_bytes, torch.device("cpu"))
-    assert isinstance(compiled, Masking)
+    compiled = make_mask_kernel(rows, num_bytes, torch.device("cpu"))
+    assert isinstance(compiled, CpuMaskKernel)
     maskings: list[Callable[[Tensor, Tensor, Tensor], None]] = [
         compiled,
-        TorchMasking(highest_by_byte(), rows * num_bytes),
+        TorchMaskKernel(highest_by_byte(), rows * num_bytes),
     ]
     logits = torch.randn(rows, vocabulary) * 1e3
     for number, value in enumerate((math.nan, math.inf, -math.inf, 3.3e38, -3.3e38)):

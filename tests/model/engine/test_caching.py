@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from model.engine.engine import Engine, Output, StepFailedError
+from model.engine.engine import Engine
 from model.engine.execution.runner import Runner
-from model.engine.request import TextDelta
+from model.engine.request import Output, TextDelta
+from model.errors import StepFailedError
 from model.phi3v.inputs.processing import PromptInputs
 from tests.support.engine_runs import (
     BOUNDARY,

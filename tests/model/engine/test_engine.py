@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.engine.engine import Engine, StepFailedError
+from model.engine.engine import Engine
 from model.engine.execution.runner import Runner
 from model.engine.request import SamplingParams, TextDelta
-from model.errors import RequestError
+from model.errors import RequestError, StepFailedError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM

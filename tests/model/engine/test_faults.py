@@ -26,7 +26,7 @@ from model import (
     load_engine,
 )
 from model.engine.async_engine import AsyncEngine
-from model.engine.engine import StepFailedError
+from model.errors import StepFailedError
 from tests.support.engine_faults import (
     FAULTS,
     GREEDY,
@@ -36,8 +36,8 @@ from tests.support.engine_faults import (
     SECRET,
     VICTIM,
     Inject,
-    in_guidance,
     in_runner,
+    in_token_masks,
     in_tower,
 )
 from tests.support.waiting import eventually_async
@@ -136,9 +136,9 @@ def test_a_fault_ends_the_answer_it_is_due_to(
         with_engine(tiny, scenario)
 
 
-def test_a_fault_in_guidance(tiny: Path) -> None:
+def test_a_fault_in_token_masks(tiny: Path) -> None:
     async def scenario(engine: AsyncEngine) -> None:
-        outcome = await beside(engine, in_guidance, (question(9), GUIDED_VICTIM))
+        outcome = await beside(engine, in_token_masks, (question(9), GUIDED_VICTIM))
         assert isinstance(outcome, StepFailedError)
 
     with_engine(tiny, scenario)
@@ -150,7 +150,7 @@ def test_a_fault_in_the_vision_tower(tiny: Path) -> None:
         assert isinstance(outcome, StepFailedError)
 
     # Without what would spare the tower an image that it has seen.
-    with_engine(tiny, scenario, prefix_caching=False, embedding_cache_gib=0)
+    with_engine(tiny, scenario, prefix_caching=False, embedding_cache_memory=0)
 
 
 @pytest.mark.parametrize("fault", PASSING)

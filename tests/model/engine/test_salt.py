@@ -66,7 +66,7 @@ def test_embeddings_are_found_within_a_salt(make_engine: MakeEngine) -> None:
 
 
 def test_images_on_their_way_are_not_shared_either(make_engine: MakeEngine) -> None:
-    engine = make_engine(embedding_cache_bytes=0, prefix_caching=False)
+    engine = make_engine(embedding_cache_memory=0, prefix_caching=False)
     prompt = picture(engine)
     answers = run(engine, (prompt, "a"), (prompt, "b"), (prompt, "a"))
     assert answers == answers[:1] * 3

@@ -201,7 +201,7 @@ def test_phi_3_5_is_served(phi35: Path) -> None:
     assert len(list(phi35.glob("model-*-of-00002.safetensors"))) == 2
     assert problems(phi35) == []
     assert describe(phi35, "x").name == "Phi-3.5-vision-instruct"
-    engine = load_engine(phi35, LoadOptions(model="", dtype="float32", kv_cache_gib=0.05))
+    engine = load_engine(phi35, LoadOptions(model="", dtype="float32", kv_cache_memory=0.05))
     assert engine.processor.image_processor.num_crops == 4
     inputs = engine.processor([Message("user", "Hello")], 100)
     engine.add(1, inputs, SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))

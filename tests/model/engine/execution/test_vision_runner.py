@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.engine.engine import StepFailedError
 from model.engine.execution import vision_runner
 from model.engine.request import TextDelta
 from model.engine.scheduling.pacing import Pacing
+from model.errors import StepFailedError
 from tests.support.engine_runs import GREEDY, MakeEngine, image_prompt, text_prompt
 
 

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
-from model.engine.config import EngineConfig, LoadOptions, Quantization
+from model.engine.config import GIB, EngineConfig, LoadOptions, Quantization
 from model.engine.engine import Engine
 from model.engine.kv_cache.base import KVCache, Span
 from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.kv_cache.pipeline import PipelineKVCache
 from model.engine.loading.load import load_engine
-from model.engine.loading.machine import GIB, Machine
+from model.engine.loading.machine import Machine
 from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from model.engine.loading.placement import device_map, spread
 from model.engine.request import SamplingParams, TextDelta

@@ -196,10 +196,10 @@ def test_no_added_tokens_in_the_tokenizers_config(
 
 def test_sizes_that_do_not_fit(tiny: Path) -> None:
     with pytest.raises(CheckpointError, match=r"would fit with --max-model-len \d+ or --kv"):
-        load_engine(tiny, LoadOptions(model="", max_model_len=8000, kv_cache_gib=0.001))
+        load_engine(tiny, LoadOptions(model="", max_model_len=8000, kv_cache_memory=0.001))
     with pytest.raises(CheckpointError, match="beyond the checkpoint's context window of 8192"):
         load_engine(tiny, LoadOptions(model="", max_model_len=9000))
-    small = load_engine(tiny, LoadOptions(model="", kv_cache_gib=0.001))
+    small = load_engine(tiny, LoadOptions(model="", kv_cache_memory=0.001))
     assert small.config.max_model_len < 8192
 
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.demo.random_checkpoint import PRESETS, config_for, write_checkpoint
-from model.engine.config import DType, LoadOptions
+from model.engine.config import GIB, DType, LoadOptions
 from model.engine.kv_cache.base import KVCache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
-from model.engine.loading.machine import GIB, Machine, cgroup_left, look_at
-from model.engine.loading.memory_plan import FLAGS, SHORTEST, MemoryPlan, plan_memory
+from model.engine.loading.machine import Machine, cgroup_left, probe
+from model.engine.loading.memory_plan import SHORTEST, MemoryPlan, plan_memory
 from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
@@ -40,7 +40,7 @@ def plan(options: LoadOptions, gib: float, device: torch.device = CPU) -> Memory
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_the_official_model(device: torch.device) -> None:
     found = plan(OPTIONS, 24, device)
-    tower = replace(OPTIONS, embedding_cache_gib=0)
+    tower = replace(OPTIONS, embedding_cache_memory=0)
     assert 8293242880 < found.weights + plan(tower, 24, device).vision < 8293242880 * 1.15
     assert found.weights == 2 * sum(
         torch.Size(header.shape).numel() for name, header in HEADERS.items() if "vision" not in name
@@ -87,16 +87,16 @@ def test_a_window_that_is_asked_for_gets_its_room() -> None:
 
 REFUSED = {
     "window": (replace(OPTIONS, max_model_len=100_000), 24),
-    "KV cache": (replace(OPTIONS, kv_cache_gib=40), 24),
-    "window beyond the KV cache": (replace(OPTIONS, kv_cache_gib=1, max_model_len=4096), 24),
+    "KV cache": (replace(OPTIONS, kv_cache_memory=40), 24),
+    "window beyond the KV cache": (replace(OPTIONS, kv_cache_memory=1, max_model_len=4096), 24),
     "float32": (replace(OPTIONS, dtype="float32"), 12),
-    "embeddings": (replace(OPTIONS, embedding_cache_gib=4), 11),
+    "embeddings": (replace(OPTIONS, embedding_cache_memory=4), 11),
     "half of the weights": (OPTIONS, 7.5),
     "a window and all of the weights": (replace(OPTIONS, max_model_len=100_000), 7),
     "a step's tokens": (replace(OPTIONS, prefill_chunk=100_000), 16),
     "a step's sequences": (replace(OPTIONS, max_num_seqs=20_000), 16),
     "both": (replace(OPTIONS, prefill_chunk=100_000, max_num_seqs=20_000), 12),
-    "no flag alone": (replace(OPTIONS, dtype="float32", embedding_cache_gib=8), 6.3),
+    "no flag alone": (replace(OPTIONS, dtype="float32", embedding_cache_memory=8), 6.3),
 }
 
 
@@ -113,10 +113,9 @@ def test_what_does_not_fit_is_refused_with_advice_that_works(
     assert "\n" not in sentence
     advice = re.search("would fit with (.*)", sentence)
     assert advice is not None, sentence
-    names = {flag: name for name, flag in FLAGS.items()}
     for remedy in advice[1].split(" or "):
         words = iter(remedy.split())
-        changes = {names[flag]: next(words) for flag in words}
+        changes = {flag[2:].replace("-", "_"): next(words) for flag in words}
         numbers: dict[str, Any] = {
             name: value if name in ("dtype", "quantization") else float(value)
             for name, value in changes.items()
@@ -131,7 +130,7 @@ def test_windows_of_no_use_are_not_advised() -> None:
     """Unless such a one was asked for."""
     for asked, advised in ((2048, False), (400, True)):
         with pytest.raises(CheckpointError) as caught:
-            plan(replace(OPTIONS, kv_cache_gib=0.1, max_model_len=asked), 24)
+            plan(replace(OPTIONS, kv_cache_memory=0.1, max_model_len=asked), 24)
         assert ("--max-model-len" in str(caught.value)) == advised
         assert "--kv-cache-memory" in str(caught.value).partition("would fit with")[2]
 
@@ -140,12 +139,13 @@ def test_images_that_may_wait_leave_less_for_keys_and_values() -> None:
     """On CPUs, whose memory they share; what is asked for is not refused for their sake."""
     for device in (CPU, CUDA):
         some, many = (
-            plan(replace(OPTIONS, max_waiting_gib=gib), 14, device).kv_cache for gib in (0.5, 2.5)
+            plan(replace(OPTIONS, max_waiting_memory=gib), 14, device).kv_cache
+            for gib in (0.5, 2.5)
         )
         assert (some > many) == (device == CPU)
-    asked = replace(OPTIONS, max_waiting_gib=100)
+    asked = replace(OPTIONS, max_waiting_memory=100)
     assert plan(replace(asked, max_model_len=4096), 14).num_blocks * 16 == 4096
-    assert plan(replace(asked, kv_cache_gib=2), 14).kv_cache > 1.9 * GIB
+    assert plan(replace(asked, kv_cache_memory=2), 14).kv_cache > 1.9 * GIB
 
 
 def test_a_layer_of_one_dimension_is_refused_by_name(tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ def test_limits_of_control_groups(tmp_path: Path, version: int) -> None:
 
 
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = look_at(CPU, 0.5)
+    here = probe(CPU, 0.5)
     assert 0 < here.available <= psutil.virtual_memory().total
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 24 * GIB))
-    gpu = look_at(CUDA, 0.5)
+    gpu = probe(CUDA, 0.5)
     assert gpu.available == 5 * GIB
     assert gpu.text == "0.5 of 10.00 GiB free GPU memory, 24.00 GiB in all"
 
@@ -213,7 +213,7 @@ def test_a_gpu_holds_what_was_planned(tiny: Path) -> None:
     before = torch.cuda.memory_allocated()
     options = LoadOptions("", dtype="bfloat16", device="cuda", max_model_len=2048)
     found = plan_memory(
-        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, [look_at(CUDA, 0.9)]
+        read_headers(tiny), Phi3VConfig.from_pretrained(tiny), options, [probe(CUDA, 0.9)]
     )
     engine = load_engine(tiny, options)
     assert engine.config.num_blocks == found.num_blocks

@@ -89,7 +89,7 @@ def test_loading_takes_little_more_memory_than_the_weights(
         cwd=Path(__file__).parents[4],
     )
     growth = int(done.stdout)
-    options = LoadOptions("", dtype="bfloat16", embedding_cache_gib=0, quantization=quantization)
+    options = LoadOptions("", dtype="bfloat16", embedding_cache_memory=0, quantization=quantization)
     config = Phi3VConfig.from_pretrained(tmp_path)
     plan = plan_memory(
         read_headers(tmp_path), config, options, [Machine(torch.device("cpu"), 8 << 30, "")]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from model.phi3v.modeling import Phi3VForCausalLM
-from model.phi3v.weights import onednn as packing
-from model.phi3v.weights.onednn import PackedLinear, pack_linears
+from model.phi3v.weights import onednn
+from model.phi3v.weights.onednn import OneDnnLinear, use_onednn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -19,7 +19,7 @@ from model.phi3v.weights.onednn import PackedLinear, pack_linears
 @pytest.mark.parametrize("rows", [1, 3, 16, 300])
 def test_equal_to_a_plain_layer(dtype: torch.dtype, bias: bool, rows: int) -> None:
     plain = nn.Linear(96, 160, bias=bias, dtype=dtype)
-    packed = PackedLinear(plain.weight.data, plain.bias.data if bias else None)
+    packed = OneDnnLinear(plain.weight.data, plain.bias.data if bias else None)
     for shape in ((rows, 96), (2, rows, 96)):
         x = torch.randn(shape, dtype=dtype)
         with torch.no_grad():
@@ -35,7 +35,7 @@ def network(tiny: Path) -> Phi3VForCausalLM:
 def test_a_packed_network(network: Phi3VForCausalLM) -> None:
     ids = torch.arange(1, 40)[None]
     before = network(input_ids=ids).logits
-    pack_linears(network)
+    use_onednn(network)
     assert not [module for module in network.modules() if isinstance(module, nn.Linear)]
     torch.testing.assert_close(network(input_ids=ids).logits, before, rtol=0, atol=1e-4)
 
@@ -59,8 +59,8 @@ def test_a_machine_that_cannot(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.full((3, 48), 99.0)
 
-    monkeypatch.setattr(packing, "PackedLinear", Broken)
+    monkeypatch.setattr(onednn, "OneDnnLinear", Broken)
     with caplog.at_level(logging.WARNING):
-        pack_linears(network)
+        use_onednn(network)
     assert "not packed and so slower" in caplog.text
     assert [module for module in network.modules() if isinstance(module, nn.Linear)]
