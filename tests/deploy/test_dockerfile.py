@@ -36,7 +36,7 @@ def test_its_settings_are_settings() -> None:
     (exposed,) = dockerfile.values("EXPOSE")
     assert exposed == settings["port"]
     # Without a key there is one; nobody is let in without any.
-    assert Settings(**settings).has_callers
-    assert not Settings(**settings, insecure=True).has_callers
+    assert Settings(**settings).requires_auth
+    assert not Settings(**settings, insecure=True).requires_auth
     (volume,) = dockerfile.values("VOLUME")
     assert Path(volume) in Path(settings["generated_key_file"]).parents
