@@ -15,11 +15,11 @@ import trustme
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG  # no public name sets the default timeout
 from hypothesis import HealthCheck, settings
 
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
-    from tests.support.collector import Collector
+    from tests.support.peers.collector import Collector
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
 
@@ -121,7 +121,7 @@ def secure_server(
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     """An OpenTelemetry collector of the module's own."""
-    from tests.support.collector import collecting
+    from tests.support.peers.collector import collecting
 
     with collecting() as found:
         yield found

@@ -20,10 +20,10 @@ import httpx2
 import pytest
 import trustme
 
-from tests.support.faulty_server import SLOW
-from tests.support.live_server import API_KEY, ROOT, LiveServer, start_server
+from tests.support.servers.faulty_server import SLOW
+from tests.support.servers.live_server import API_KEY, ROOT, LiveServer, start_server
+from tests.support.servers.wire import AUTHORIZED, HELLO
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO
 
 CONFIG = (ROOT / "scripts" / "deploy" / "nginx.conf").read_text("utf-8")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
@@ -115,7 +115,7 @@ def balancing(tiny: Path, folder: Path) -> Iterator[Balanced]:
     """Both, until they are no longer needed."""
     if NGINX is None:
         pytest.skip("nginx is not installed (nginx-light will do)")
-    program = ("-m", "tests.support.faulty_server")
+    program = ("-m", "tests.support.servers.faulty_server")
     # Without lookup a step is a token.
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY, "--no-prompt-lookup")
     servers = {

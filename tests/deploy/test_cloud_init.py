@@ -20,9 +20,9 @@ import yaml
 from server.auth.keys import Keys
 from server.auth.limits import Limits
 from server.settings import Settings
+from tests.deploy.unit_file import complaints
 from tests.support import dockerfile
-from tests.support.live_server import ROOT
-from tests.support.unit_file import complaints
+from tests.support.servers.live_server import ROOT
 
 pytestmark = pytest.mark.slow  # in all
 

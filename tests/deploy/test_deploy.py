@@ -18,9 +18,9 @@ from fastapi.routing import APIRoute
 
 from server.routes import health
 from server.settings import Settings
+from tests.deploy.unit_file import complaints
 from tests.support import dockerfile
-from tests.support.live_server import ROOT
-from tests.support.unit_file import complaints
+from tests.support.servers.live_server import ROOT
 
 DEPLOY = ROOT / "scripts" / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.settings import Settings
 from tests.support import dockerfile
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 
 def test_a_gpus_packages_are_all_of_the_lock_and_a_cpus_none_of_nvidias() -> None:

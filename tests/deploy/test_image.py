@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.base_image import make_base
-from tests.support.buildah import Buildah
-from tests.support.container import Container, Running
-from tests.support.live_server import ROOT, check_log
-from tests.support.package_sources import PackageSources, skip_if_unreachable
-from tests.support.wire import HELLO, check_error
+from tests.deploy.container.base_image import make_base
+from tests.deploy.container.buildah import Buildah
+from tests.deploy.container.container import Container, Running
+from tests.deploy.container.package_sources import PackageSources, skip_if_unreachable
+from tests.support.servers.live_server import ROOT, check_log
+from tests.support.servers.wire import HELLO, check_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 IMAGE = "phi3v-server"

@@ -16,9 +16,9 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from server.settings import Settings
 from tests.deploy.balanced import CONFIG, Balanced, balancing, running, wait_until_running
-from tests.support.faulty_server import SLOW
-from tests.support.live_server import API_KEY
-from tests.support.wire import AUTHORIZED
+from tests.support.servers.faulty_server import SLOW
+from tests.support.servers.live_server import API_KEY
+from tests.support.servers.wire import AUTHORIZED
 
 pytestmark = pytest.mark.slow  # in all
 

@@ -12,10 +12,10 @@ import httpx2
 import pytest
 
 from tests.deploy.balanced import Balanced, balancing, wait_until_running
-from tests.support.faulty_server import KILL, SLOW
-from tests.support.live_server import LiveServer
+from tests.support.servers.faulty_server import KILL, SLOW
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO, check_error
 
 pytestmark = pytest.mark.slow  # in all
 

@@ -6,7 +6,7 @@ import re
 import tomllib
 
 from tests.support import dockerfile
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 LOCKED = {

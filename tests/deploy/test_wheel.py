@@ -15,11 +15,11 @@ import httpx2
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.support.installation import build_wheel, install, tracked
-from tests.support.live_server import ROOT, LiveServer, check_log, start_server
-from tests.support.package_sources import skip_if_unreachable
-from tests.support.programs import remove
-from tests.support.wire import data_url, image_message
+from tests.deploy.container.package_sources import skip_if_unreachable
+from tests.deploy.container.programs import remove
+from tests.deploy.installation import build_wheel, install, tracked
+from tests.support.servers.live_server import ROOT, LiveServer, check_log, start_server
+from tests.support.servers.wire import data_url, image_message
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -17,8 +17,8 @@ from model.engine.loading.machine import Machine
 from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from server.settings import Settings
 from tests.support import dockerfile
-from tests.support.live_server import ROOT, LiveServer, start_server
-from tests.support.official_sizes import FULL, HEADERS
+from tests.support.engines.official_sizes import FULL, HEADERS
+from tests.support.servers.live_server import ROOT, LiveServer, start_server
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
 SIZING = (ROOT / "docs" / "sizing.md").read_text("utf-8")

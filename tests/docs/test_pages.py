@@ -13,7 +13,7 @@ from scripts import settings_page
 from scripts.screenshot import SCREENSHOT, TRANSCRIPT, TRUTH
 from server.ray.settings import RaySettings
 from server.settings import Settings
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 PAGES = [
     *ROOT.glob("*.md"),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.client_environments import node_directory, python_with
-from tests.support.live_server import ROOT, LiveServer, start_server
+from tests.support.servers.live_server import ROOT, LiveServer, start_server
 
 ADDRESS = "http://127.0.0.1:8000"
 EXAMPLES = ROOT / "examples"

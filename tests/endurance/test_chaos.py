@@ -23,9 +23,9 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.wire import data_url
 from tests.support.waiting import eventually
-from tests.support.wire import data_url
 
 REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "5000"))
 FEWEST = min(REQUESTS, 1000)  # on a machine too slow for all of them

@@ -32,8 +32,8 @@ from server.images.decode_pool import decode_image
 from server.images.fetching import Fetcher
 from server.images.urls import DataUrl, Images
 from server.schemas.requests import ChatCompletionRequest
-from tests.support.image_files import saved
-from tests.support.wire import data_url
+from tests.support.hostile.image_files import saved
+from tests.support.servers.wire import data_url
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import jsonschema_rs
 import psutil
 import pytest
 
-from tests.support import random_grammars
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.neighbours import watched
-from tests.support.wire import chat
+from tests.support.hostile import random_grammars
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.neighbours import watched
+from tests.support.servers.wire import chat
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.support.collector import collecting
-from tests.support.live_server import ROOT, LiveServer, check_log, start_server
+from tests.support.peers.collector import collecting
+from tests.support.servers.live_server import ROOT, LiveServer, check_log, start_server
 
 CALLERS = 4
 ROUTE = "/v1/chat/completions"

@@ -17,8 +17,8 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # 
 
 from model.errors import CheckpointError
 from model.hub import OFFICIAL, REVISIONS, find_checkpoint
-from tests.support.hub import Hub, Repo, serve_hub
-from tests.support.live_server import ROOT, check_log, start_server
+from tests.support.peers.hub import Hub, Repo, serve_hub
+from tests.support.servers.live_server import ROOT, check_log, start_server
 from tests.support.waiting import eventually
 
 MODEL = "someone/Some-Phi-3-vision"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.playground.page import Playground, browser, open_page
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 __all__ = ["browser", "open_page"]
 

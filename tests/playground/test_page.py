@@ -8,7 +8,7 @@ import httpx2
 from playwright.sync_api import expect
 
 from tests.playground.page import Playground, browser, open_page, playground
-from tests.support.live_server import API_KEY, LiveServer
+from tests.support.servers.live_server import API_KEY, LiveServer
 from tests.support.waiting import eventually
 
 __all__ = ["browser", "open_page", "playground"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.playground.page import Playground, browser, open_page
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 __all__ = ["browser", "open_page"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import FilePayload, expect
 
 from tests.playground.page import Playground, browser, open_page, playground
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 __all__ = ["browser", "open_page", "playground"]
 

@@ -9,7 +9,7 @@ import httpx2
 from playwright.sync_api import expect
 
 from tests.playground.page import Playground, browser, open_page, playground
-from tests.support.live_server import ROOT, LiveServer
+from tests.support.servers.live_server import ROOT, LiveServer
 
 __all__ = ["browser", "open_page", "playground"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 import psutil
 
-from tests.support.live_server import API_KEY, LiveServer, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, start_server
+from tests.support.servers.wire import AUTHORIZED
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED
 
 CHANGE = 240  # seconds for replicas to come, to go, or to finish their answers
 

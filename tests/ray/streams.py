@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx2
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED, HELLO
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 

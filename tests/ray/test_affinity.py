@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.ray.affinity import affinity
-from tests.support.wire import data_url, image_message, png
+from tests.support.servers.wire import data_url, image_message, png
 
 
 def key(*messages: dict[str, Any], **more: Any) -> str:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.ray.ray_server import answering, logged_by, start_ray_server, text_of, until_idle
 from tests.ray.streams import Stream, begin
-from tests.support.live_server import API_KEY, LiveServer
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import AUTHORIZED, chat, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, chat, check_error
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
 

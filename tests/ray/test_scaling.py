@@ -22,9 +22,9 @@ from tests.ray.ray_server import (
     text_of,
 )
 from tests.ray.streams import GREEDY, Stream
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, chat
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, chat
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
 

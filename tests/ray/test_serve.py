@@ -26,10 +26,10 @@ from tests.ray.ray_server import (
     until_idle,
 )
 from tests.ray.streams import GREEDY, Stream, begin
-from tests.support.collector import Collector, attributes
-from tests.support.live_server import API_KEY, LiveServer
+from tests.support.peers.collector import Collector, attributes
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 
 pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.ray.settings import RaySettings
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 
 def test_defaults() -> None:

@@ -16,8 +16,8 @@ from model.cpu.linear import microkernel
 from model.engine.loading import load as loading
 from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking import __main__, device, parity, paths, speed
-from tests.support.cuda_stand_ins import Tape, paged_attention, refuses
-from tests.support.live_server import ROOT
+from tests.support.engines.cuda_stand_ins import Tape, paged_attention, refuses
+from tests.support.servers.live_server import ROOT
 
 CPU = torch.device("cpu")
 DECODER = "CpuDecoder" if microkernel.supported(False) else "TorchDecoder"  # of float32

@@ -17,8 +17,8 @@ import httpx2
 import pytest
 
 from server.settings import Settings
-from tests.support.command_line import one_sentence, run
-from tests.support.live_server import API_KEY, ROOT, check_log, start_loading, start_server
+from tests.support.servers.command_line import one_sentence, run
+from tests.support.servers.live_server import API_KEY, ROOT, check_log, start_loading, start_server
 from tests.support.waiting import eventually
 
 TENANT = "3a0f4a2e-1d5c-4f6b-9d0e-8c7b6a594837"

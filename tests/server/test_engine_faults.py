@@ -16,16 +16,23 @@ import httpx2
 import psutil
 import pytest
 
-from tests.support.faulty_server import DECODE, KILL, MEMORY, PREFILL, SECRET
-from tests.support.live_server import API_KEY, ROOT, LiveServer, check_log, faults, start_server
+from tests.support.servers.faulty_server import DECODE, KILL, MEMORY, PREFILL, SECRET
+from tests.support.servers.live_server import (
+    API_KEY,
+    ROOT,
+    LiveServer,
+    check_log,
+    faults,
+    start_server,
+)
+from tests.support.servers.wire import AUTHORIZED, HELLO, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO, check_error
 
 FAULT = [{"role": "user", "content": "FAULT"}]
 BODY = {"messages": HELLO, "max_tokens": 40, "ignore_eos": True, "temperature": 0}
 
 
-FAULTY = ("-m", "tests.support.faulty_server")
+FAULTY = ("-m", "tests.support.servers.faulty_server")
 
 
 def start(tiny: Path, style: str = "text") -> LiveServer:

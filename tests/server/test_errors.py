@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED, HELLO, chat, check_error, image_message
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO, chat, check_error, image_message
 
 
 @pytest.mark.parametrize(

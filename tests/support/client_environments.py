@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 CLIENTS = ROOT / "tests" / "wire" / "clients"
 NODE = ROOT / "tests" / "wire" / "node"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tests.support.live_server import ROOT
+from tests.support.servers.live_server import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text("utf-8")
 

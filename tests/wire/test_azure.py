@@ -26,8 +26,8 @@ from azure.core.exceptions import (
     ServiceRequestError,
 )
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chart
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chart
 
 LANGUAGES: list[ChatRequestMessage] = [
     SystemMessage("You are a helpful assistant."),

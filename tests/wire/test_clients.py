@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.client_environments import CLIENTS, node_directory, python_with
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chart, chat
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chart, chat
 
 pytestmark = [
     pytest.mark.slow,  # in all

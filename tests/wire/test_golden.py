@@ -13,8 +13,8 @@ import pytest
 
 from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
-from tests.support.golden_data import CASES, user_message
-from tests.support.live_server import LiveServer, start_server
+from tests.support.engines.golden_data import CASES, user_message
+from tests.support.servers.live_server import LiveServer, start_server
 
 
 @pytest.fixture(scope="module", params=[1, 4, 16])
@@ -95,7 +95,7 @@ def ask(live: LiveServer, case: dict[str, Any], golden: Path) -> dict[str, Any]:
 
 def test_documented_usage_over_http(golden: Path, tmp_path: Path) -> None:
     """Azure's documented 19 tokens: a checkpoint whose control tokens strip, system text folded."""
-    from tests.support.tokenizer_files import strip_in
+    from tests.support.engines.tokenizer_files import strip_in
 
     for file in (golden / "tiny-phi3v").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

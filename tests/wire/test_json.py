@@ -15,8 +15,8 @@ from azure.ai.inference.models import ChatRequestMessage, JsonSchemaFormat, User
 from azure.core.credentials import AzureKeyCredential
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chat, check_error
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chat, check_error
 
 MESSAGES: Any = [{"role": "user", "content": "Describe a pet."}]
 

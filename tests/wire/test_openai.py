@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chart
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chart
 
 MESSAGES: Any = [{"role": "user", "content": "How many languages are in the world?"}]
 

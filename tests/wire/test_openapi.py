@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
 
 
 def references(node: Any) -> Iterator[str]:

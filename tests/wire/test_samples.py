@@ -19,8 +19,8 @@ import httpx2
 import pytest
 
 from tests.support.client_environments import node_directory, python_with
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chart
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chart
 
 pytestmark = pytest.mark.timeout(600)  # the first test of an environment makes it
 

@@ -10,14 +10,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import (
+from tests.support.servers.live_server import (
     API_KEY,
     START_TIMEOUT,
     LiveServer,
     start_loading,
     start_server,
 )
-from tests.support.raw import connection, up_to
+from tests.support.servers.raw import connection, up_to
 from tests.support.waiting import eventually
 
 HEADERS = {"api-key": API_KEY}

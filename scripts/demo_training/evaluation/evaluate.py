@@ -178,7 +178,7 @@ def evaluate(options: argparse.Namespace) -> None:
     server = None
     url: str = options.url
     if options.url is None:
-        from tests.support.live_server import start_server
+        from tests.support.servers.live_server import start_server
 
         server = start_server(
             "--model", options.model, "--dtype", options.dtype, "--api-key", options.key

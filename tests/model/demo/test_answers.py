@@ -21,7 +21,7 @@ from scripts.demo_training.evaluation.evaluate import (
     send,
 )
 from scripts.demo_training.evaluation.strangers import stranger_cases
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
 
 LEFT, RIGHT, TOP, BOTTOM = (70, 120), (230, 120), (150, 60), (150, 240)
 

@@ -10,7 +10,7 @@ from torch.nn.attention import varlen
 
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.cuda_stand_ins import Tape, paged_attention
+from tests.support.engines.cuda_stand_ins import Tape, paged_attention
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from model.engine.execution.runner import Runner
 from model.engine.request import Output, TextDelta
 from model.errors import StepFailedError
 from model.phi3v.inputs.processing import PromptInputs
-from tests.support.engine_runs import (
+from tests.support.engines.engine_runs import (
     BOUNDARY,
     GREEDY,
     Answers,

@@ -25,7 +25,7 @@ from model.engine.request import TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.transfer import to_device
-from tests.support.cuda_engines import (
+from tests.support.engines.cuda_engines import (
     GREEDY,
     LENGTHS,
     Runners,
@@ -35,8 +35,8 @@ from tests.support.cuda_engines import (
     run,
     text_prompt,
 )
-from tests.support.cuda_stand_ins import Tape, refuses
-from tests.support.oracle import greedy
+from tests.support.engines.cuda_stand_ins import Tape, refuses
+from tests.support.engines.oracle import greedy
 
 pytestmark = pytest.mark.usefixtures("tapes")
 

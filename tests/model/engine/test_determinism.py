@@ -15,8 +15,8 @@ from model.engine.loading.load import load_engine
 from model.engine.request import TextDelta
 from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.inputs.processing import PromptInputs
-from tests.support.engine_runs import BOUNDARY, GREEDY, image_prompt, run, text_prompt
-from tests.support.without_kernels import without_kernels
+from tests.support.engines.engine_runs import BOUNDARY, GREEDY, image_prompt, run, text_prompt
+from tests.support.engines.without_kernels import without_kernels
 
 
 @pytest.mark.parametrize(("kernels", "deterministic"), [(True, True), (True, False), (False, True)])

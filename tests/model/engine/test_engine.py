@@ -24,7 +24,7 @@ from model.errors import RequestError, StepFailedError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.oracle import greedy
+from tests.support.engines.oracle import greedy
 
 COUNT = 12  # tokens of an answer
 GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)

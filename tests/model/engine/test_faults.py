@@ -27,7 +27,7 @@ from model import (
 )
 from model.engine.async_engine import AsyncEngine
 from model.errors import StepFailedError
-from tests.support.engine_faults import (
+from tests.support.engines.engine_faults import (
     FAULTS,
     GREEDY,
     GUIDED,

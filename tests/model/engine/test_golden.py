@@ -12,8 +12,8 @@ from model.engine.engine import Engine
 from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.decoder import TorchDecoder
-from tests.support.golden_data import CASES, golden_inputs
-from tests.support.without_kernels import without_kernels
+from tests.support.engines.golden_data import CASES, golden_inputs
+from tests.support.engines.without_kernels import without_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 

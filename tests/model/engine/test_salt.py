@@ -14,8 +14,8 @@ from model.engine.engine import Engine
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
-from tests.support.live_server import LiveServer, start_server
-from tests.support.wire import check_error, data_url, png
+from tests.support.servers.live_server import LiveServer, start_server
+from tests.support.servers.wire import check_error, data_url, png
 
 LONG = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 12}]
 MakeEngine = Callable[..., Engine]

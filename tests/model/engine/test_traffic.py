@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.engine.request import SamplingParams, TextDelta
 from model.phi3v.inputs.processing import PromptInputs
-from tests.support.engine_runs import (
+from tests.support.engines.engine_runs import (
     BOUNDARY,
     GREEDY,
     Answers,

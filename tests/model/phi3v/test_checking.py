@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from model import LoadOptions, Message, SamplingParams, check_checkpoint
 from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.loading.load import describe, load_engine
-from tests.support.live_server import ROOT, check_log
+from tests.support.servers.live_server import ROOT, check_log
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.golden_data import CASES, golden_inputs
-from tests.support.oracle import greedy
+from tests.support.engines.golden_data import CASES, golden_inputs
+from tests.support.engines.oracle import greedy
 
 
 @pytest.fixture(scope="module")

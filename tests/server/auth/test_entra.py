@@ -18,9 +18,9 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.entra_issuer import AUDIENCE, TENANT, EntraIssuer
-from tests.support.live_server import LiveServer, check_log, start_server
-from tests.support.wire import check_error
+from tests.support.peers.entra_issuer import AUDIENCE, TENANT, EntraIssuer
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.wire import check_error
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from server.auth import issuer as issuer_module
 from server.auth.entra import Entra
 from server.auth.issuer import Issuer
 from server.errors import ApiError
-from tests.support.entra_issuer import AUDIENCE, OBJECT_ID, TENANT, EntraIssuer
+from tests.support.peers.entra_issuer import AUDIENCE, OBJECT_ID, TENANT, EntraIssuer
 from tests.support.waiting import eventually_async
 
 

@@ -21,9 +21,9 @@ from server.auth.limits import Limits
 from server.http.exchange import exchange_of
 from server.service import Service
 from server.settings import Settings
-from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.wire import HELLO, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import HELLO, check_error
 
 LIMITS = Limits(requests_per_minute=7)
 FIRST = 'alice = "alice-key"\nbob = "bob-key"\n'

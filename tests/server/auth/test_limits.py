@@ -15,9 +15,9 @@ from openai.types.chat import ChatCompletionUserMessageParam
 from server.auth import limits
 from server.auth.limits import Bucket, Caller, Limiter, Limits
 from server.errors import ApiError
-from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.wire import HELLO
 from tests.support.waiting import eventually
-from tests.support.wire import HELLO
 
 KEYS = """
 free = "free-key"

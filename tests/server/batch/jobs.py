@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from tests.support.live_server import ROOT, check_log
+from tests.support.servers.live_server import ROOT, check_log
 
 URL = "/v1/chat/completions"
 SERVER = ("-m", "server")
-FAULTY = ("-m", "tests.support.faulty_server")
-FETCHING = ("-m", "tests.support.fetching_server")
+FAULTY = ("-m", "tests.support.servers.faulty_server")
+FETCHING = ("-m", "tests.support.servers.fetching_server")
 
 
 def body(text: str | list[dict[str, Any]] = "hello", **parameters: Any) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from tests.server.batch.jobs import (
     run,
     write,
 )
-from tests.support.image_host import ImageHost
-from tests.support.live_server import API_KEY, LiveServer
+from tests.support.peers.image_host import ImageHost
+from tests.support.servers.live_server import API_KEY, LiveServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

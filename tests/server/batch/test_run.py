@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.server.batch.jobs import FAULTY, SERVER, body, by_id, command, request, run, write
-from tests.support.faulty_server import DECODE, KILL, SLOW
-from tests.support.live_server import ROOT
+from tests.support.servers.faulty_server import DECODE, KILL, SLOW
+from tests.support.servers.live_server import ROOT
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

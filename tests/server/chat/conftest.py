@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED, HELLO
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO
 
 
 @pytest.fixture(scope="module")

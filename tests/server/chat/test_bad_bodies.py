@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import AUTHORIZED, check_error
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import AUTHORIZED, check_error
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 

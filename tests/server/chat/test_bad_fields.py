@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED, HELLO, check_error, data_url, image_message, png
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, HELLO, check_error, data_url, image_message, png
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 

@@ -16,11 +16,11 @@ import jsonschema_rs
 import psutil
 import pytest
 
-from tests.support.confined_workers import workers
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.neighbours import watched
+from tests.support.servers.confined_workers import workers
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.neighbours import watched
+from tests.support.servers.wire import AUTHORIZED, HELLO, chat, data_url, image_message, png
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO, chat, data_url, image_message, png
 
 MIB = 1 << 20
 SECRET = "a-token-for-tests-of-the-hub"

@@ -29,10 +29,10 @@ from server.schemas.responses import (
     TokenLogprob,
     TopLogprob,
 )
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.neighbours import FROZEN
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.neighbours import FROZEN
+from tests.support.servers.wire import HELLO, chat, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import HELLO, chat, check_error
 
 # Of each kind that JSON spells in its own way.
 TEXTS = [

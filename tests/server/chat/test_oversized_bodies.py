@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.support.live_server import LiveServer
-from tests.support.neighbours import FROZEN
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.neighbours import FROZEN
+from tests.support.servers.wire import AUTHORIZED, data_url
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, data_url
 
 HELLO = {"role": "user", "content": "hello"}
 

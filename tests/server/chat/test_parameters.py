@@ -7,8 +7,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED, HELLO, chat, check_error, data_url, image_message, png
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import (
+    AUTHORIZED,
+    HELLO,
+    chat,
+    check_error,
+    data_url,
+    image_message,
+    png,
+)
 
 
 def test_the_azure_sentence(server: LiveServer) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import psutil
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.raw import connection
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.raw import connection
 from tests.support.waiting import eventually
 
 SECONDS = 2  # every time limit of connections

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.server.http.bounds import CONNECTIONS, SECONDS, until_none_is_open
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
 
 
 @pytest.fixture(scope="package")

@@ -10,10 +10,10 @@ import httpx2
 import pytest
 
 from tests.server.http.bounds import HEAD
-from tests.support.live_server import LiveServer
-from tests.support.raw import connection
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.raw import connection
+from tests.support.servers.wire import AUTHORIZED, chat, check_error, data_url, image_message, png
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, chat, check_error, data_url, image_message, png
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 

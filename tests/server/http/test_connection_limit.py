@@ -9,10 +9,10 @@ import pytest
 
 from server.http.connection_limit import RESERVE
 from tests.server.http.bounds import CONNECTIONS, HEAD, taken, until_none_is_open
-from tests.support.live_server import LiveServer
-from tests.support.raw import check_raw, connection, everything
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.raw import check_raw, connection, everything
+from tests.support.servers.wire import AUTHORIZED
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from tests.server.http.bounds import HEAD, SECONDS
-from tests.support.live_server import LiveServer
-from tests.support.raw import check_raw, connection, everything
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.raw import check_raw, connection, everything
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")

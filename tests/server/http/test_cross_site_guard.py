@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer, check_log, start_server
-from tests.support.raw import connection, everything
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.raw import connection, everything
+from tests.support.servers.wire import HELLO, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import HELLO, check_error
 
 PAGE = "https://page.example"
 BODY = {"messages": HELLO, "max_tokens": 1}

@@ -14,10 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.raw import connection, everything
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.raw import connection, everything
+from tests.support.servers.wire import AUTHORIZED, HELLO
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO
 
 URL = "/v1/chat/completions"
 BODY: dict[str, Any] = {

@@ -16,11 +16,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.confined_workers import workers
-from tests.support.live_server import LiveServer, check_log, start_server
-from tests.support.raw import up_to
+from tests.support.servers.confined_workers import workers
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.raw import up_to
+from tests.support.servers.wire import HELLO, chart, data_url, image_message, png
 from tests.support.waiting import eventually
-from tests.support.wire import HELLO, chart, data_url, image_message, png
 
 pytestmark = pytest.mark.slow  # in all
 

@@ -10,7 +10,7 @@ import pytest
 from server.app import create_app
 from server.service import Service
 from server.settings import Settings
-from tests.support.wire import check_error
+from tests.support.servers.wire import check_error
 
 
 def test_a_bug_is_answered_as_any_error_is() -> None:

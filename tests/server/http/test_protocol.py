@@ -16,9 +16,9 @@ import psutil
 import pytest
 import trustme
 
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.wire import AUTHORIZED, HELLO, chat, check_error
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, HELLO, chat, check_error
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.raw import check_raw, connection, everything, up_to
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.raw import check_raw, connection, everything, up_to
 
 LARGEST = 16 * 1024
 START = f"POST /tokenize HTTP/1.1\r\nHost: x\r\napi-key: {API_KEY}\r\n".encode()

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.wire import AUTHORIZED, HELLO, chat, check_error
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.wire import AUTHORIZED, HELLO, chat, check_error
 
 ANSWER_SECONDS = 5
 LONG: dict[str, Any] = {"messages": HELLO, "max_tokens": 7000, "ignore_eos": True, "n": 8}

@@ -14,9 +14,9 @@ import pytest
 from model import ImageError, ModalityError
 from server.images import fetching
 from server.images.fetching import Fetcher, is_public
-from tests.support.image_host import GOOD, NAME, OTHER, ImageHost, resolver
-from tests.support.live_server import API_KEY, LiveServer, check_log, start_server
-from tests.support.wire import chat, check_error, data_url, image_message
+from tests.support.peers.image_host import GOOD, NAME, OTHER, ImageHost, resolver
+from tests.support.servers.live_server import API_KEY, LiveServer, check_log, start_server
+from tests.support.servers.wire import chat, check_error, data_url, image_message
 
 LOC = ["messages", 0, "content", 0, "image_url", "url"]
 
@@ -223,7 +223,7 @@ def fetching_server(tiny: Path, host: ImageHost) -> Iterator[LiveServer]:
         *("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY),
         *("--allow-image-hosts", ",".join(host.hosts), "--image-timeout", "5"),
         *("--max-body-mb", "1"),
-        program=("-m", "tests.support.fetching_server"),
+        program=("-m", "tests.support.servers.fetching_server"),
         SSL_CERT_FILE=str(host.authority),
     )
     yield live

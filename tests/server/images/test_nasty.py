@@ -20,11 +20,11 @@ from model import ImageError, to_rgb
 from server.images import decode_pool as decoding
 from server.images.decode_pool import DecodePool, decode_image
 from server.images.urls import DataUrl
-from tests.support.confined_workers import workers
-from tests.support.image_files import saved
-from tests.support.live_server import LiveServer
-from tests.support.nasty_images import NASTY
-from tests.support.wire import AUTHORIZED, data_url, image_message
+from tests.support.hostile.image_files import saved
+from tests.support.hostile.nasty_images import NASTY
+from tests.support.servers.confined_workers import workers
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED, data_url, image_message
 
 PIXELS = 50_000_000
 SHOWN = {"one pixel", "animated gif", "CMYK JPEG", "I;16 PNG", "exif that points at itself"}

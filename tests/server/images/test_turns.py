@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.live_server import LiveServer, check_log, start_server
-from tests.support.neighbours import watched
-from tests.support.wire import HELLO, chat, data_url, image_message, png
+from tests.support.servers.live_server import LiveServer, check_log, start_server
+from tests.support.servers.neighbours import watched
+from tests.support.servers.wire import HELLO, chat, data_url, image_message, png
 
 KEYS = 'alice = "a-key-for-tests"\nbob = "key-of-bob"'
 FLOOD = 12

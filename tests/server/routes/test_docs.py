@@ -8,7 +8,7 @@ import httpx2
 from playwright.sync_api import expect
 
 from tests.playground.page import Playground, browser, open_page
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 __all__ = ["browser", "open_page"]
 

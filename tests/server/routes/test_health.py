@@ -17,7 +17,7 @@ import model
 from server.app import create_app
 from server.service import Service
 from server.settings import Settings
-from tests.support.live_server import LiveServer, check_log, start_server
+from tests.support.servers.live_server import LiveServer, check_log, start_server
 from tests.support.waiting import eventually
 
 STREAMS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from tests.support.live_server import API_KEY, LiveServer
-from tests.support.wire import chat, check_error
+from tests.support.servers.live_server import API_KEY, LiveServer
+from tests.support.servers.wire import chat, check_error
 
 KEY = {"api-key": API_KEY}
 INFO = {

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from server.telemetry.logs import JsonFormatter, TextFormatter
-from tests.support.live_server import API_KEY, ROOT, START_TIMEOUT, LiveServer, start_server
+from tests.support.servers.live_server import API_KEY, ROOT, START_TIMEOUT, LiveServer, start_server
+from tests.support.servers.wire import AUTHORIZED, chat, data_url, image_message
 from tests.support.waiting import eventually
-from tests.support.wire import AUTHORIZED, chat, data_url, image_message
 
 SECRET = "xylophone-4711"
 WORDS = "out of memory"

@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.live_server import API_KEY, ROOT, LiveServer, start_server
+from tests.support.servers.live_server import API_KEY, ROOT, LiveServer, start_server
 
 HEADERS = {"api-key": API_KEY}
 DEPLOY = ROOT / "scripts" / "deploy"

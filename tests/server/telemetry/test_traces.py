@@ -14,10 +14,10 @@ import httpx2
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.support.collector import Collector, attributes, collecting
-from tests.support.faulty_server import DECODE, PREFILL
-from tests.support.live_server import API_KEY, ROOT, LiveServer, check_log, start_server
-from tests.support.wire import AUTHORIZED, chat, data_url, image_message, png
+from tests.support.peers.collector import Collector, attributes, collecting
+from tests.support.servers.faulty_server import DECODE, PREFILL
+from tests.support.servers.live_server import API_KEY, ROOT, LiveServer, check_log, start_server
+from tests.support.servers.wire import AUTHORIZED, chat, data_url, image_message, png
 
 OPENAI = "/v1/chat/completions"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -28,7 +28,7 @@ BODY = {"max_tokens": 5, "ignore_eos": True, "temperature": 0}
 @pytest.fixture(scope="module")
 def traced(tiny: Path, collector: Collector) -> Iterator[LiveServer]:
     """A server that sends spans soon, and fails where it is told to."""
-    program = ("-m", "tests.support.faulty_server")
+    program = ("-m", "tests.support.servers.faulty_server")
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY)
     live = start_server(
         *(*flags, "--otlp-endpoint", collector.url),

@@ -10,8 +10,8 @@ pytest.importorskip(
     "model.cpu.compiler.jit", reason="torch has no OpenMP that kernels could run on"
 )
 
-from tests.support.live_server import check_log, start_server
-from tests.support.wire import chat
+from tests.support.servers.live_server import check_log, start_server
+from tests.support.servers.wire import chat
 
 pytestmark = pytest.mark.slow
 

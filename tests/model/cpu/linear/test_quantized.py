@@ -14,7 +14,7 @@ from model.phi3v.decoder import TorchDecoder
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
 from model.phi3v.weights.quantization import quantize_linears
-from tests.support.quantized import SCHEMES, logits
+from tests.support.engines.quantized import SCHEMES, logits
 
 HEAD_DIM = 16
 # Inputs of layers: within a part of a panel, and several and the rest of one. Outputs fill no whole

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.cuda_engines import Runners, decode_step, logits_of, make_engine
-from tests.support.cuda_stand_ins import Tape
+from tests.support.engines.cuda_engines import Runners, decode_step, logits_of, make_engine
+from tests.support.engines.cuda_stand_ins import Tape
 
 pytestmark = pytest.mark.usefixtures("tapes")
 

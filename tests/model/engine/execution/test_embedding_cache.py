@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.engine.execution.embedding_cache import EmbeddingCache
-from tests.support.engine_runs import GREEDY, MakeEngine, image_prompt, run
+from tests.support.engines.engine_runs import GREEDY, MakeEngine, image_prompt, run
 
 
 def test_an_embedding_outlives_its_prompt(make_engine: MakeEngine) -> None:

@@ -12,7 +12,7 @@ from model.engine.execution import vision_runner
 from model.engine.request import TextDelta
 from model.engine.scheduling.pacing import Pacing
 from model.errors import StepFailedError
-from tests.support.engine_runs import GREEDY, MakeEngine, image_prompt, text_prompt
+from tests.support.engines.engine_runs import GREEDY, MakeEngine, image_prompt, text_prompt
 
 
 def test_an_image_that_fails_in_company_fails_alone(

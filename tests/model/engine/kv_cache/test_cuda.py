@@ -17,7 +17,7 @@ from model.engine.kv_cache.base import KVCache, Span
 from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.phi3v.configuration import Phi3VConfig
-from tests.support.cuda_stand_ins import paged_attention, refuses
+from tests.support.engines.cuda_stand_ins import paged_attention, refuses
 
 LAYERS = [torch.device("cpu")] * 2
 

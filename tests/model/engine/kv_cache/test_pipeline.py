@@ -35,8 +35,8 @@ from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
-from tests.support.official_sizes import FULL, HEADERS
-from tests.support.oracle import greedy
+from tests.support.engines.official_sizes import FULL, HEADERS
+from tests.support.engines.oracle import greedy
 
 CPU = torch.device("cpu")
 LAYERS = 5

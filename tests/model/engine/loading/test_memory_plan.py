@@ -24,10 +24,10 @@ from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
-from tests.support.command_line import one_sentence, run
-from tests.support.cuda_stand_ins import paged_attention
-from tests.support.live_server import API_KEY, START_TIMEOUT, start_server
-from tests.support.official_sizes import FULL, HEADERS
+from tests.support.engines.cuda_stand_ins import paged_attention
+from tests.support.engines.official_sizes import FULL, HEADERS
+from tests.support.servers.command_line import one_sentence, run
+from tests.support.servers.live_server import API_KEY, START_TIMEOUT, start_server
 
 OPTIONS = LoadOptions("", dtype="bfloat16")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -15,7 +15,7 @@ from model.errors import CheckpointError, ContextLengthError
 from model.phi3v.inputs.chat import Message, MessageImage, Role, Text, render
 from model.phi3v.inputs.processing import Processor
 from model.phi3v.inputs.tokenizer import WORD_BOUNDARY, Phi3VTokenizer
-from tests.support.tokenizer_files import strip_in
+from tests.support.engines.tokenizer_files import strip_in
 
 LANGUAGES = [
     Message("system", "You are a helpful assistant."),

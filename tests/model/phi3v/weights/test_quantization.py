@@ -31,10 +31,10 @@ from model.phi3v.weights.quantization import (
     quantized_bytes,
     use_torch_kernels,
 )
-from tests.support.live_server import API_KEY, check_log, start_server
-from tests.support.quantized import SCHEMES, logits
-from tests.support.wire import chat
-from tests.support.without_kernels import without_kernels
+from tests.support.engines.quantized import SCHEMES, logits
+from tests.support.engines.without_kernels import without_kernels
+from tests.support.servers.live_server import API_KEY, check_log, start_server
+from tests.support.servers.wire import chat
 
 KINDS = {"int8": Int8Linear, "int4": Int4Linear}
 DRIFT = {"int8": 0.03, "int4": 0.25}  # of the logits' range, on random weights

@@ -17,7 +17,7 @@ import psutil
 
 from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 API_KEY = "a-key-for-tests"
 READY = re.compile(r"is ready on (https?://[\w.:\[\]-]+)")
 START_TIMEOUT = 240

@@ -7,7 +7,7 @@ import sys
 
 from server.cli import main
 from server.images import fetching
-from tests.support.image_host import resolver
+from tests.support.peers.image_host import resolver
 
 if __name__ == "__main__":
     fetching.is_public = lambda address: address.is_loopback

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.live_server import LiveServer
+from tests.support.servers.live_server import LiveServer
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from functools import partial
 
 from PIL import Image
 
-from tests.support.image_files import (
+from tests.support.hostile.image_files import (
     PNG_START,
     animated,
     chunk,

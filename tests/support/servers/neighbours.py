@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 
-from tests.support.live_server import LiveServer
-from tests.support.wire import AUTHORIZED
+from tests.support.servers.live_server import LiveServer
+from tests.support.servers.wire import AUTHORIZED
 
 STREAM: dict[str, Any] = {
     "messages": [{"role": "user", "content": "tell me something long"}],

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 from PIL import Image
 
-from tests.support.live_server import API_KEY, LiveServer
+from tests.support.servers.live_server import API_KEY, LiveServer
 
 AUTHORIZED = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
 HELLO = [{"role": "user", "content": "hello"}]

@@ -6,9 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.support.live_server import ROOT
-from tests.support.package_sources import PackageSources
-from tests.support.programs import output
+from tests.deploy.container.package_sources import PackageSources
+from tests.deploy.container.programs import output
+from tests.support.servers.live_server import ROOT
 
 
 def tracked(*folders: str) -> list[str]:

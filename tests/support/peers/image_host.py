@@ -14,7 +14,7 @@ from typing import Any
 
 import trustme
 
-from tests.support.wire import png
+from tests.support.servers.wire import png
 
 NAME, OTHER = "images.test", "other.test"
 GOOD = png(64, 48)

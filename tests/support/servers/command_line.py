@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.support.live_server import ROOT, check_log
+from tests.support.servers.live_server import ROOT, check_log
 
 
 def run(*flags: str, timeout: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
