@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from server import errors
+from server import __version__, errors
 from server.auth.limits import RATE_LIMIT_HEADERS
 from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
 from server.http.cross_site_guard import CrossSiteGuard
@@ -48,6 +48,7 @@ def create_app(
     """
     app = FastAPIOffline(  # it brings the files of /docs
         title="Phi-3-vision",
+        version=__version__,
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
         docs_url=None,
         redoc_url=None,

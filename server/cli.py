@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+from server import __version__
 from server.telemetry import logs
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def _main(argv: Sequence[str] | None) -> int:
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         logs.complain("text", "the value of a flag is empty; leave the flag out")
         return 2
+    if given == ["--version"]:
+        print(f"phi3v-server {__version__}")
+        return 0
     if given and not given[0].startswith("-"):
         from server.commands import COMMANDS
 

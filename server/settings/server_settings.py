@@ -26,7 +26,8 @@ class Settings(ModelSettings):
     """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
 
     `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one,
-    `phi3v-server batch INPUT OUTPUT` answers a file of requests.
+    `phi3v-server batch INPUT OUTPUT` answers a file of requests, `phi3v-server --version` prints the
+    version.
 
     Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
     """

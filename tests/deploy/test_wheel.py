@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from PIL import Image, ImageDraw
 
+from server import __version__
 from tests.deploy.container.package_sources import skip_if_unreachable
 from tests.deploy.container.programs import remove
 from tests.deploy.installation import build_wheel, install, tracked
@@ -94,7 +95,7 @@ def red_circle() -> str:
 
 def test_it_has_the_code_and_no_other_folder_of_the_project(names: list[str]) -> None:
     folders = {name.partition("/")[0] for name in names}
-    assert folders == {"model", "server", f"phi3v_server-{PROJECT['version']}.dist-info"}
+    assert folders == {"model", "server", f"phi3v_server-{__version__}.dist-info"}
     assert not [name for name in names if "__pycache__" in name]
 
 
@@ -104,7 +105,7 @@ def test_it_has_every_file_of_the_code(names: list[str]) -> None:
 
 def test_its_metadata_is_the_projects(metadata: Message) -> None:
     assert metadata["Name"] == PROJECT["name"]
-    assert metadata["Version"] == PROJECT["version"]
+    assert metadata["Version"] == __version__
     assert metadata["Summary"] == PROJECT["description"]
     assert metadata["Requires-Python"] == PROJECT["requires-python"]
 

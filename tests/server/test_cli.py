@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from server import __version__
 from server.settings import Settings
 from tests.support.servers.command_line import one_sentence, run
 from tests.support.servers.live_server import API_KEY, ROOT, check_log, start_loading, start_server
@@ -272,3 +273,8 @@ def test_a_signal_while_importing_is_quiet(module: str, number: signal.Signals) 
     rest, _ = process.communicate(timeout=100)
     assert process.returncode in (0, -number), rest  # 0 once the server handles signals
     check_log(imported + rest)
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"phi3v-server {__version__}\n")
