@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -20,13 +19,13 @@ import httpx2
 import pytest
 import trustme
 
+from tests.support.programs import program
 from tests.support.servers.faulty_server import SLOW
 from tests.support.servers.live_server import API_KEY, ROOT, LiveServer, start_server
 from tests.support.servers.wire import AUTHORIZED, HELLO
 from tests.support.waiting import eventually
 
 CONFIG = (ROOT / "scripts" / "deploy" / "nginx.conf").read_text("utf-8")
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 MAIN = """
 daemon off;
@@ -113,18 +112,17 @@ def listens(port: int, process: subprocess.Popen[bytes], folder: Path) -> bool:
 @contextlib.contextmanager
 def balancing(tiny: Path, folder: Path) -> Iterator[Balanced]:
     """Both, until they are no longer needed."""
-    if NGINX is None:
-        pytest.skip("nginx is not installed (nginx-light will do)")
-    program = ("-m", "tests.support.servers.faulty_server")
+    nginx = program("nginx")
+    faulty = ("-m", "tests.support.servers.faulty_server")
     # Without lookup a step is a token.
     flags = ("--model", str(tiny), "--dtype", "float32", "--api-key", API_KEY, "--no-prompt-lookup")
     servers = {
-        name: start_server(*flags, "--served-model-name", name, program=program)
+        name: start_server(*flags, "--served-model-name", name, program=faulty)
         for name in ("one", "two")
     }
     port = free_port()
     trust = write_configuration(folder, list(servers.values()), port)
-    process = subprocess.Popen([NGINX, "-p", folder, "-c", folder / "nginx.conf"])
+    process = subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"])
     try:
         eventually(lambda: listens(port, process, folder))
         yield Balanced(servers, f"https://127.0.0.1:{port}", trust)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.deploy.container.package_sources import PackageSources
-from tests.deploy.container.programs import output
+from tests.support.programs import output
 from tests.support.servers.live_server import ROOT
 
 

@@ -22,6 +22,7 @@ from server.auth.limits import Limits
 from server.settings import Settings
 from tests.deploy.unit_file import complaints
 from tests.support import dockerfile
+from tests.support.programs import program
 from tests.support.servers.live_server import ROOT
 
 pytestmark = pytest.mark.slow  # in all
@@ -121,8 +122,8 @@ def test_every_command_is_one_and_what_it_needs_is_installed() -> None:
     assert any(f"--output {keyring[1]}" in line for line in CONFIG["runcmd"])
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_the_key_file_is_the_servers_alone(tmp_path: Path) -> None:
+    program("openssl")
     (command,) = [line for line in CONFIG["runcmd"] if "keys.toml" in line]
     (user,) = dockerfile.values("USER")
     write, _, own = command.replace("/etc/phi3v", str(tmp_path)).partition(" && chown ")

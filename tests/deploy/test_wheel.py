@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from server import __version__
 from tests.deploy.container.package_sources import skip_if_unreachable
-from tests.deploy.container.programs import remove
 from tests.deploy.installation import build_wheel, install, tracked
+from tests.support.programs import remove
 from tests.support.servers.live_server import ROOT, LiveServer, check_log, start_server
 from tests.support.servers.wire import data_url, image_message
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx2
-import pytest
 import torch
 
 from model.engine.config import LoadOptions, Quantization
@@ -18,6 +16,7 @@ from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from server.settings import Settings
 from tests.support import dockerfile
 from tests.support.engines.official_sizes import FULL, HEADERS
+from tests.support.programs import program
 from tests.support.servers.live_server import ROOT, LiveServer, start_server
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
@@ -124,8 +123,8 @@ def test_sizes_are_computed_right() -> None:
     assert less == [thousands(plan(24, "int8")), thousands(plan(24, "int4"))]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_first_questions_are_answered(tiny: Path) -> None:
+    program("curl")
     live: LiveServer = start_server("--model", str(tiny))
     try:
         (block,) = (block for block in BLOCKS if "curl" in block)

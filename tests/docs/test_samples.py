@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.client_environments import node_directory, python_with
+from tests.support.programs import program
 from tests.support.servers.live_server import ROOT, LiveServer, start_server
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -27,7 +27,6 @@ PRINTED = {
     "describe_picture.py": BOTH,
     "structured_output.py": "red circle\nblue square",
 }
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 class Sample(NamedTuple):
@@ -91,9 +90,9 @@ def test_samples_are_found() -> None:
     assert (len(CURL), len(PYTHON), len(in_language("javascript"))) == (5, 11, 1)
 
 
-@needs_curl
 @pytest.mark.parametrize("sample", parameters(CURL))
 def test_curl(sample: Sample, demo: LiveServer, folder: Path) -> None:
+    program("curl")
     output = run(["bash", "-c", sample.code.replace(ADDRESS, demo.url)], folder)
     if "/info" in sample.code:
         assert '"model_type":"chat-completions"' in output
@@ -105,8 +104,8 @@ def test_curl(sample: Sample, demo: LiveServer, folder: Path) -> None:
         assert BOTH in output
 
 
-@needs_curl
 def test_curl_shows_errors(demo: LiveServer, server: LiveServer, folder: Path) -> None:
+    program("curl")
     (sample,) = (sample for sample in CURL if '"temperature": 0,\n' in sample.code)
     hot = sample.code.replace('"temperature": 0', '"temperature": 9')
     assert '"status":422' in run(["bash", "-c", hot.replace(ADDRESS, demo.url)], folder)
@@ -135,9 +134,9 @@ def test_example(name: str, demo: LiveServer) -> None:
 
 
 def test_example_batch(tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("phi3v-server")
+    installed = Path(sys.executable).with_name("phi3v-server")
     answers = tmp_path / "out.jsonl"
-    run([program, "batch", EXAMPLES / "batch.jsonl", answers], ROOT)
+    run([installed, "batch", EXAMPLES / "batch.jsonl", answers], ROOT)
     text = answers.read_text("utf-8")
     assert text.count('"status_code": 200') + text.count('"status_code":200') == 4
     assert CIRCLE in text

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.programs import program, without
 from tests.support.servers.live_server import LiveServer
 
 if TYPE_CHECKING:
@@ -114,12 +113,9 @@ class Playground:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium. It ends with its module: its event loop would be in other tests' way."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None or chromium.startswith("/snap/"):  # a snap sees no profile under /tmp
-        reason = "the playground is tested where chromium is (Debian: apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    chromium = program("chromium", "google-chrome")
+    if chromium.startswith("/snap/"):
+        without("chromium is a snap, which sees no profile under /tmp")
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=30_000)  # a page may be slow on a busy machine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -62,8 +61,8 @@ def copied(playground: Playground, language: str, with_key: bool = False) -> str
 
 def run(language: str, program: str, key: str | None = API_KEY) -> str:
     """What the program prints."""
-    if language == "curl" and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+    if language == "curl":
+        needed("curl")
     command = ["bash", "-s"] if language == "curl" else [sys.executable, "-"]
     environment = {name: value for name, value in os.environ.items() if name != "PHI3V_API_KEY"}
     if key is not None:

@@ -17,8 +17,6 @@ from tests.support.servers.live_server import API_KEY, LiveServer
 from tests.support.servers.wire import AUTHORIZED, chat, check_error
 from tests.support.waiting import eventually
 
-pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 GATEWAYS, REPLICAS, ONGOING, QUEUED, CONNECTIONS = 2, 2, 2, 2, 8

@@ -6,10 +6,6 @@ import asyncio
 import warnings
 from typing import Any
 
-import pytest
-
-pytest.importorskip("ray", reason="needs the extra ray")
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's, of its own old ways
     # Routers are made with these, and Ray has no public names for them.

@@ -26,8 +26,6 @@ from tests.support.servers.live_server import LiveServer
 from tests.support.servers.wire import AUTHORIZED, chat
 from tests.support.waiting import eventually
 
-pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ONGOING = 3  # two streams are too few for two replicas

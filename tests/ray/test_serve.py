@@ -31,8 +31,6 @@ from tests.support.servers.live_server import API_KEY, LiveServer
 from tests.support.servers.wire import AUTHORIZED, HELLO, chat, check_error, data_url, png
 from tests.support.waiting import eventually
 
-pytest.importorskip("ray", reason="Ray is not installed: scripts/setup dev")
-
 # Ray takes a minute to start, and more on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from tests.support.programs import program
 from tests.support.servers.live_server import ROOT
 
 CLIENTS = ROOT / "tests" / "wire" / "clients"
@@ -39,9 +38,7 @@ def python_with(name: str) -> Path:
 
 def node_directory() -> Path:
     """The folder of the JavaScript programs, with the packages of its lock file installed."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("Node.js and npm are not installed")
+    npm = program("npm")
     installed = NODE / "node_modules" / ".package-lock.json"
     lock = NODE / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from tests.deploy.container.buildah import Buildah
-from tests.deploy.container.programs import output, program
 from tests.support import dockerfile
+from tests.support.programs import output, program
 
 # Debian's own Python is older than the image's. The lock has the hashes of all Pythons' wheels.
 PACKAGES = ("ca-certificates", "python-is-python3", "python3", "python3-pip")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.deploy.container.package_sources import PackageSources
-from tests.deploy.container.programs import output, program, remove, without
+from tests.support.programs import output, program, remove, without
 
 # Programs run in a chroot with mounts of their own, Docker's filter of system calls and its
 # capabilities, but in the machine's network and among its processes. It needs root and nothing else.

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 
 from tests.deploy.container.buildah import Buildah
-from tests.deploy.container.programs import run
+from tests.support.programs import run
 
 START_TIMEOUT = 600  # nothing of it is compiled or read before
 # Where the image may write. /cache is a volume, whose files are not in the container's tree.

@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 import pytest
 
-from tests.deploy.container.programs import output
+from tests.support.programs import output
 
 # In the order in which they count for pip: the last has its way.
 SECTIONS = ("global", "install", ":env:")

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 pytest.importorskip(
-    "model.cpu.compiler.jit", reason="torch has no OpenMP that kernels could run on"
+    "model.cpu.compiler.jit",
+    reason="torch has no OpenMP that kernels could run on",
+    exc_type=ImportError,
 )
 
 from model.cpu.attention import paged_attention

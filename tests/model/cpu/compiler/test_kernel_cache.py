@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip(
-    "model.cpu.compiler.jit", reason="torch has no OpenMP that kernels could run on"
+    "model.cpu.compiler.jit",
+    reason="torch has no OpenMP that kernels could run on",
+    exc_type=ImportError,
 )
 
 from tests.support.servers.live_server import check_log, start_server

@@ -12,10 +12,15 @@ from typing import NoReturn
 import pytest
 
 
-def program(name: str) -> str:
-    """Where a program is; without it a test is skipped, but not in CI, which installs it."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    return found or without(f"{name} is not installed")
+def program(*names: str) -> str:
+    """Where the first of some programs is that is installed.
+
+    Without any the test is skipped, but not in CI, which installs them.
+    """
+    for name in names:
+        if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            return found
+    return without(f"{names[0]} is not installed")
 
 
 def without(reason: str) -> NoReturn:
