@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.playground.page import Playground, browser, open_page, playground
+from tests.support.programs import program as needed
 from tests.support.servers.live_server import API_KEY, LiveServer
 
 __all__ = ["browser", "open_page", "playground"]

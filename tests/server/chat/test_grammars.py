@@ -191,13 +191,25 @@ def test_grammars_all_of_whose_processes_are_killed(guided: LiveServer) -> None:
         assert asked(guided, ENDLESS, max_tokens=9).status_code == 200
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """Until each has ended, reaped or not."""
+    for process in processes:
+        process.kill()
+    eventually(lambda: not any(map(lives, processes)))
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_the_other_processes_are_replaced_too(guided: LiveServer) -> None:
     with watched(guided):
-        for worker in of(guided):
-            worker.kill()
+        kill(of(guided))
         assert asked(guided, RECORD).status_code == 200
-        for zygote in psutil.Process(guided.process.pid).children():
-            zygote.kill()
+        kill(psutil.Process(guided.process.pid).children())
         assert asked(guided, {"const": "new"}).json()["choices"][0]["message"]["content"] == '"new"'
 
 
