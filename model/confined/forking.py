@@ -19,8 +19,9 @@ def main(descriptor: int) -> None:
     # The server ends its workers; a service manager that signals them too would end answers early.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # a standard stream was closed, and a socket would take its place
+    opened = os.open(os.devnull, os.O_RDWR)
+    while opened <= 2:  # a standard stream was closed, and a socket would take its place
+        opened = os.open(os.devnull, os.O_RDWR)
     os.close(opened)
     control = socket.socket(fileno=descriptor)
     with Connection(os.dup(descriptor)) as connection:

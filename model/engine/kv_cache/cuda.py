@@ -217,7 +217,8 @@ def unsupported_reason(
             if found_THD.shape != expected_THD.shape:
                 return f"its result has the shape {tuple(found_THD.shape)}"
             wrong_THD = (found_THD - expected_THD).abs() / (1 + expected_THD.abs())
-            if not (worst := float(wrong_THD.max())) <= TOLERANCE:  # which NaN is not
+            worst = float(wrong_THD.max())
+            if not worst <= TOLERANCE:  # NaN is not
                 return f"its results are off by {worst:.3g}"
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"

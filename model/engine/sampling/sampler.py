@@ -140,16 +140,16 @@ def _draw_cut(scaled_RV: Tensor, uniform_R: Tensor, params: Rows[SamplingParams]
         (cuts.top_k_R == vocabulary) & (best.values.sum(-1) > cuts.top_p_R)
     )
     token_R = torch.empty_like(cuts.top_k_R)
-    for rows_R in (enough_R, ~enough_R):
-        if not bool(rows_R.any()):
-            continue
-        if rows_R is enough_R:
-            prob_RK, index_RK = best.values[rows_R], best.indices[rows_R]
-        else:
-            prob_RK, index_RK = prob_RV[rows_R].sort(dim=-1, descending=True)
+
+    def draw(rows_R: Tensor, prob_RK: Tensor, index_RK: Tensor) -> None:
         weight_RK = cuts.rows(rows_R).weights(prob_RK)
         chosen_R = _invert(weight_RK, uniform_R[rows_R])
         token_R[rows_R] = index_RK.gather(1, chosen_R[:, None])[:, 0]
+
+    if bool(enough_R.any()):
+        draw(enough_R, best.values[enough_R], best.indices[enough_R])
+    if not bool(enough_R.all()):
+        draw(~enough_R, *prob_RV[~enough_R].sort(dim=-1, descending=True))
     return token_R
 
 

@@ -23,7 +23,7 @@ def test_an_embedding_outlives_its_prompt(make_engine: MakeEngine) -> None:
 
 
 def test_without_the_embedding_cache_the_tower_runs_again(make_engine: MakeEngine) -> None:
-    engine = make_engine(embedding_cache_bytes=0, prefix_caching=False)
+    engine = make_engine(embedding_cache_memory=0, prefix_caching=False)
     prompt = image_prompt(engine, "red")
     first = run(engine, (prompt, GREEDY))
     assert run(engine, (prompt, GREEDY)) == first
