@@ -32,7 +32,7 @@ class Buildah:
         # vfs copies whole trees, which takes seconds, and needs nothing of the machine's file system.
         return [self._program, "--storage-driver", "vfs", *places, *words]
 
-    def __call__(self, *words: str | Path, timeout: float = 300) -> str:
+    def __call__(self, *words: str | Path, timeout: float = 900) -> str:
         """Run a command that must succeed."""
         return output(self.command(*words), timeout, environment=self.environment).strip()
 
