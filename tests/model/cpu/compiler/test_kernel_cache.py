@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +28,15 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("fault", ["full disk", "no directory"])
-def test_kernels_that_cannot_be_kept(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def test_kernels_that_cannot_be_kept(tiny: Path, tmp_path: Path, fault: str) -> None:
     program = ("-c", FULL) if fault == "full disk" else ("-m", "server")
-    if fault == "no directory":
-        monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
-        monkeypatch.setenv("TMPDIR", "/dev/null/nowhere")
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    live = start_server("--model", str(tiny), "--dtype", "float32", program=program)
+    nowhere = "/dev/null/nowhere"
+    variables: dict[str, Any] = {
+        "full disk": {"XDG_CACHE_HOME": str(tmp_path)},
+        "no directory": {"XDG_CACHE_HOME": nowhere, "TMPDIR": nowhere},
+    }[fault]
+    flags = ("--model", str(tiny), "--dtype", "float32")
+    live = start_server(*flags, program=program, **variables)
     try:
         assert chat(live).status_code == 200
     finally:
