@@ -36,7 +36,7 @@ NOTES = {
     "Engine": "See [sizing](sizing.md).",
     "Network": "See [deployment](deployment.md#tls) and [security](security.md#without-a-key).",
     "Callers": "See [security](security.md).",
-    "Limits": "What a request may cost. Each limit is enforced before any work is done, and the error "
+    "Limits": "What a request may cost. Each limit is enforced as soon as the cost is known, and the error "
     "names it.",
     "Operation": "See [operating](operating.md).",
 }
