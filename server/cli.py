@@ -40,7 +40,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
         logs.complain("text", "the value of a flag is empty; leave the flag out")
         return 2
-    if given == ["--version"]:
+    if given[:1] == ["--version"]:
         print(f"phi3v-server {__version__}")
         return 0
     if given and not given[0].startswith("-"):

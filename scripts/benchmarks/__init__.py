@@ -10,6 +10,7 @@
 | ``soak`` | blocks leaked and memory grown over thousands of random requests | none, and flat |
 | ``long`` | peak memory of prompts up to 32k tokens | linear growth |
 | ``guidance`` | steps for answers to a JSON schema, and what a grammar adds to a step | no jump-ahead; no grammar |
+| ``bodies`` | the longest pause of a stream while a body arrives that is slow to parse | 0.2 s |
 | ``overload`` | refusals, and gaps of accepted streams, with ten times more clients than room | the same streams without them |
 | ``batch`` | tokens/s of a file of requests | the same requests through HTTP |
 | ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |

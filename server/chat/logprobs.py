@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from math import isfinite
 
 from pydantic_core import to_json
 
@@ -14,13 +15,13 @@ NumberWriter = Callable[[Sequence[float]], list[str]]
 
 
 def json_numbers(numbers: Sequence[float]) -> list[str]:
-    """Numbers as Python's ``json`` writes them, for the responses of routes."""
-    return [float.__repr__(number) for number in numbers]
+    """Numbers as Python's ``json`` writes them, for the responses of routes; others are null."""
+    return [float.__repr__(number) if isfinite(number) else "null" for number in numbers]
 
 
 def pydantic_numbers(numbers: Sequence[float]) -> list[str]:
     """Numbers as pydantic writes them, for streams and the results of a batch."""
-    return to_json(list(numbers)).decode()[1:-1].split(",")
+    return to_json(list(numbers), inf_nan_mode="null").decode()[1:-1].split(",")
 
 
 def logprobs_json(tokens: Sequence[model.TokenLogprob], write_numbers: NumberWriter) -> bytes:

@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 GATEWAYS, REPLICAS, ONGOING, QUEUED, CONNECTIONS = 2, 2, 2, 2, 8
-SEATS = REPLICAS * ONGOING // GATEWAYS
+SLOTS = REPLICAS * ONGOING // GATEWAYS
 LIMITED = {"Authorization": "Bearer a-limited-key"}
 
 
@@ -73,9 +73,9 @@ def test_a_conversation_meets_its_replica_through_either_gateway(ray_server: Liv
     assert (len(gateways), len(homes)) == (GATEWAYS, REPLICAS)
 
 
-def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -> None:
+def test_slots_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -> None:
     until_idle(ray_server)
-    streams = begin(ray_server, GATEWAYS * SEATS, max_tokens=7000)
+    streams = begin(ray_server, GATEWAYS * SLOTS, max_tokens=7000)
     streams += [Stream(ray_server, max_tokens=7000) for _ in range(12)]
     eventually(lambda: sum(stream.end == "refused" for stream in streams) == 12 - GATEWAYS * QUEUED)
     with httpx2.Client(base_url=ray_server.url, headers=AUTHORIZED, timeout=5) as client:
@@ -87,7 +87,7 @@ def test_seats_and_queues_of_both_are_used_and_no_more(ray_server: LiveServer) -
         stream.join()
     ends = [stream.end for stream in streams]
     assert set(ends) == {"done", "refused"}
-    assert ends.count("done") == GATEWAYS * (SEATS + QUEUED)
+    assert ends.count("done") == GATEWAYS * (SLOTS + QUEUED)
     assert len({stream.text for stream in streams if stream.end == "done"}) == 1
     for stream in streams:
         if stream.end == "refused":
@@ -137,7 +137,7 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
             flood()
             return False
 
-        for _ in range(GATEWAYS * (SEATS + QUEUED + CONNECTIONS) + 6):
+        for _ in range(GATEWAYS * (SLOTS + QUEUED + CONNECTIONS) + 6):
             flood()
         eventually(full)
         for path in ("/health", "/metrics", "/info"):
@@ -148,6 +148,6 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
         assert refused.headers.get_list("x-request-id") == [f"flood-{next(names) - 1}"]
         assert refused.headers.pop("retry-after") == "1"
         message = check_error(refused, 503, "overloaded", [])["error"]["message"]
-        assert message.startswith(f"a gateway has {SEATS + QUEUED + CONNECTIONS} requests")
+        assert message.startswith(f"a gateway has {SLOTS + QUEUED + CONNECTIONS} requests")
     eventually(lambda: ask().status_code == 200)
     assert len(answering(ray_server)) == REPLICAS

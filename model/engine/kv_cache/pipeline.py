@@ -14,7 +14,7 @@ from model.phi3v.decoder import Attention
 
 
 class PipelineKVCache:
-    """See ``kv_cache.PagedCache``.
+    """See ``kv_cache.base.PagedCache``.
 
     Args:
         stages: the caches, each of the layers that follow those of the one before.

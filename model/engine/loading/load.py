@@ -102,8 +102,8 @@ def _warm_up(engine: Engine) -> None:
 def _log_choices(engine: Engine) -> None:
     made = engine.describe()
     rows = ", ".join(map(str, sorted(made.graph_rows)))
-    graphs = f"CUDA graphs for {rows} rows" if rows else "no CUDA graphs"
-    logger.info("the engine runs on %s and %s, with %s", made.decoder, made.kv_cache, graphs)
+    graphs = f", with CUDA graphs for {rows} rows" if rows else ""
+    logger.info("the engine runs on %s and %s%s", made.decoder, made.kv_cache, graphs)
 
 
 def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:

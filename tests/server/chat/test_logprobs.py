@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 from array import array
@@ -265,3 +266,8 @@ def test_many_log_probabilities_hold_up_nobody(server: LiveServer) -> None:
     choices = whole.json()["choices"]
     assert [len(choice["logprobs"]["content"]) for choice in choices] == [370] * 64
     assert {len(t["top_logprobs"]) for c in choices for t in c["logprobs"]["content"]} == {20}
+
+
+@pytest.mark.parametrize("write", [json_numbers, pydantic_numbers])
+def test_numbers_that_json_lacks_are_null(write: Any) -> None:
+    assert write([-1.5, math.nan, -math.inf]) == ["-1.5", "null", "null"]
