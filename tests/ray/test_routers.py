@@ -13,14 +13,14 @@ with warnings.catch_warnings():
 
     from server.ray.routers import GatewayRouter
 
-SEATS = 16
+SLOTS = 16
 DEPLOYMENT = DeploymentID("gateway", "default")
 
 
 class Process:
     """As Ray's router knows a process; a silent one never says how many requests it has."""
 
-    max_ongoing_requests = SEATS
+    max_ongoing_requests = SLOTS
 
     def __init__(self, name: str, ongoing: int | None) -> None:
         self.replica_id = ReplicaID(name, DEPLOYMENT)
@@ -66,10 +66,10 @@ def test_a_silent_process_is_in_nobodys_way() -> None:
 def test_all_who_wait_share_one_question() -> None:
     async def run() -> None:
         router = make_router()
-        full = Process("full", SEATS)
+        full = Process("full", SLOTS)
         assert await choose(router, [full], 20) == []
         assert full.asked == 1
-        full.ongoing = SEATS - 3
+        full.ongoing = SLOTS - 3
         chosen: list[Process] = []
         while not chosen:  # the first answer is known for a moment
             chosen = await choose(router, [full], 20)

@@ -107,7 +107,7 @@ def test_replicas_come_with_load_and_go_without_a_dropped_stream(ray_server: Liv
         return len(replicas(ray_server)) == 2 and len(answering(ray_server)) == 2
 
     eventually(two_answer, CHANGE)
-    assert median(at_once) <= ONGOING  # others wait, and leave seats to those who ask how it is
+    assert median(at_once) <= ONGOING  # others wait, and leave slots to those who ask how it is
     for talk in talks:
         talk.stop()
     homes = {home(ray_server, number): number for number in range(20)}

@@ -142,7 +142,7 @@ def test_too_many_are_refused_in_the_apis_words(ray_server: LiveServer) -> None:
     assert len(text_of(chat(ray_server))) > 0
 
 
-def test_what_is_no_post_needs_no_seat(ray_server: LiveServer) -> None:
+def test_what_is_no_post_needs_no_slot(ray_server: LiveServer) -> None:
     until_idle(ray_server)
     streams = begin(ray_server, REPLICAS * ONGOING, max_tokens=6000)
     queued = [Stream(ray_server, max_tokens=3) for _ in range(QUEUED + 1)]

@@ -30,7 +30,7 @@ def test_defaults() -> None:
     assert (settings.upscale_delay, settings.downscale_delay) == (30, 600)
 
 
-def test_gateways_share_seats() -> None:
+def test_gateways_share_slots() -> None:
     sizes: dict[str, Any] = {"max_replicas": 3, "ongoing_requests": 5, "queued_requests": 7}
     settings = RaySettings(insecure=True, gateways=2, max_connections=10, **sizes)
     assert (settings.replica_slots, settings.requests_in_gateway) == (8, 25)
