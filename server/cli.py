@@ -38,7 +38,7 @@ def _main(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in given):
         # Such as --api-key "$UNSET", which would otherwise serve everybody.
-        logs.complain("text", "the value of a flag is empty; leave the flag out")
+        logs.complain("text", "a flag has an empty value; remove the flag")
         return 2
     if given == ["--version"]:
         print(f"phi3v-server {__version__}")

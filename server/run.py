@@ -58,7 +58,7 @@ def _run(settings: Settings) -> int:
         logs.complain(
             settings.log_format,
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-            "choose another with --host and --port",
+            "choose another address with --host and --port",
         )
         return 1
     try:
@@ -87,8 +87,8 @@ def _run(settings: Settings) -> int:
         except OSError as error:  # ssl's errors are such
             logs.complain(
                 settings.log_format,
-                f"the certificate {settings.ssl_certfile} cannot be used: {error}; --ssl-certfile and "
-                "--ssl-keyfile take PEM files of a certificate and its key",
+                f"cannot load the certificate {settings.ssl_certfile}: {error}; --ssl-certfile and "
+                "--ssl-keyfile expect PEM files",
             )
             return 1
         return asyncio.run(_serve(config, service, listener))
@@ -130,7 +130,7 @@ def _load_failure(error: Exception) -> str:
         return str(error)
     logger.debug("loading failed", exc_info=error)
     words = [type(error).__name__, *str(error).strip().splitlines()[:1]]
-    return f"the model cannot be loaded: {': '.join(words)}; --log-level debug says where it failed"
+    return f"the model cannot be loaded: {': '.join(words)}; pass --log-level debug for a traceback"
 
 
 def _hangups(settings: Settings) -> asyncio.Event:
@@ -202,7 +202,7 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = TELL_FOR
         logs.complain(
             self._service.settings.log_format,
-            "the engine has failed and the server ends, to be started anew; the log says how it failed",
+            "the engine has failed; exiting so that the server can be restarted; see the log for the cause",
         )
 
     async def on_tick(self, counter: int) -> bool:

@@ -130,7 +130,7 @@ class Service(Backend):
         limit = int(self.settings.max_bodies_mb * 1e6)
         if self._held and self._held + size > limit:
             raise too_many_requests(
-                f"the bodies of other requests fill the {limit} bytes that there are for them here; "
+                f"other requests use the {limit} bytes available for request bodies (--max-bodies-mb); "
                 "try again in a moment"
             )
         self._held += size

@@ -49,12 +49,12 @@ class Entra:
                 keys cannot be had.
         """
         if len(token) > LONGEST_TOKEN:
-            raise _invalid(f"it has more than {LONGEST_TOKEN} characters")
+            raise _invalid(f"it is longer than {LONGEST_TOKEN} characters")
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             key = await self._issuer.key(kid) if isinstance(kid, str) else None
             if key is None:
-                raise _invalid(f"its tenant's issuer, {self._tenant}, has no key of that id")
+                raise _invalid(f"tenant {self._tenant} has no signing key with that id")
             claims = jwt.decode(
                 token,
                 key,
@@ -68,14 +68,14 @@ class Entra:
             raise _invalid("it has expired; get a new one") from error
         except InvalidAudienceError as error:
             wanted = " or ".join(self._audiences)
-            raise _invalid(f"it is for another audience; ask for a token for {wanted}") from error
+            raise _invalid(f"it is for another audience; request a token for {wanted}") from error
         except PyJWTError as error:
             raise _invalid(str(error)) from error
         if claims["tid"] != self._tenant:
-            raise _invalid("it is of another tenant")
+            raise _invalid("it was issued by another tenant")
         name = claims.get("oid") or claims.get("sub")
         if not isinstance(name, str):
-            raise _invalid("it names no caller: it has neither oid nor sub")
+            raise _invalid("it identifies no caller: it has neither oid nor sub")
         self._require_permission(claims)
         return f"entra:{name}"
 
@@ -91,13 +91,13 @@ class Entra:
             raise ApiError(
                 403,
                 "Forbidden",
-                f"the token is valid but has none of the {wanted}; ask an administrator of the "
-                "tenant for one",
+                f"the token is valid but has none of the {wanted}; ask a tenant administrator to "
+                "grant one",
                 headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'},
             )
 
 
 def _invalid(reason: str) -> ApiError:
     return unauthorized(
-        f"the token cannot be used here: {short_name(reason)}", 'Bearer error="invalid_token"'
+        f"the token is invalid: {short_name(reason)}", 'Bearer error="invalid_token"'
     )

@@ -78,7 +78,7 @@ class Issuer:
             raise ApiError(
                 503,
                 "issuer_unavailable",
-                f"the token cannot be checked: {self._failure}; try again later",
+                f"the token cannot be verified: {self._failure}; try again later",
                 headers=retry_after(self._fetches.seconds_until(1)),
             )
         return self._keys.get(kid)
@@ -99,7 +99,7 @@ class Issuer:
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, IssuerError) as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
-                reason = f"no answer in {FETCH_TIMEOUT:g} seconds"
+                reason = f"no response within {FETCH_TIMEOUT:g} seconds"
             self._failure = IssuerError(f"the issuer {self._base} failed ({reason})")
             logger.error("%s; keeping the previous %d keys", self._failure, len(self._keys))
         finally:
@@ -117,7 +117,7 @@ class Issuer:
                 document = await _get(client, url)
                 name, jwks_uri = document.get("issuer"), str(document.get("jwks_uri"))
                 if not isinstance(name, str) or self._tenant not in name:
-                    raise IssuerError(f"{url} names an issuer that is not the tenant's")
+                    raise IssuerError(f"{url} names the issuer of another tenant")
                 if not jwks_uri.startswith("https://"):
                     raise IssuerError(f"{url} has a jwks_uri that is not https")
                 names.add(name)
@@ -132,15 +132,15 @@ async def _get(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
     body = bytearray()
     async with client.stream("GET", url) as response:
         if response.status_code != 200:
-            raise IssuerError(f"{url} answers {response.status_code}")
+            raise IssuerError(f"{url} returned {response.status_code}")
         async for part in response.aiter_bytes():
             body += part
             if len(body) > LARGEST_DOCUMENT:
-                raise IssuerError(f"{url} has more than {LARGEST_DOCUMENT} bytes")
+                raise IssuerError(f"{url} is larger than {LARGEST_DOCUMENT} bytes")
     try:
         document = from_json(bytes(body))
     except ValueError as error:
-        raise IssuerError(f"{url} is not JSON: {error}") from error
+        raise IssuerError(f"{url} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise IssuerError(f"{url} is not a JSON object")
     return document
@@ -156,5 +156,5 @@ def _signing_keys(listed: object) -> dict[str, PyJWK]:
             try:
                 keys[entry["kid"]] = PyJWK(entry, ALGORITHM)
             except (PyJWTError, ValueError, TypeError) as error:
-                logger.warning("the issuer's key %r cannot be used: %s", entry["kid"], error)
+                logger.warning("ignoring the issuer's key %r: %s", entry["kid"], error)
     return keys

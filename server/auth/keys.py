@@ -103,7 +103,7 @@ class Keys:
             logger.error("%s; keeping the previous %d keys", error, len(self))
             return
         self._callers = callers
-        logger.info("read %s: %d keys are valid", self._file, len(self))
+        logger.info("reloaded %s; valid keys: %d", self._file, len(self))
 
     async def follow(self, hangup: asyncio.Event) -> None:
         """Reload whenever the file changes or ``hangup`` is set; does not end."""
@@ -133,15 +133,15 @@ class Keys:
         try:
             entries = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise KeysError(f"{source} is not TOML: {error}") from error
+            raise KeysError(f"{source} is not valid TOML: {error}") from error
         if not entries:
             raise KeysError(f'{source} has no keys; write NAME = "KEY" lines')
         names = {caller.name for caller in callers.values()}
         for name, value in entries.items():
             if name in names or not NAME.fullmatch(name):
                 raise KeysError(
-                    f"{source}: {name[:64]!r} cannot name a caller; use up to 64 letters, digits, "
-                    "'.', '_' and '-', and a name that is not taken"
+                    f"{source}: {name[:64]!r} is not a valid caller name, or is taken; use up to 64 "
+                    "letters, digits, '.', '_' and '-'"
                 )
             try:
                 entry = _Entry.model_validate({"key": value} if isinstance(value, str) else value)
@@ -151,7 +151,7 @@ class Keys:
                 raise KeysError(f"{source}: {where}: {problem['msg']}") from None
             digest = self._digest(entry.key)
             if digest in callers:
-                raise KeysError(f"{source}: {name} has the key of {callers[digest].name}")
+                raise KeysError(f"{source}: {name} and {callers[digest].name} have the same key")
             own = {
                 limit: value
                 for limit, value in entry.model_dump(exclude={"key"}).items()
@@ -171,10 +171,10 @@ def generated_key(file: Path) -> str:
             _make(file, secrets.token_urlsafe(32))
         key = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"the key file {file} cannot be made or read: {error}") from error
+        raise KeysError(f"the key file {file} cannot be created or read: {error}") from error
     if not re.fullmatch(KEY, key):
         raise KeysError(
-            f"the key file {file} must hold a key and nothing else; delete it for a new one"
+            f"the key file {file} must contain one key and nothing else; delete it to generate a new one"
         )
     return key
 

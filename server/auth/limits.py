@@ -121,8 +121,8 @@ class Admission:
         limit = bucket.per_minute
         if prompt_tokens > limit:
             raise _refusal(
-                f"the prompt has {prompt_tokens} tokens and {self.caller.name} may use {limit} a "
-                "minute; send a shorter prompt",
+                f"the prompt has {prompt_tokens} tokens, but {self.caller.name} may use {limit} tokens "
+                "per minute; send a shorter prompt",
                 self._account,
                 None,
             )
@@ -130,9 +130,9 @@ class Admission:
         wait = bucket.seconds_until(wanted)
         if wait > 0:
             raise _refusal(
-                f"{self.caller.name} may use {limit} tokens a minute, and this request may take "
+                f"{self.caller.name} may use {limit} tokens per minute, and this request may need "
                 f"{prompt_tokens} for its prompt and {completion_tokens} for its answer; lower "
-                "max_tokens, or try again later",
+                "max_tokens or try again later",
                 self._account,
                 wait,
             )
@@ -170,12 +170,12 @@ class Limiter:
         limits, name = account.limits, caller.name
         most = limits.concurrent_requests
         if most is not None and account.running >= most:
-            reason = f"{name} may have {most} requests at a time, and they are running"
-            raise _refusal(f"{reason}; wait for one to end", account, SOON)
+            reason = f"{name} has reached its limit of concurrent requests ({most})"
+            raise _refusal(f"{reason}; wait for one to finish", account, SOON)
         for unit, bucket in (("requests", account.requests), ("tokens", account.tokens)):
             wait = 0.0 if bucket is None else bucket.seconds_until(1)
             if bucket is not None and wait > 0:
-                reason = f"{name} has used its {bucket.per_minute} {unit} a minute"
+                reason = f"{name} has reached its limit of {unit} per minute ({bucket.per_minute})"
                 raise _refusal(f"{reason}; try again later", account, wait)
         if account.requests is not None:
             account.requests.take(1)

@@ -122,17 +122,19 @@ class BatchProcessor:
             is_transient = isinstance(error, FetchError)
         except Exception:  # a bug; the other lines go on
             logger.exception("line %d failed", line.number)
-            failure = internal_error("this line failed; the log says why")
+            failure = internal_error("internal error; see the log")
         else:
             self._progress.answered(finished.completion.usage.completion_tokens)
             return _result(custom_id, 200), finished.pieces()
         if failure.status == 503:
-            raise BatchEndedError(f"{failure.message}; run the batch again for what is left")
+            raise BatchEndedError(f"{failure.message}; run the batch again for the remaining lines")
         if custom_id is None and self._results.has_line(line.number):
             self._progress.earlier()
             return None
         if is_transient or failure.status in TRANSIENT:
-            logger.warning("line %d is left for another run: %s", line.number, failure.message)
+            logger.warning(
+                "line %d will be retried by the next run: %s", line.number, failure.message
+            )
             self._progress.left += 1
             return None
         self._progress.failed()
@@ -153,7 +155,7 @@ class BatchProcessor:
         chat, params = await line.validate(self._parse_request)
         if chat.stream:
             raise not_supported(
-                "stream is not supported in a batch, whose results are whole answers: leave it out",
+                "stream is not supported in a batch; remove it",
                 ("stream",),
                 chat.stream,
             )

@@ -63,7 +63,7 @@ class Results:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ResultsError(f"{self._path} is being written by another batch") from error
+            raise ResultsError(f"{self._path} is in use by another batch") from error
 
     def _read(self) -> None:
         whole = 0  # bytes
@@ -75,8 +75,8 @@ class Results:
                     written = _Written.model_validate_json(line)
                 except ValidationError as error:
                     raise ResultsError(
-                        f"line {number} of {self._path} is no result of a batch; name a new file "
-                        "for the output, or the one that an earlier run wrote"
+                        f"line {number} of {self._path} is not a batch result; choose a new output "
+                        "file, or one that an earlier run wrote"
                     ) from error
                 if written.custom_id is not None:
                     self._claimed[written.custom_id] = False
@@ -95,8 +95,8 @@ class Results:
             raise ApiError(
                 422,
                 "duplicate_custom_id",
-                f"custom_id {short_name(custom_id)!r} is that of an earlier line too; give every "
-                "line one of its own",
+                f"custom_id {short_name(custom_id)!r} is already used by an earlier line; make it "
+                "unique",
                 ("custom_id",),
                 custom_id,
             )

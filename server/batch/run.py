@@ -30,14 +30,14 @@ def run(settings: ModelSettings, source: Path, target: Path) -> int:
     log = logs.start(settings.log_format, settings.log_level)
     try:
         if target.exists() and target.samefile(source):
-            raise ResultsError(f"{target} is the input; name another file for the output")
+            raise ResultsError(f"{target} is the input; choose another output file")
         with source.open("rb") as file, contextlib.closing(Results(target)) as results:
             return asyncio.run(_run(settings, file, results))
     except (ResultsError, BatchEndedError, model.ModelError) as error:
         logs.complain(settings.log_format, str(error))
     except OSError as error:
         name = error.filename or target
-        logs.complain(settings.log_format, f"{name} cannot be used: {error.strerror}")
+        logs.complain(settings.log_format, f"{name}: {error.strerror}")
     finally:
         log.finish()
     return 1
@@ -82,9 +82,13 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     if processor is not None and processor.complete:
         if left:
             lines, them = ("line", "it") if left == 1 else ("lines", "them")
-            reason = f"{left} {lines} got no result, and the log says why; run it again for {them}"
+            reason = (
+                f"{left} {lines} got no result (see the log); run the batch again to retry {them}"
+            )
             logs.complain(settings.log_format, reason)
         return 1 if left else 0
     name = signal.Signals(signals[0]).name
-    logs.complain(settings.log_format, f"ended by {name}; run it again for what is left")
+    logs.complain(
+        settings.log_format, f"interrupted by {name}; run the batch again for the remaining lines"
+    )
     return 128 + signals[0]

@@ -82,14 +82,13 @@ def check_size(body: bytes | bytearray, what: str = "the body") -> None:
             slow += ESCAPE * _others(body, start, at)
         if marks > MOST_MARKS:
             raise invalid_parameter(
-                f"{what} has more than {MOST_MARKS} commas and opening brackets, the limit here; "
+                f"{what} has more commas and opening brackets than the limit of {MOST_MARKS}; "
                 "send fewer values or less text",
             )
         if slow > MOST_SLOW:
             raise invalid_parameter(
-                f"{what} has more than {MOST_SLOW} digits, line breaks and bytes beyond ASCII, with "
-                f"{ESCAPE} for each escape, the limit here; shorten its texts, and send images in "
-                "plain base64",
+                f"{what} has more digits, line breaks and non-ASCII bytes than the limit of {MOST_SLOW} "
+                f"(each escape counts as {ESCAPE}); shorten the texts, and send images as plain base64",
             )
 
 

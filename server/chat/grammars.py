@@ -29,7 +29,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
         return None
     if len(named) > 1 or request.ignore_eos:
         other = named[1] if len(named) > 1 else "ignore_eos"
-        reason = f"{named[0]} and {other} cannot both be honoured; leave one out"
+        reason = f"{named[0]} and {other} cannot be combined; remove one"
         raise invalid_parameter(reason, (other,))
     return asked[named[0]]
 
@@ -41,7 +41,7 @@ def _of_format(wanted: ResponseFormat | None) -> model.GrammarSpec | None:
         return model.GrammarSpec("json_schema", '{"type": "object"}', ("response_format",))
     if wanted.json_schema is None:
         raise invalid_parameter(
-            "response_format.json_schema is missing; it holds a name and a schema",
+            "response_format.json_schema is missing; it must contain a name and a schema",
             ("response_format", "json_schema"),
         )
     loc = ("response_format", "json_schema", "schema")

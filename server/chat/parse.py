@@ -32,7 +32,7 @@ from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeReques
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 NO_TOOLS = "Phi-3-vision was not trained to call tools"
-TEXT_ONLY = "the model writes text only"
+TEXT_ONLY = "the model generates only text"
 # OpenAI's parameters that are not supported: the values that ask for nothing, and why not.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": ((None, []), NO_TOOLS),
@@ -41,11 +41,11 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((None, "none"), NO_TOOLS),
     "modalities": ((None, ["text"]), TEXT_ONLY),
     "audio": ((None,), TEXT_ONLY),
-    "moderation": ((None,), "nothing here moderates texts"),
-    "prediction": ((None,), "the engine takes no predicted output"),
-    "reasoning_effort": ((None, "none"), "the model does not reason before it answers"),
+    "moderation": ((None,), "this server has no moderation"),
+    "prediction": ((None,), "the engine does not use predicted outputs"),
+    "reasoning_effort": ((None, "none"), "this is not a reasoning model"),
     "verbosity": ((None,), "ask for a short or a long answer in the prompt"),
-    "web_search_options": ((None,), "nothing here searches the web"),
+    "web_search_options": ((None,), "this server has no web search"),
 }
 
 MOST_KEYS = 1024  # in one object: as many as logit_bias may have
@@ -118,7 +118,8 @@ def _bounded(body: object, max_messages: int) -> dict[str, Any]:
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
         raise invalid_parameter(
-            f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
+            f"too many messages: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
+            "the oldest",
             ("messages",),
             len(messages),
         )
@@ -139,11 +140,11 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
         left -= len(container)
         if isinstance(container, dict) and len(container) > MOST_KEYS:
             where = ".".join(map(str, short_path(loc))) or "the body"
-            reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}"
+            reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}; remove some"
             raise invalid_parameter(reason, loc, container)
         if left < 0:
             (field,) = short_path(loc[:1])  # which of its items is one too many is chance
-            reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
+            reason = f"the body has more values than the limit of {most_values}; shorten {field}"
             raise invalid_parameter(reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
         shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
@@ -196,8 +197,8 @@ async def to_messages(
     given = [image for message in converted for image in message.images]
     if len(given) > max_images:
         raise model.TooManyImagesError(
-            f"{len(given)} images; the limit here is {max_images}: leave out the oldest, "
-            "of which the model sees the last alone",
+            f"too many images: {len(given)}; the limit is {max_images} (--max-images); remove the "
+            "oldest, since the model only sees the last one",
             given[max_images].loc,
             len(given),
         )
@@ -209,8 +210,8 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
     loc = ("messages", position)
     if message.role == "tool":  # before its tool_call_id, which is only the consequence
         raise not_supported(
-            f"messages.{position}.role is 'tool'; Phi-3-vision was not trained to use tools: "
-            "put the result into a user message",
+            f"messages.{position}.role is 'tool', but Phi-3-vision was not trained to call tools; "
+            "put the result in a user message",
             (*loc, "role"),
             message.role,
         )
@@ -218,7 +219,7 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
         # Earlier responses that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
         if value not in (None, [], {}):
             raise not_supported(
-                f"messages.{position}.{short_name(name)} is not supported; leave it out",
+                f"messages.{position}.{short_name(name)} is not supported; remove it",
                 (*loc, name),
                 value,
             )
@@ -231,8 +232,8 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
             texts.append(part.text)
         elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(
-                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision takes "
-                "text and images only",
+                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision "
+                "accepts only text and images",
                 (*loc, "content", i),
             )
         else:
@@ -260,6 +261,6 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
         if value not in harmless:
             refuse(name, value, why)
     if request.stream_options and request.stream_options.include_obfuscation:
-        refuse("stream_options", "include_obfuscation", "leave out include_obfuscation")
+        refuse("stream_options", "include_obfuscation", "remove include_obfuscation")
     if request.top_logprobs is not None and not request.logprobs:
-        refuse("top_logprobs", request.top_logprobs, "it needs logprobs to be true")
+        refuse("top_logprobs", request.top_logprobs, "it requires logprobs to be true")

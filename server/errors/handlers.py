@@ -40,8 +40,8 @@ def install(app: FastAPI) -> None:
         code = HTTP_CODES.get(error.status_code, "http_error")
         path = short_name(request.url.path)
         message = {
-            404: f"there is nothing at {path}; see /docs for the routes",
-            405: f"{path} does not take {short_name(request.method)}",
+            404: f"no route matches {path}; see /docs for the routes",
+            405: f"method {short_name(request.method)} is not allowed for {path}",
         }.get(error.status_code, str(error.detail))
         headers = dict(error.headers or {})
         if error.status_code == 405:

@@ -24,8 +24,8 @@ def unauthorized(message: str, challenge: str = "Bearer") -> ApiError:
 
 def too_slow(part: str, seconds: float) -> ApiError:
     """408: the request arrives too slowly; ``part`` is its head or body."""
-    reason = f"the request's {part} took longer than {seconds:g} seconds, the limit here"
-    return ApiError(408, "request_timeout", f"{reason}; send it at once")
+    reason = f"the request's {part} took longer to arrive than the limit of {seconds:g} seconds"
+    return ApiError(408, "request_timeout", f"{reason}; send it without pauses")
 
 
 def too_large(message: str) -> ApiError:

@@ -71,7 +71,9 @@ class BoundedProtocol(H11Protocol):
     def refuse_one_too_many(self) -> None:
         """Say that there are too many connections, and close this one."""
         limit = self.settings.max_connections
-        reason = f"there are {limit} connections, the limit here; try again in a moment"
+        reason = (
+            f"too many connections; the limit is {limit} (--max-connections); try again in a moment"
+        )
         self._refuse(unavailable(reason))
 
     def data_received(self, data: bytes) -> None:
@@ -142,7 +144,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP; uvicorn's own response is text, and fails after the first byte."""
-        reason = f"{msg.rstrip('.')}; send HTTP/1.1, with no more than 16 kB of headers"
+        reason = f"{msg.rstrip('.')}; send HTTP/1.1 with at most 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
 
     def _knock(self) -> None:

@@ -52,8 +52,8 @@ class CrossSiteGuard:
         return ApiError(
             403,
             "host_not_allowed",
-            f"the Host is {short_name(host)!r}, and without a key only localhost and loopback "
-            "addresses are taken; list the host in --allowed-hosts",
+            f"the Host is {short_name(host)!r}, but without a key the server accepts only localhost "
+            "and loopback addresses; add the host to --allowed-hosts",
         )
 
     def _origin_refusal(self, headers: Headers) -> ApiError | None:
@@ -69,8 +69,8 @@ class CrossSiteGuard:
         return ApiError(
             403,
             "origin_not_allowed",
-            f"the request is of a page from {short_name(origin or 'another site')!r}, and without "
-            "a key only the server's own pages are let in; list the origin in --allowed-origins",
+            f"the request comes from a page of {short_name(origin or 'another site')!r}, but without "
+            "a key the server accepts only its own pages; add the origin to --allowed-origins",
         )
 
 

@@ -52,12 +52,12 @@ KEY_REQUIRED = [
     Depends(
         HTTPBearer(
             auto_error=False,
-            description="The API key, as OpenAI's clients send it, or a token of Entra ID.",
+            description="The API key as OpenAI's clients send it, or an Entra ID token.",
         )
     ),
     Depends(
         APIKeyHeader(
-            name="api-key", auto_error=False, description="The API key, as Azure's clients send it."
+            name="api-key", auto_error=False, description="The API key as Azure's clients send it."
         )
     ),
 ]
@@ -118,12 +118,12 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> 
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
         raise unsupported_media_type(
-            f"the body is {short_name(media_type)}; send Content-Type: application/json",
+            f"the body's Content-Type is {short_name(media_type)}; send application/json",
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise unsupported_media_type(
-            f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
+            f"the body's Content-Encoding is {short_name(encoding)}; send it uncompressed",
         )
     return await parse_json(await read_body(request, service.settings.max_body_bytes, held))
 
@@ -134,7 +134,7 @@ JsonBody = Annotated[ParsedJson, Depends(json_body)]
 async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
     """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
     refusal = too_large(
-        f"the body is larger than {limit} bytes, the limit here; send a smaller image",
+        f"the body is larger than the limit of {limit} bytes (--max-body-mb); send a smaller image",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -159,7 +159,7 @@ def extra_policy(request: Request) -> ExtraPolicy:
         raise ApiError(
             400,
             "invalid_parameter",
-            f"the header extra-parameters is {short_name(value)!r}; it may be error, drop or "
+            f"the header extra-parameters is {short_name(value)!r}; it must be error, drop or "
             "pass-through",
         )
     return cast(ExtraPolicy, value)

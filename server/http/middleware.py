@@ -75,7 +75,7 @@ class CatchBugs:
             await self._app(scope, receive, send_and_note)
         except Exception:
             if scope["type"] == "http" and not started:
-                reason = "the server failed at this request; its log says why"
+                reason = "internal server error; see the server's log"
                 response = error_response(internal_error(reason))
                 await response(scope, receive, send)
             raise

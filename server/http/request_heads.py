@@ -31,7 +31,9 @@ class BoundedH11Connection(h11.Connection):
         if self.their_state is h11.IDLE:
             received, _ = self.trailing_data
             if len(received) > LARGEST_HEAD and not END.search(received, 0, LARGEST_HEAD):
-                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+                raise h11.RemoteProtocolError(
+                    "the request's headers are too large", error_status_hint=431
+                )
         event = super().next_event()
         return _for_a_path(event) if isinstance(event, h11.Request) else event
 

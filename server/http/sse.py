@@ -29,7 +29,7 @@ class StreamBrokenError(Exception):
     Its text has no words of a request: whoever carries the answer may log it.
     """
 
-    def __init__(self, message: str = "a stream is broken off") -> None:
+    def __init__(self, message: str = "stream aborted") -> None:
         super().__init__(message)
 
 
@@ -70,6 +70,6 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     except model.ModelError as error:
         failed = from_model_error(error)
         yield error_event(failed)  # for those who read it, then an abrupt end
-        logger.warning("a stream is broken off: %s", failed.code)  # its words may quote a grammar
+        logger.warning("stream aborted: %s", failed.code)  # its words may quote a grammar
         raise StreamBrokenError from None
     yield b"data: [DONE]\n\n"

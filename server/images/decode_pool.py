@@ -59,7 +59,7 @@ class _Worker:
             worker.connection.recv_bytes()
         except (OSError, EOFError) as error:
             worker.end()
-            raise WorkerError("a process to decode images did not start") from error
+            raise WorkerError("an image decoder process did not start") from error
 
     def __call__(self, data: bytes, longest_ratio: float) -> Image.Image:
         """The picture; raises ImageError, TimeoutError, or one of ENDED if it died."""
@@ -131,8 +131,8 @@ class DecodePool:
                 raise
             except TimeoutError as error:
                 raise model.ImageError(
-                    f"the image took longer than {self._timeout:g} seconds to decode, the limit "
-                    "here; scale it down or save it as a plain PNG or JPEG"
+                    f"decoding the image took longer than the limit of {self._timeout:g} seconds "
+                    "(--image-timeout); scale it down or save it as a plain PNG or JPEG"
                 ) from error
             except ENDED:
                 continue
@@ -141,7 +141,7 @@ class DecodePool:
                     worker.end()
                     worker = None
                 self._idle.put(worker)
-        raise model.ImageError("the image's decoder ended at it; save it as a plain PNG or JPEG")
+        raise model.ImageError("the image crashed its decoder; save it as a plain PNG or JPEG")
 
     def close(self) -> None:
         """End the processes, when no image is being decoded any more; nothing is decoded after that."""
@@ -194,7 +194,7 @@ def decode_image(data: bytes, max_pixels: int, longest_ratio: float = math.inf) 
         raise model.ImageError(_too_large(max_pixels, str(error))) from None
     except Exception:
         raise model.ImageError(
-            "the image's data is no JPEG, PNG, WebP, GIF, BMP or TIFF file"
+            "the image is not a JPEG, PNG, WebP, GIF, BMP or TIFF file"
         ) from None
     if image.width * image.height > max_pixels:
         raise model.ImageError(_too_large(max_pixels, f"it is {image.width}x{image.height}"))
@@ -212,10 +212,10 @@ def decode_image(data: bytes, max_pixels: int, longest_ratio: float = math.inf) 
         ) from None
     except Exception as error:  # decoders raise anything on broken files
         raise model.ImageError(
-            f"the {kind} image is cut off or broken ({error}); send the whole file"
+            f"the {kind} image is truncated or corrupt ({error}); send the whole file"
         ) from None
     return rgb.size, rgb.tobytes()
 
 
 def _too_large(limit: int, reason: str) -> str:
-    return f"the image has more than {limit} pixels, the limit here ({reason}); scale it down"
+    return f"the image has more pixels than the limit of {limit} ({reason}); scale it down"

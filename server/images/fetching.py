@@ -22,7 +22,7 @@ from server.settings import DEFAULT_PORTS
 
 HTTP = re.compile("https?://", re.IGNORECASE)
 GLOBAL_UNICAST, VIA_6TO4 = IPv6Network("2000::/3"), IPv6Network("2002::/16")
-INSTEAD = "send the file itself as data:image/png;base64,..."
+INSTEAD = "send the image as data:image/png;base64,..."
 
 
 class FetchError(model.ImageError):
@@ -59,17 +59,17 @@ class Fetcher:
         """The URL; raises model.ModalityError if it is not one that may be fetched."""
         if not self._hosts:
             raise model.ModalityError(
-                f"the image is elsewhere; this server fetches none: {INSTEAD}"
+                f"this server does not fetch images (--allow-image-hosts); {INSTEAD}"
             )
         try:
             parsed = httpx2.URL(url)
         except httpx2.InvalidURL as error:
-            raise model.ModalityError(f"the image's URL is broken: {INSTEAD}") from error
+            raise model.ModalityError(f"the image's URL is invalid; {INSTEAD}") from error
         if parsed.userinfo:
-            raise model.ModalityError("the image's URL has a password; leave that out")
+            raise model.ModalityError("the image's URL contains credentials; remove them")
         if _origin(parsed) not in self._hosts:
             raise model.ModalityError(
-                f"the image's host is not among those that this server fetches from: {INSTEAD}"
+                f"this server does not fetch images from that host (--allow-image-hosts); {INSTEAD}"
             )
         return parsed
 
@@ -89,7 +89,7 @@ class Fetcher:
                 return await self._fetch(url, hold)
         except TimeoutError as error:
             raise _not_fetched(
-                url, f"it took longer than {self._timeout:g} seconds, the limit here", FetchError
+                url, f"it took longer than the limit of {self._timeout:g} seconds", FetchError
             ) from error
         except (httpx2.HTTPError, OSError, UnicodeError) as error:
             raise _not_fetched(url, str(error) or type(error).__name__, FetchError) from error
@@ -115,7 +115,7 @@ class Fetcher:
         )
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         if not addresses or not all(is_public(ip_address(address)) for address in addresses):
-            raise _not_fetched(url, "its host's address is not one of the public internet")
+            raise _not_fetched(url, "the host's address is not public")
         return addresses
 
     async def _get(
@@ -134,17 +134,15 @@ class Fetcher:
             extensions={"sni_hostname": _name(url)},  # also what the certificate must be for
         ) as response:
             if response.is_redirect:
-                raise _not_fetched(url, "it is elsewhere, and redirects are not followed")
+                raise _not_fetched(url, "the host redirects, and redirects are not followed")
             if response.status_code != 200:
                 status = response.status_code
                 kind = FetchError if status in (408, 429) or status >= 500 else model.ImageError
-                raise _not_fetched(url, f"its host answers {status}", kind)
+                raise _not_fetched(url, f"the host returned {status}", kind)
             if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise _not_fetched(url, "its host sends it compressed")
+                raise _not_fetched(url, "the host sent it compressed")
             declared = response.headers.get("content-length", "0")
-            too_large = _not_fetched(
-                url, f"it has more than {self._max_bytes} bytes, the limit here"
-            )
+            too_large = _not_fetched(url, f"it is larger than the limit of {self._max_bytes} bytes")
             if declared.isdigit() and int(declared) > self._max_bytes:
                 raise too_large
             file = bytearray()
@@ -170,4 +168,4 @@ def _name(url: httpx2.URL) -> str:
 def _not_fetched(
     url: httpx2.URL, reason: str, kind: type[model.ImageError] = model.ImageError
 ) -> model.ImageError:
-    return kind(f"the image could not be fetched from {_name(url)}: {reason}; {INSTEAD}")
+    return kind(f"failed to fetch the image from {_name(url)}: {reason}; {INSTEAD}")

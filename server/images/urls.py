@@ -102,8 +102,8 @@ class DataUrl:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
-                "the image's URL is not a data URL of a kind of image that is taken: send the file "
-                "itself as data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
+                "the image's URL is not a data URL of a supported type; send the image as "
+                "data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
                 loc,
                 url,
             )
@@ -125,7 +125,7 @@ class DataUrl:
             data = _from_base64(characters)
         except ValueError as error:
             raise model.ImageError(
-                f"the image's base64 is broken or cut off ({error}); encode the whole file again"
+                f"the image's base64 is invalid or truncated ({error}); encode the whole file again"
             ) from error
         return self._decode_pool(data)
 

@@ -75,7 +75,7 @@ async def message_batches(
     except StreamBrokenError:
         raise
     except Exception as error:  # its words may be of a request, and are for our log alone
-        logger.exception("a request failed")
+        logger.exception("request failed")
         raise StreamBrokenError(type(error).__name__) from None
     finally:
         running.cancel()

@@ -26,7 +26,7 @@ class ReplicaSlots:
     async def acquire(self) -> AsyncGenerator[None, None]:
         """Hold a slot, as soon as one is free; raises a 429 ApiError where too many wait."""
         if self._free.locked() and self._waiting >= self._max_waiting:
-            reason = f"{self._max_waiting} requests wait for a replica, the limit here"
+            reason = f"too many requests wait for a replica; the limit is {self._max_waiting}"
             reason = f"{reason}; try again in a moment"
             raise too_many_requests(reason)
         self._waiting += 1

@@ -70,7 +70,9 @@ class Gateway:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._settings.requests_in_gateway
         if self._requests == limit:
-            reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
+            reason = (
+                f"too many requests in the gateway; the limit is {limit}; try again in a moment"
+            )
             refused = error_response(unavailable(reason))
             await refused(scope, receive, send)
             return
@@ -131,7 +133,7 @@ class Gateway:
                 async for batch in response:
                     yield batch
             except (RayActorError, DeploymentUnavailableError) as error:
-                reason = "the replica at work on this has ended; try again"
+                reason = "the replica that handled the request has stopped; try again"
                 raise unavailable(reason) from error
             except (asyncio.CancelledError, GeneratorExit):
                 response.cancel()

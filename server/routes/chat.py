@@ -33,14 +33,14 @@ from server.service import Service
 EXTRA_PARAMETERS: dict[str, Any] = {
     "name": "extra-parameters",
     "in": "header",
-    "description": "what to do with parameters that Azure's API does not define",
+    "description": "how to handle parameters that Azure's API does not define",
     "schema": {"enum": ["error", "drop", "pass-through"], "default": "error"},
 }
 ROUTE: dict[str, Any] = {
     "response_model": ChatCompletion,
     "responses": {
         200: {
-            "description": "The answer, or with `stream` its chunks as server-sent events",
+            "description": "The completion, or with `stream` its chunks as server-sent events",
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},

@@ -30,7 +30,7 @@ async def ready(service: ServiceOf) -> JSONResponse:
     return _state_response(service, "ready")
 
 
-@router.get("/health/live", **_route("dead: the process must be started anew"))
+@router.get("/health/live", **_route("dead: restart the process"))
 async def live(service: ServiceOf) -> JSONResponse:
     """200 with the state unless the engine is dead, also while loading and draining."""
     return _state_response(service, "loading", "ready", "draining")

@@ -44,7 +44,7 @@ async def model(model_id: str, service: ServiceOf) -> ModelCard:
         raise ApiError(
             404,
             "model_not_found",
-            f"there is no model {short_name(model_id)!r} here; this server has {card.id!r}",
+            f"the model {short_name(model_id)!r} does not exist; this server has {card.id!r}",
         )
     return card
 

@@ -15,7 +15,10 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={200: {"description": "in Prometheus' text format"}, **responses(401, 403, 503)},
+    responses={
+        200: {"description": "metrics in the Prometheus text format"},
+        **responses(401, 403, 503),
+    },
 )
 async def get_metrics(request: Request, service: ServiceOf) -> Response:
     """Needs the key unless the setting ``open_metrics`` lifts that."""

@@ -64,7 +64,7 @@ ContentPart = Annotated[
     Discriminator(
         _part_kind,
         custom_error_type="invalid_content_part",
-        custom_error_message="a content part has a type of 'text' or 'image_url'",
+        custom_error_message="the type of a content part must be 'text' or 'image_url'",
     ),
 ]
 
@@ -83,7 +83,7 @@ Content = Annotated[
     Discriminator(
         _content_kind,
         custom_error_type="invalid_content",
-        custom_error_message="content is a string or a list of parts",
+        custom_error_message="content must be a string or a list of parts",
     ),
 ]
 
@@ -95,7 +95,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(
-        None, validate_default=True, description="only an assistant's message may have none"
+        None, validate_default=True, description="required except in assistant messages"
     )
     name: str | None = None
 

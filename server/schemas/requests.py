@@ -87,15 +87,15 @@ class ChatCompletionRequest(Body):
     """
 
     messages: Messages
-    model: str | None = Field(None, description="ignored: there is one model here")
+    model: str | None = Field(None, description="ignored: the server has one model")
     temperature: Number = Field(1.0, ge=0, le=2)
     top_p: Number = Field(1.0, ge=0, le=1)
     presence_penalty: Number = Field(0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(0.0, ge=-2, le=2)
     max_tokens: Count | None = Field(
-        None, description="clamped to the context window; the rest of it, to a limit, by default"
+        None, description="clamped to the context window; by default the rest of it, up to a limit"
     )
-    max_completion_tokens: Count | None = Field(None, description="a newer name of max_tokens")
+    max_completion_tokens: Count | None = Field(None, description="newer name for max_tokens")
     seed: Annotated[int, Field(ge=-INT64, lt=INT64), IsNumber] | None = None
     stop: Stops = Field([])
     stream: Flag = False
@@ -103,10 +103,10 @@ class ChatCompletionRequest(Body):
     n: Integer = Field(1, ge=1, le=128)
     logprobs: Flag = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), IsNumber] | None = Field(
-        None, description="needs logprobs"
+        None, description="requires logprobs"
     )
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100), IsNumber]] = Field(
-        {}, max_length=1024, description="from token ids to what is added to their logits"
+        {}, max_length=1024, description="maps token ids to values added to their logits"
     )
     response_format: ResponseFormatOrName | None = None
     # OpenAI's, of which the first group changes nothing here and the second cannot be served.
@@ -131,7 +131,7 @@ class ChatCompletionRequest(Body):
     verbosity: Annotated[Any, NULL] = None
     web_search_options: Annotated[Any, NULL] = None
     # The engine's own.
-    top_k: Integer = Field(0, ge=-1, description="0 or -1 keeps all tokens")
+    top_k: Integer = Field(0, ge=-1, description="0 or -1 considers all tokens")
     min_p: Number = Field(0.0, ge=0, le=1)
     repetition_penalty: Number = Field(1.0, ge=0.01, le=10)
     ignore_eos: Flag = False
@@ -139,10 +139,10 @@ class ChatCompletionRequest(Body):
     guided_regex: Annotated[str, Field(min_length=1)] | None = None
     guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
     guided_grammar: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="in Lark's or GBNF's syntax; begins at its rule start or root"
+        None, description="in Lark or GBNF syntax, with a rule named start or root"
     )
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="what is computed of the prompt is shared within the same salt only"
+        None, description="cached prefixes are shared only between requests with the same salt"
     )
     stop_token_ids: list[Annotated[int, Field(ge=0), IsNumber]] = Field(
         [], max_length=1024, fail_fast=True
@@ -168,11 +168,11 @@ KNOWN = set(ChatCompletionRequest.model_fields) - EXTRAS
 class TokenizeRequest(Body):
     """What to count tokens of: a conversation, as chat completions take it, or a plain text."""
 
-    model: str | None = Field(None, description="ignored: there is one model here")
+    model: str | None = Field(None, description="ignored: the server has one model")
     messages: Messages | None = None
     prompt: str | None = None
-    add_special_tokens: Flag = Field(True, description="whether a prompt gets its <s>")
+    add_special_tokens: Flag = Field(True, description="whether to prepend <s> to a prompt")
     add_generation_prompt: Literal[True] = Field(
-        True, description="conversations end where the model begins to speak"
+        True, description="conversations always end with the generation prompt"
     )
     return_token_strs: Flag = False

@@ -98,7 +98,7 @@ def _stack(record: logging.LogRecord) -> str:
         words = f": {error}" if in_model and isinstance(error, RuntimeError) else ""
         stacks.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}{words}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\nwhich was raised by\n".join(stacks)
+    return "\ncaused by\n".join(stacks)
 
 
 def _word(value: Any) -> str:
@@ -126,7 +126,7 @@ class Writer(logging.Handler):
             try:
                 self._lines.put_nowait(self.format(record))
             except (TypeError, ValueError):  # arguments that do not fit the message
-                self._lines.put_nowait(f"a message of {record.name} could not be formatted")
+                self._lines.put_nowait(f"failed to format a message from {record.name}")
 
     def _write(self) -> None:
         for line in iter(self._lines.get, None):

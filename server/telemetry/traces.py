@@ -74,8 +74,8 @@ class Traces:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError as error:
             raise TracesError(
-                f"--otlp-endpoint needs the extra otel, {error.name} is not installed: "
-                "pip install '.[otel]' where the server's source is"
+                f"--otlp-endpoint needs the extra otel ({error.name} is not installed): "
+                "run pip install '.[otel]' in the source directory"
             ) from error
         named = Resource.create({"service.name": SERVICE})
         self._provider = TracerProvider(
