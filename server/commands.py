@@ -1,6 +1,6 @@
-"""The subcommands: ``download`` a checkpoint, ``check`` one, process a ``batch`` of requests.
+"""The subcommands ``download``, ``check`` and ``batch``.
 
-The result goes to standard output, everything else to standard error.
+Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class _EndedError(Exception):
-    """A signal ends the program."""
+    """A signal interrupted the program."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -34,7 +34,7 @@ class _EndedError(Exception):
 
 
 def _until_signal(work: Callable[[], Result]) -> Result:
-    """Run ``work`` on a thread of its own; returns or raises what it does, or _EndedError at a signal."""
+    """Run ``work`` on a thread and return its result; raises what it raises, or _EndedError on a signal."""
 
     def on_signal(number: int, _: object) -> None:
         handle(signal.SIG_DFL)
@@ -49,7 +49,7 @@ def _until_signal(work: Callable[[], Result]) -> Result:
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:  # handed to the one who waits
+        except Exception as error:  # raised by done.result()
             done.set_exception(error)
 
     handle(on_signal)
@@ -81,7 +81,7 @@ class Download(CommandSettings):
             logs.complain("text", str(error))
             return 1
         except _EndedError as ended:
-            print(file=sys.stderr)  # after a progress bar
+            print(file=sys.stderr)  # end the line of the progress bar
             logs.complain("text", f"{ended}; complete files are kept for the next run")
             return 128 + ended.number
         finally:
@@ -98,7 +98,7 @@ class Check(CommandSettings):
     directory: CliPositionalArg[Path] = Field(description="checkpoint directory")
 
     def run(self) -> int:
-        """Print the findings, problems last; returns the exit status, 1 when there are any."""
+        """Print the findings, problems last; returns the exit status, 1 if there are problems."""
         findings = check_checkpoint(self.directory.expanduser())
         width = max(len(finding.subject) for finding in findings)
         for finding in sorted(findings, key=lambda finding: not finding.ok):

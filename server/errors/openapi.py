@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of errors."""
+"""Error responses in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DESCRIPTIONS = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses`` for these statuses."""
+    """The ``responses`` argument of a route with these error statuses."""
     code = {"x-ms-error-code": {"schema": {"type": "string"}, "description": "error.code"}}
     wait = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return {

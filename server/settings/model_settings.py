@@ -1,4 +1,4 @@
-"""The settings that serving and batches share: the model, its engine, and what a request may cost."""
+"""Settings shared by the server and batches: model, engine and request limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Revision = Annotated[
 
 
 def check_hosts(hosts: list[str]) -> list[str]:
-    """The hosts themselves; for pydantic's validators, raises an error if one is not a host."""
+    """Validate hosts for pydantic; returns them unchanged."""
     for host in hosts:
         if parse_host(host) is None:
             raise PydanticCustomError(
@@ -42,7 +42,7 @@ def check_hosts(hosts: list[str]) -> list[str]:
 
 
 class CommandSettings(BaseSettings):
-    """How every command reads flags and variables."""
+    """How all commands read flags and variables."""
 
     model_config = SettingsConfigDict(
         env_prefix="PHI3V_",
@@ -58,7 +58,7 @@ class CommandSettings(BaseSettings):
 
 
 class ModelSettings(CommandSettings):
-    """The model and its engine, and what a request may cost."""
+    """Model, engine and request limits."""
 
     model: str = Field(
         "demo",
@@ -134,7 +134,7 @@ class ModelSettings(CommandSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level of the messages to log"
     )
-    # Bounds.
+    # Limits.
     max_body_mb: float = Field(32, gt=0, description="maximum request body, in MB")
     max_messages: int = Field(1024, ge=1, description="maximum messages in a conversation")
     max_images: int = Field(256, ge=1, description="maximum images in a conversation")
@@ -159,7 +159,7 @@ class ModelSettings(CommandSettings):
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest body, in bytes."""
+        """Maximum request body, in bytes."""
         return int(self.max_body_mb * 1e6)
 
     @field_validator("allow_image_hosts")

@@ -1,4 +1,4 @@
-"""The settings of the server alone: where it listens, who may use it, what a connection may cost."""
+"""Settings of the server only: network, authentication and connection limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.settings.model_settings import ModelSettings, Words, check_hosts
 
 
 def unprotected(cause: str, remedies: str) -> PydanticCustomError:
-    """The error for settings by which strangers could use the server."""
+    """The error for settings that let anyone on the network use the server."""
     return PydanticCustomError(
         "insecure",
         "{cause} lets other machines use the server without authentication; set {remedies}",
@@ -108,13 +108,13 @@ class Settings(ModelSettings):
     )
     open_metrics: bool = Field(False, description="serve /metrics without authentication")
     playground: bool = Field(True, description="serve the playground, a chat page, at /")
-    # Bounds.
+    # Limits.
     max_connections: int = Field(512, ge=1, description="maximum open connections; more get a 503")
     header_timeout: float = Field(
         20, gt=0, description="seconds for a request's headers to arrive, and for a TLS handshake"
     )
     body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
-    # Longer than clients' pools keep theirs.
+    # Longer than the connection pools of common clients.
     idle_timeout: int = Field(75, ge=1, description="seconds before an idle connection is closed")
     write_timeout: float = Field(60, gt=0, description="seconds a client may stall while reading")
     max_bodies_mb: float = Field(
@@ -123,18 +123,18 @@ class Settings(ModelSettings):
 
     @property
     def requires_auth(self) -> bool:
-        """Whether requests need a key or a token."""
+        """Whether requests need a key or token."""
         return self._has_credentials or self.needs_generated_key
 
     @property
     def checks_hosts(self) -> bool:
-        """Whether the Host header is checked: nothing else tells whose requests they are."""
+        """Whether to check the Host header: without authentication, nothing else stops DNS rebinding."""
         reachable = bool(self.allowed_hosts) or is_loopback(self.host)
         return reachable and not self.requires_auth
 
     @property
     def needs_generated_key(self) -> bool:
-        """Whether the key of ``generated_key_file`` is the only one."""
+        """Whether ``generated_key_file`` holds the only key."""
         wanted = self.generated_key_file is not None and not self.insecure
         return wanted and not self._has_credentials
 
@@ -151,7 +151,9 @@ class Settings(ModelSettings):
     @field_validator("api_key", "api_keys")
     @classmethod
     def _keys_are_not_blank(cls, keys: SecretStr | None) -> SecretStr | None:
-        if keys is not None and not keys.get_secret_value().strip():  # requests without one have it
+        if (
+            keys is not None and not keys.get_secret_value().strip()
+        ):  # a missing header would match it
             raise PydanticCustomError("blank_key", "must not be blank; set a key or remove it")
         return keys
 
