@@ -1,4 +1,4 @@
-"""Callers with an Entra ID token: signed for their tenant, meant for this server, and not expired."""
+"""Authenticates callers by Entra ID tokens: checks signature, tenant, audience and expiry."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jwt.exceptions import ExpiredSignatureError, InvalidAudienceError, PyJWTErr
 from server.auth.issuer import ALGORITHM, Issuer
 from server.errors import ApiError, short_name, unauthorized
 
-CLOCK_SKEW = 60  # seconds that the issuer's clock and ours may differ
+CLOCK_SKEW = 60  # seconds that the clocks may differ
 LONGEST_TOKEN = 16_384  # characters; Entra's have a few thousand
 
 
 class Entra:
-    """Checks the tokens of one tenant.
+    """Validates the tokens of one tenant.
 
     Args:
-        issuer: of the tenant.
-        tenant: its id.
-        audiences: one of which a token must be for.
-        roles: one of which a token must have, or one of the scopes.
-        scopes: one of which is enough instead of a role; with no roles and no scopes every token of the
-            tenant for the audience is accepted.
+        issuer: the tenant's issuer.
+        tenant: the tenant's id.
+        audiences: accepted audiences.
+        roles: accepted app roles; a token needs one of them or one of the scopes.
+        scopes: accepted scopes; without roles and scopes, all of the tenant's tokens for an audience are
+            accepted.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Entra:
         self._scopes = frozenset(scopes)
 
     async def name(self, token: str) -> str:
-        """The caller's name: its object id in the directory.
+        """Validate a token; returns the caller's name, which contains its object id in the directory.
 
         Raises:
-            ApiError: 401, the token is not valid; 403, it lacks a role or scope; 503, the issuer's
-                keys cannot be had.
+            ApiError: 401, the token is invalid; 403, it lacks a role or scope; 503, the issuer's
+                keys cannot be fetched.
         """
         if len(token) > LONGEST_TOKEN:
             raise _invalid(f"it is longer than {LONGEST_TOKEN} characters")

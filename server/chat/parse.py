@@ -1,7 +1,6 @@
-"""From a request's body to what the engine takes: messages and sampling parameters.
+"""Converts request bodies to messages and sampling parameters for the engine.
 
-The only place that knows which parameters are honoured, ignored or refused. Works on values; knows
-nothing of HTTP.
+The only place that decides which parameters are honoured, ignored or refused. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 NO_TOOLS = "Phi-3-vision was not trained to call tools"
 TEXT_ONLY = "the model generates only text"
-# OpenAI's parameters that are not supported: the values that ask for nothing, and why not.
+# OpenAI's unsupported parameters: values that are harmless, and why others are refused.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": ((None, []), NO_TOOLS),
     "tool_choice": ((None, "none"), NO_TOOLS),
@@ -48,8 +47,8 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((None,), "this server has no web search"),
 }
 
-MOST_KEYS = 1024  # in one object: as many as logit_bias may have
-# Items and keys in the whole body, nested ones included: a dozen for an ordinary message.
+MOST_KEYS = 1024  # in one object; the maximum for logit_bias
+# Items and keys in the whole body, including nested ones; an ordinary message has about a dozen.
 MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
@@ -57,12 +56,12 @@ MOST_VALUES_ELSEWHERE = 8192
 def parse_chat(
     body: object, extra_policy: ExtraPolicy, max_messages: int
 ) -> tuple[ChatCompletionRequest, model.SamplingParams]:
-    """Validate a parsed JSON body; returns the request and its sampling parameters.
+    """Validate a parsed JSON body and return the request and its sampling parameters.
 
     Args:
         body: the JSON value.
-        extra_policy: what to do with parameters that neither Azure nor OpenAI define.
-        max_messages: most messages in a conversation.
+        extra_policy: how to handle parameters that neither Azure nor OpenAI defines.
+        max_messages: maximum number of messages.
 
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
@@ -92,7 +91,7 @@ def parse_chat(
 
 
 def _names(extras: list[str]) -> list[str]:
-    """The first of them, as many as leave room for the rest of the sentence."""
+    """The first names, as many as fit into the message."""
     names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
     while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
         names.pop()
@@ -100,7 +99,7 @@ def _names(extras: list[str]) -> list[str]:
 
 
 def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
-    """Validate the body of a request to tokenize; raises a 422 ApiError."""
+    """Validate the body of a tokenize request; raises a 422 ApiError."""
     body = _bounded(body, max_messages)
     try:
         request = TokenizeRequest.model_validate(body)
@@ -112,7 +111,7 @@ def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
 
 
 def _bounded(body: object, max_messages: int) -> dict[str, Any]:
-    """The body, if it is an object and not too much to validate; raises a 422 ApiError."""
+    """Check that the body is an object and not too large to validate; raises a 422 ApiError."""
     if not isinstance(body, dict):
         raise invalid_parameter("the body must be a JSON object", value=body)
     messages = body.get("messages")
@@ -128,10 +127,10 @@ def _bounded(body: object, max_messages: int) -> dict[str, Any]:
 
 
 def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
-    """Refuse what a thread that also serves streams would take seconds to validate.
+    """Refuse bodies whose validation would hold the GIL for seconds.
 
     Raises:
-        ApiError: an object with too many keys, or too many values in all.
+        ApiError: an object has too many keys, or the body too many values.
     """
     left = most_values
     waiting: list[tuple[Loc, dict[str, Any] | list[Any]]] = [((), body)]
@@ -143,11 +142,11 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
             reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}; remove some"
             raise invalid_parameter(reason, loc, container)
         if left < 0:
-            (field,) = short_path(loc[:1])  # which of its items is one too many is chance
+            (field,) = short_path(loc[:1])  # the traversal order is arbitrary, so no deeper path
             reason = f"the body has more values than the limit of {most_values}; shorten {field}"
             raise invalid_parameter(reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
-        shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
+        shown = len(loc) < LONGEST_SHOWN_PATH  # longer paths could take more memory than the body
         waiting += [
             ((*loc, key) if shown else loc, item)
             for key, item in items
@@ -180,18 +179,18 @@ def _sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
 async def to_messages(
     messages: Sequence[ChatMessage], images: Images, max_images: int
 ) -> list[model.Message]:
-    """The messages as the engine takes them; their images are decoded when the engine prepares the prompt.
+    """Convert messages for the engine, which decodes their images when it prepares the prompt.
 
     Args:
         messages: the conversation.
-        images: takes those of the conversation.
-        max_images: most that there may be.
+        images: collects the images.
+        max_images: maximum number of images.
 
     Raises:
-        ApiError: a part that the model does not take.
-        model.ModalityError: an image that is neither a data URL nor one that may be fetched.
-        model.TooManyImagesError: more than ``max_images``.
-        model.ImageError: an image that cannot be fetched.
+        ApiError: a part is not supported.
+        model.ModalityError: an image URL is neither a data URL nor allowed to be fetched.
+        model.TooManyImagesError: there are more than ``max_images``.
+        model.ImageError: an image cannot be fetched.
     """
     converted = [_to_message(message, i, images) for i, message in enumerate(messages)]
     given = [image for message in converted for image in message.images]
@@ -208,7 +207,7 @@ async def to_messages(
 
 def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
     loc = ("messages", position)
-    if message.role == "tool":  # before its tool_call_id, which is only the consequence
+    if message.role == "tool":  # checked before its tool_call_id, to report the cause
         raise not_supported(
             f"messages.{position}.role is 'tool', but Phi-3-vision was not trained to call tools; "
             "put the result in a user message",
@@ -216,7 +215,7 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
             message.role,
         )
     for name, value in (message.model_extra or {}).items():
-        # Earlier responses that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
+        # Clients send back responses with empty fields, such as `tool_calls: null` or `annotations: []`.
         if value not in (None, [], {}):
             raise not_supported(
                 f"messages.{position}.{short_name(name)} is not supported; remove it",
@@ -251,7 +250,7 @@ def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
-    """Refuse by name what the model cannot do."""
+    """Refuse unsupported parameters by name."""
 
     def refuse(name: str, value: Any, why: str) -> None:
         raise not_supported(f"{name} is not supported: {why}", (name,), value)
