@@ -1,4 +1,4 @@
-"""One run of a batch: files, signals, and an orderly end."""
+"""Runs a batch: files, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run(settings: ModelSettings, source: Path, target: Path) -> int:
     """Process the requests in ``source``; returns the exit status.
 
-    It is 0 when each line has a result, which may be an error, 1 when some are left for the next run,
-    and 128 plus a signal's number when the signal left lines out.
+    0: every line has a result, which may be an error. 1: some lines are left for the next run, or the
+    batch failed. 128 plus the signal's number: a signal interrupted the batch.
     """
     log = logs.start(settings.log_format, settings.log_level)
     try:
@@ -50,7 +50,7 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     left = 0
 
     def on_signal(number: int) -> None:
-        """First signal: finish what runs. Second, or while loading: drop it."""
+        """First signal: finish requests in flight. Second, or while loading: abort."""
         if signals or processor is None:
             working.cancel()
         else:

@@ -1,4 +1,4 @@
-"""The server's and the engine's numbers in Prometheus' text format, under vLLM's names."""
+"""Metrics of the server and engine in the Prometheus text format, with vLLM's names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counts requests, and shows them beside the engine's numbers and the process's.
+    """Counts requests and exports them with the metrics of the engine and the process.
 
     Args:
-        stats: gives the engine's numbers; None before it is loaded.
+        stats: returns the engine's statistics; None until it is loaded.
     """
 
     def __init__(self, stats: Callable[[], model.Stats | None]) -> None:
@@ -34,15 +34,15 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def count_request(self, route: str, status: int) -> None:
-        """Count a request by its route's template, of which there are few, and its status."""
+        """Count a request by route and status; the route is a template, to keep the number of labels small."""
         self._requests[route, status] += 1
 
     def render(self) -> bytes:
-        """The text of ``/metrics``; without the engine's part before the model is loaded."""
+        """Render ``/metrics``; engine metrics are missing until the model is loaded."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers as they are now; called by the registry."""
+        """Collect the current values; called by the registry."""
         requests = CounterMetricFamily(
             "phi3v_http_requests", "HTTP requests answered.", labels=["path", "status"]
         )
@@ -56,7 +56,7 @@ class Metrics:
             yield from _histograms(stats.totals)
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry need not collect at once to learn the names."""
+        """Return nothing, so that the registry does not call ``collect`` on registration."""
         return []
 
 
