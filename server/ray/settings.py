@@ -1,4 +1,4 @@
-"""The settings of a deployment by Ray Serve: the server's, and how many replicas of what size."""
+"""Settings of a Ray Serve deployment: the server's, and the number and size of replicas."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from server.settings import Settings, unprotected
 
 
 class RaySettings(Settings):
-    """The server's settings and Ray's: arguments of ``serve run``, or ``PHI3V_*`` variables.
+    """The server's and Ray's settings, from arguments of ``serve run`` or ``PHI3V_*`` variables.
 
-    Where Ray's proxies listen, and whether they speak TLS, is Ray's to say.
+    Ray configures the address and TLS of its proxies.
     """
 
     model_config = SettingsConfigDict(extra="forbid")
@@ -54,17 +54,17 @@ class RaySettings(Settings):
 
     @property
     def checks_hosts(self) -> bool:
-        """Whether requests must be for a name of the server; Ray listens, not on ``host``."""
+        """Whether to check the Host header; ``host`` does not matter, because Ray listens."""
         return bool(self.allowed_hosts) and not self.requires_auth
 
     @property
     def most_replicas(self) -> int:
-        """Replicas that run at most."""
+        """Maximum number of replicas."""
         return self.max_replicas or self.min_replicas
 
     @property
     def gpus(self) -> float:
-        """GPUs for a replica."""
+        """GPUs per replica."""
         if self.gpus_per_replica is None:
             wants_some = self.device == "cuda" or self.pipeline_parallel_size > 1
             return float(self.pipeline_parallel_size if wants_some else 0)
@@ -72,18 +72,17 @@ class RaySettings(Settings):
 
     @property
     def ongoing(self) -> int:
-        """Requests that a replica has at a time."""
+        """Maximum concurrent requests per replica."""
         return self.ongoing_requests or self.max_num_seqs
 
     @property
     def replica_slots(self) -> int:
-        """Slots that a gateway has: requests it may have at replicas at a time."""
+        """Slots per gateway: requests that it may have at replicas."""
         return math.ceil(self.most_replicas * self.ongoing / self.gateways)
 
     @property
     def requests_in_gateway(self) -> int:
-        """Requests of any kind that a gateway has at a time; ``max_connections`` besides those
-        at replicas and those that wait."""
+        """Maximum requests per gateway: at replicas, waiting, and ``max_connections`` others."""
         return self.replica_slots + self.queued_requests + self.max_connections
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The server's numbers, for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["health"])
     },
 )
 async def get_metrics(request: Request, service: ServiceOf) -> Response:
-    """Needs the key unless the setting ``open_metrics`` lifts that."""
+    """Metrics for Prometheus; require authentication unless ``open_metrics`` is set."""
     if not service.settings.open_metrics:
         await require_caller(request, service)
     numbers: Metrics = request.app.state.metrics
