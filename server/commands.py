@@ -123,7 +123,7 @@ class Batch(ModelSettings):
     max_num_seqs: int = Field(
         64,
         ge=1,
-        description="maximum sequences computed per step; higher than when serving, as latency matters less",
+        description="maximum sequences computed per step; more than when serving, for throughput",
     )
     request_timeout: float = Field(
         math.inf, gt=0, description="seconds a request may take, including time in the queue"

@@ -196,7 +196,7 @@ class Server(uvicorn.Server):
         self._service.drain()
 
     def _end_dead(self) -> None:
-        """Exit with status 1, so that a supervisor restarts the server; the engine cannot restart itself."""
+        """Exit with status 1, so that a supervisor restarts the server; the engine cannot restart."""
         self.status = 1
         self._end_by = time.monotonic() + DEAD_FOR
         self.config.timeout_graceful_shutdown = TELL_FOR

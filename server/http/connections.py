@@ -144,7 +144,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to invalid HTTP. Overridden because uvicorn responds in plain text, and fails mid-response."""
+        """Respond to invalid HTTP. Overridden: uvicorn responds in plain text, and fails mid-response."""
         reason = f"{msg.rstrip('.')}; send HTTP/1.1 with at most 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
 
@@ -241,7 +241,7 @@ class BoundedProtocol(H11Protocol):
         if cycle is not None:  # tell the app that the client has disconnected
             cycle.disconnected = True
             cycle.message_event.set()
-        self.flow.resume_reading()  # with unread data, the system would reset the connection and lose the response
+        self.flow.resume_reading()  # unread data would make the system reset the connection
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)

@@ -33,8 +33,8 @@ class RaySettings(Settings):
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
-        description="GPUs per replica; pipeline_parallel_size by default if it is over 1 or device is cuda, "
-        "otherwise 0",
+        description="GPUs per replica; by default pipeline_parallel_size if it is over 1 or device is "
+        "cuda, otherwise 0",
     )
     cpus_per_replica: float = Field(1, gt=0, description="CPU cores per replica")
     ongoing_requests: int | None = Field(

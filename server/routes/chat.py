@@ -1,4 +1,4 @@
-"""Chat completions for Azure's and OpenAI's clients, which differ only in how extra parameters are handled."""
+"""Chat completions. Azure's and OpenAI's routes differ only in how they handle extra parameters."""
 
 from __future__ import annotations
 

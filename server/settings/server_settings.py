@@ -29,16 +29,17 @@ class Settings(ModelSettings):
     `phi3v-server batch INPUT OUTPUT` runs a file of requests, `phi3v-server --version` prints the
     version.
 
-    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. Flags take precedence.
+    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. Flags take
+    precedence.
     """
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: SecretStr | None = Field(
-        None, description="API key that clients must send; prefer PHI3V_API_KEY or a file"
+        None, description="API key that clients must send; better set as PHI3V_API_KEY or in a file"
     )
     api_keys: SecretStr | None = Field(
-        None, description="contents of --api-keys-file; prefer PHI3V_API_KEYS"
+        None, description="contents of --api-keys-file; better set as PHI3V_API_KEYS"
     )
     api_keys_file: FilePath | None = Field(
         None,

@@ -34,7 +34,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def count_request(self, route: str, status: int) -> None:
-        """Count a request by route and status; the route is a template, to keep the number of labels small."""
+        """Count a request by route and status. Routes are templates, to keep the number of labels small."""
         self._requests[route, status] += 1
 
     def render(self) -> bytes:
