@@ -14,7 +14,7 @@ HEAD = """\
 # Settings
 
 Pass settings to `scripts/serve`, `phi3v-server` or `python -m server` as flags or as environment
-variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. A flag wins. Switches have two flags:
+variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. Flags take precedence. Switches have two flags:
 `--playground` and `--no-playground` (`PHI3V_PLAYGROUND=true` and `false`).
 """
 SECTIONS = {

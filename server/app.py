@@ -1,4 +1,4 @@
-"""The ASGI application: routes, error shapes, middleware. No state at import."""
+"""The ASGI application: routes, error handlers and middleware."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Re
 def create_app(
     service: Service, traces: Traces | None = None, faces_browsers: bool = True
 ) -> FastAPI:
-    """The application that serves ``service``.
+    """Create the application.
 
     Args:
         service: the model and its callers.
-        traces: of requests, if they are traced.
-        faces_browsers: whether browsers reach it directly, so that it must say which pages may use it.
+        traces: where to record requests, if tracing is enabled.
+        faces_browsers: whether clients connect to it directly; if not, a gateway in front of it handles
+            CORS and the cross-site guard.
     """
-    app = FastAPIOffline(  # it brings the files of /docs
+    app = FastAPIOffline(  # serves the files of /docs itself
         title="Phi-3-vision",
         version=__version__,
         description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
@@ -80,7 +81,7 @@ def outer_middleware(
     trace: TraceRequest | None = None,
     faces_browsers: bool = True,
 ) -> list[Middleware]:
-    """The middleware around every response, refusals included, from the inside out."""
+    """The middleware around every response, errors included, from the innermost to the outermost."""
     stack = []
     if faces_browsers:
         stack.append(Middleware(CrossSiteGuard, settings=settings))
@@ -93,7 +94,7 @@ def outer_middleware(
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
                 expose_headers=READABLE_BY_SCRIPTS,
-                allow_private_network=True,  # pages on the web may call a server on localhost
+                allow_private_network=True,  # lets web pages call a server on localhost
             )
         )
     stack.append(Middleware(AccessLog, count=count, trace=trace))
@@ -101,7 +102,7 @@ def outer_middleware(
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the bodies that it does not see because routes read or write them."""
+    """FastAPI's OpenAPI document, plus the schemas of bodies that routes read or write themselves."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,

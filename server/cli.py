@@ -1,7 +1,7 @@
-"""The command line: read settings, listen, load, say so, serve until told to stop; or run a subcommand.
+"""The command line: starts the server or runs a subcommand.
 
-Everything slow is imported after the settings are read, so that ``--help`` is quick, and the settings
-after Ctrl-C is handled. What goes wrong at start ends in one sentence and a non-zero status.
+Slow modules are imported only after the settings are read, to keep ``--help`` fast, and the settings
+only after Ctrl-C is handled. Startup errors print one sentence and exit with a non-zero status.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(argv)
     finally:
-        gc.freeze()  # or Python spends most of a second on garbage in libraries when it ends
+        gc.freeze()  # otherwise a final collection delays the exit by most of a second
 
 
 def _main(argv: Sequence[str] | None) -> int:
     logs.open_standard_streams()
-    # Until the server handles signals itself, Ctrl-C ends it as SIGTERM does: without a traceback.
+    # Until the server handles signals itself, Ctrl-C exits like SIGTERM, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     given = list(sys.argv[1:] if argv is None else argv)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in given):
-        # Such as --api-key "$UNSET", which would otherwise serve everybody.
-        logs.complain("text", "the value of a flag is empty; leave the flag out")
+        # Such as --api-key "$UNSET", which would otherwise disable authentication.
+        logs.complain("text", "a flag has an empty value; remove the flag")
         return 2
     if given[:1] == ["--version"]:
         print(f"phi3v-server {__version__}")
@@ -60,7 +60,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _end(status: int) -> int:
-    """The status to end with; ends at once if a download is running, which may take hours."""
+    """Return the exit status; exit at once if a download is running, which could take hours."""
     from model import abandon_downloads
 
     if abandon_downloads():
@@ -69,7 +69,7 @@ def _end(status: int) -> int:
 
 
 def _read(command: type[Command], given: list[str]) -> Command | None:
-    """The settings from flags and environment; None, after saying why, where they are invalid."""
+    """Read settings from flags and environment; if they are invalid, print why and return None."""
     from pydantic import ValidationError
     from pydantic_settings import CliPositionalArg
 
@@ -85,7 +85,7 @@ def _read(command: type[Command], given: list[str]) -> Command | None:
                 if positional in command.model_fields[name].metadata:
                     given_as = name.upper()
                 message = f"{given_as}: {message}"
-                if problem["type"] != "missing":  # whose input is all the others
+                if problem["type"] != "missing":  # its input is all other settings
                     message += f", got {problem['input']!r}"
             logs.complain("text", message)
         return None

@@ -1,6 +1,6 @@
-"""The subcommands: ``download`` a checkpoint, ``check`` one, process a ``batch`` of requests.
+"""The subcommands ``download``, ``check`` and ``batch``.
 
-The result goes to standard output, everything else to standard error.
+Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Result = TypeVar("Result")
 
 
 class _EndedError(Exception):
-    """A signal ends the program."""
+    """A signal interrupted the program."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
 
 
 def _until_signal(work: Callable[[], Result]) -> Result:
-    """Run ``work`` on a thread of its own; returns or raises what it does, or _EndedError at a signal."""
+    """Run ``work`` on a thread and return its result; raises what it raises, or _EndedError on a signal."""
 
     def on_signal(number: int, _: object) -> None:
         handle(signal.SIG_DFL)
@@ -49,7 +49,7 @@ def _until_signal(work: Callable[[], Result]) -> Result:
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:  # handed to the one who waits
+        except Exception as error:  # raised by done.result()
             done.set_exception(error)
 
     handle(on_signal)
@@ -61,12 +61,14 @@ def _until_signal(work: Callable[[], Result]) -> Result:
 
 
 class Download(CommandSettings):
-    """Download a checkpoint into the hub's cache, if it is not there, and print its directory."""
+    """Download a checkpoint to the hub's cache, unless it is there already, and print its directory."""
 
     model_config = SettingsConfigDict(cli_prog_name="phi3v-server download")
 
     model: CliPositionalArg[str] = Field(
-        OFFICIAL, min_length=1, description="hub id; Microsoft's by default"
+        OFFICIAL,
+        min_length=1,
+        description="model id on the Hugging Face Hub; Microsoft's by default",
     )
     revision: Revision = None
 
@@ -79,8 +81,8 @@ class Download(CommandSettings):
             logs.complain("text", str(error))
             return 1
         except _EndedError as ended:
-            print(file=sys.stderr)  # after a progress bar
-            logs.complain("text", f"{ended}; files that were complete are kept for the next run")
+            print(file=sys.stderr)  # end the line of the progress bar
+            logs.complain("text", f"{ended}; complete files are kept for the next run")
             return 128 + ended.number
         finally:
             log.finish()
@@ -93,10 +95,10 @@ class Check(CommandSettings):
 
     model_config = SettingsConfigDict(cli_prog_name="phi3v-server check")
 
-    directory: CliPositionalArg[Path] = Field(description="the checkpoint's directory")
+    directory: CliPositionalArg[Path] = Field(description="checkpoint directory")
 
     def run(self) -> int:
-        """Print the findings, problems last; returns the exit status, 1 when there are any."""
+        """Print the findings, problems last; returns the exit status, 1 if there are problems."""
         findings = check_checkpoint(self.directory.expanduser())
         width = max(len(finding.subject) for finding in findings)
         for finding in sorted(findings, key=lambda finding: not finding.ok):
@@ -105,24 +107,26 @@ class Check(CommandSettings):
 
 
 class Batch(ModelSettings):
-    """Answer a file of requests, in the format of OpenAI's batches, without HTTP.
+    """Run a file of requests in OpenAI's batch format, without HTTP.
 
-    Run it again to resume: requests whose results are in OUTPUT are skipped.
+    To resume, run it again: requests whose results are already in OUTPUT are skipped.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="phi3v-server batch")
 
     input: CliPositionalArg[FilePath] = Field(
-        description="JSON lines of custom_id, method, url and body"
+        description="JSON Lines file; each line has custom_id, method, url and body"
     )
-    output: CliPositionalArg[Path] = Field(description="the results, a line for each")
+    output: CliPositionalArg[Path] = Field(
+        description="file for the results, one JSON object per line"
+    )
     max_num_seqs: int = Field(
         64,
         ge=1,
-        description="answers computed together; more than a server's, nobody waits for one",
+        description="maximum sequences computed per step; more than when serving, for throughput",
     )
     request_timeout: float = Field(
-        math.inf, gt=0, description="seconds that an answer may take, its wait for others included"
+        math.inf, gt=0, description="seconds a request may take, including time in the queue"
     )
 
     def run(self) -> int:

@@ -1,4 +1,4 @@
-"""The name under which Ray finds the application: ``serve run server.ray_serve:app``."""
+"""Import path of the Ray Serve application: ``serve run server.ray_serve:app``."""
 
 from server.ray.serve import app
 

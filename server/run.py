@@ -1,4 +1,4 @@
-"""One run of the server: socket, event loop, signals, and an orderly end."""
+"""Runs the server: socket, event loop, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from server.telemetry import logs
 from server.telemetry.traces import TracesError, open_traces
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEAD_FOR = 2.0  # seconds that a server with a dead engine goes on, to say so
-TELL_FOR = 5  # seconds that its responses then get to reach their clients
+DEAD_FOR = 2.0  # seconds for which a server with a dead engine still reports it in /health
+TELL_FOR = 5  # seconds for its last responses to reach their clients
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
 
 
 def _allow_open_files() -> None:
-    """Raise the limit of open files to the most allowed, for connections and grammar processes."""
+    """Raise the soft limit of open files to the hard limit, for connections and confined processes."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS has no number for "any"
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -58,7 +58,7 @@ def _run(settings: Settings) -> int:
         logs.complain(
             settings.log_format,
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-            "choose another with --host and --port",
+            "choose another address with --host and --port",
         )
         return 1
     try:
@@ -74,7 +74,7 @@ def _run(settings: Settings) -> int:
         log_level="warning",
         access_log=False,
         http=bounded_protocol(settings),
-        ws="none",  # whether or not a library for them is installed
+        ws="none",  # even if a WebSocket library is installed
         timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
         lifespan="off",
@@ -84,18 +84,18 @@ def _run(settings: Settings) -> int:
     with listener, contextlib.nullcontext() if traces is None else contextlib.closing(traces):
         try:
             config.load()
-        except OSError as error:  # ssl's errors are such
+        except OSError as error:  # ssl.SSLError included
             logs.complain(
                 settings.log_format,
-                f"the certificate {settings.ssl_certfile} cannot be used: {error}; --ssl-certfile and "
-                "--ssl-keyfile take PEM files of a certificate and its key",
+                f"cannot load the certificate {settings.ssl_certfile}: {error}; --ssl-certfile and "
+                "--ssl-keyfile expect PEM files",
             )
             return 1
         return asyncio.run(_serve(config, service, listener))
 
 
 async def _serve(config: uvicorn.Config, service: Service, listener: socket.socket) -> int:
-    """Listen at once and load meanwhile; a failed load ends the server."""
+    """Listen at once and load the model in the background; exit if loading fails."""
     server = Server(config, service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(service.load())
@@ -125,16 +125,16 @@ async def _serve(config: uvicorn.Config, service: Service, listener: socket.sock
 
 
 def _load_failure(error: Exception) -> str:
-    """The message for an error that ends the server before it is ready."""
+    """The message for an error while loading."""
     if isinstance(error, model.ModelError):
         return str(error)
     logger.debug("loading failed", exc_info=error)
     words = [type(error).__name__, *str(error).strip().splitlines()[:1]]
-    return f"the model cannot be loaded: {': '.join(words)}; --log-level debug says where it failed"
+    return f"the model cannot be loaded: {': '.join(words)}; pass --log-level debug for a traceback"
 
 
 def _hangups(settings: Settings) -> asyncio.Event:
-    """Set at each SIGHUP where there is a key file to read again; otherwise SIGHUP ends the server."""
+    """An event that SIGHUP sets if there is a key file to reload; without one, SIGHUP ends the process."""
     hangup = asyncio.Event()
     if settings.api_keys_file is not None and hasattr(signal, "SIGHUP"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
@@ -142,13 +142,13 @@ def _hangups(settings: Settings) -> asyncio.Event:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends when a signal asks it to end, or when its engine has ended.
+    """uvicorn's server, which shuts down on a signal or when the engine dies.
 
-    It listens until the last response is finished, so that load balancers read in ``/health`` that it
-    is draining, and requests get a 503 instead of a refused connection.
+    It listens until the last response has been sent, so that load balancers see in ``/health`` that it
+    is draining, and new requests get a 503 instead of a refused connection.
 
     Attributes:
-        status: to exit with.
+        status: exit status.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
         self.status = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. uvicorn's own gives a TLS handshake a minute, whatever the limits are."""
+        """Listen. Overridden to bound the TLS handshake, which uvicorn lets take a minute."""
         config, loop = self.config, asyncio.get_running_loop()
         made: Any = config.http_protocol_class
         protocol = partial(
@@ -179,7 +179,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving; uvicorn's own would raise them again at the end."""
+        """Handle signals while serving. Overridden because uvicorn raises them again at the end."""
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield
@@ -188,7 +188,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: object) -> None:
-        """First signal: finish what runs. Second: drop it."""
+        """First signal: finish requests in flight. Second: abort them."""
         if self._end_by is not None:
             self.force_exit = self.should_exit = True
             return
@@ -196,23 +196,23 @@ class Server(uvicorn.Server):
         self._service.drain()
 
     def _end_dead(self) -> None:
-        """End with status 1, so that a supervisor restarts the server; the engine cannot restart itself."""
+        """Exit with status 1, so that a supervisor restarts the server; the engine cannot restart."""
         self.status = 1
         self._end_by = time.monotonic() + DEAD_FOR
         self.config.timeout_graceful_shutdown = TELL_FOR
         logs.complain(
             self._service.settings.log_format,
-            "the engine has failed and the server ends, to be started anew; the log says how it failed",
+            "the engine has failed; exiting so that the server can be restarted; see the log for the cause",
         )
 
     async def on_tick(self, counter: int) -> bool:
-        """End when nothing is left to finish, or when its time is up."""
+        """Shut down when no request is in flight, or when the drain timeout has passed."""
         if self._service.state == "dead" and not self.status:
             self._end_dead()
         if self._end_by is not None:
             left = self._end_by - time.monotonic()
             if left <= 0 or not (self.status or self._service.busy):
-                # The time left is for uvicorn to send the rest of the responses.
+                # uvicorn uses the remaining time to send the rest of the responses.
                 if not self.status:
                     self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
                 self.should_exit = True

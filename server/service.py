@@ -1,6 +1,6 @@
-"""The model as the server sees it: loading, ready, draining or dead.
+"""The engine and its state: loading, ready, draining or dead.
 
-The server listens before the model is loaded, so that ``/health`` can say what it is doing.
+The server listens before the model is loaded, so that ``/health`` can report the state.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ State = Literal["loading", "ready", "draining", "dead"]
 
 
 class Backend:
-    """The engine and its state. Exists before the engine, which ``load`` starts.
+    """The engine and its state. ``load`` starts the engine.
 
     Attributes:
         decode_pool: decodes images.
-        fetcher: fetches images that are elsewhere.
+        fetcher: fetches remote images.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -50,7 +50,7 @@ class Backend:
 
     @property
     def state(self) -> State:
-        """What the service is doing."""
+        """The current state."""
         if self._engine is None:
             return "loading"
         if not self._engine.is_alive:
@@ -59,21 +59,21 @@ class Backend:
 
     @property
     def engine(self) -> model.AsyncEngine:
-        """The engine, for a new request; raises a 503 ApiError when it takes none."""
+        """The engine, for a new request; raises a 503 ApiError if it is not ready."""
         if self._engine is None or self.state != "ready":
             raise self._unavailable()
         return self._engine
 
     @property
     def info(self) -> model.ModelInfo:
-        """Name and provider of the model; raises a 503 ApiError before it is loaded."""
+        """Name and provider of the model; raises a 503 ApiError until it is loaded."""
         if self._info is None:
             raise self._unavailable()
         name = self.settings.served_model_name or self._info.name
         return model.ModelInfo(name, self._info.provider)
 
     def stats(self) -> model.Stats | None:
-        """What the engine is doing; None before it is loaded."""
+        """The engine's statistics; None until it is loaded."""
         return None if self._engine is None else self._engine.stats()
 
     def _unavailable(self) -> ApiError:
@@ -85,7 +85,7 @@ class Backend:
         return unavailable(reason)
 
     def drain(self) -> None:
-        """Take no new requests."""
+        """Refuse new requests from now on."""
         self._draining = True
 
     @property
@@ -94,20 +94,20 @@ class Backend:
         return self._engine is not None and self._engine.is_busy
 
     def close(self) -> None:
-        """End the engine and the pool that decodes images."""
+        """Shut down the engine and the decode pool."""
         if self._engine is not None:
-            self._engine.shutdown()  # whose threads use the pool
+            self._engine.shutdown()  # first, because its threads use the pool
         self.decode_pool.close()
 
 
 class Service(Backend):
-    """A backend for many callers, each with a key, limits and bodies of its own.
+    """A backend with authentication and limits per caller.
 
     Attributes:
-        access: who may use it.
+        access: authenticates callers.
 
     Raises:
-        KeysError: the settings' keys cannot be used.
+        KeysError: the configured keys are invalid.
     """
 
     settings: Settings
@@ -115,22 +115,19 @@ class Service(Backend):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.access = Access(settings)
-        self._held = 0  # bytes of bodies
+        self._held = 0  # bytes of request bodies
 
     def cache_salt(self, caller: str, salt: str | None) -> str:
-        """The salt of cached prefixes, which only requests with the same one share."""
+        """The cache salt: only requests with the same salt share cached prefixes."""
         own = f"{caller}\n" if self.settings.isolate_caches else ""
         return own + (salt or "")
 
     def hold(self, size: int) -> None:
-        """Count ``size`` bytes of a body as held; raises a 429 ApiError when there are too many.
-
-        They are given back with ``release``.
-        """
+        """Count ``size`` bytes of a body as held, until ``release``; raises a 429 ApiError at the limit."""
         limit = int(self.settings.max_bodies_mb * 1e6)
         if self._held and self._held + size > limit:
             raise too_many_requests(
-                f"the bodies of other requests fill the {limit} bytes that there are for them here; "
+                f"other requests use the {limit} bytes available for request bodies (--max-bodies-mb); "
                 "try again in a moment"
             )
         self._held += size

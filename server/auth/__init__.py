@@ -1,1 +1,1 @@
-"""Who may use the server, and how much of it."""
+"""Authentication and rate limits."""

@@ -1,4 +1,4 @@
-"""Authentication: who sends a request, by the API key or the token in its headers."""
+"""Authenticates callers by the API key or token in their headers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from server.auth.limits import Caller, Limiter, Limits
 from server.errors import unauthorized
 from server.settings import Settings
 
-ANYBODY = "anonymous"  # the one caller of a server that asks for nothing
+ANYBODY = "anonymous"  # the only caller if no key is required
 
 
 class Access:
-    """The callers that may use the server.
+    """Knows the callers that may use the server.
 
     Attributes:
-        limiter: how much each of them uses.
+        limiter: enforces their rate limits.
 
     Raises:
-        KeysError: keys in the settings or their file cannot be used.
+        KeysError: keys in the settings or the key file are invalid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,7 +56,7 @@ class Access:
         self.required = settings.requires_auth
 
     async def caller(self, headers: Headers) -> Caller:
-        """Who sends a request, by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
+        """Identify the caller by ``Authorization: Bearer`` (OpenAI's clients) or ``api-key`` (Azure's).
 
         Azure's SDKs send a key in both.
 
@@ -82,5 +82,5 @@ class Access:
         )
 
     async def follow_changes(self, hangup: asyncio.Event) -> None:
-        """Read the key file again whenever it changes or ``hangup`` is set."""
+        """Reload the key file whenever it changes or ``hangup`` is set."""
         await self._keys.follow(hangup)

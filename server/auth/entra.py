@@ -1,4 +1,4 @@
-"""Callers with an Entra ID token: signed for their tenant, meant for this server, and not expired."""
+"""Authenticates callers by Entra ID tokens: checks signature, tenant, audience and expiry."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jwt.exceptions import ExpiredSignatureError, InvalidAudienceError, PyJWTErr
 from server.auth.issuer import ALGORITHM, Issuer
 from server.errors import ApiError, short_name, unauthorized
 
-CLOCK_SKEW = 60  # seconds that the issuer's clock and ours may differ
+CLOCK_SKEW = 60  # seconds that the clocks may differ
 LONGEST_TOKEN = 16_384  # characters; Entra's have a few thousand
 
 
 class Entra:
-    """Checks the tokens of one tenant.
+    """Validates the tokens of one tenant.
 
     Args:
-        issuer: of the tenant.
-        tenant: its id.
-        audiences: one of which a token must be for.
-        roles: one of which a token must have, or one of the scopes.
-        scopes: one of which is enough instead of a role; with no roles and no scopes every token of the
-            tenant for the audience is accepted.
+        issuer: the tenant's issuer.
+        tenant: the tenant's id.
+        audiences: accepted audiences.
+        roles: accepted app roles; a token needs one of them or one of the scopes.
+        scopes: accepted scopes; without roles and scopes, all of the tenant's tokens for an audience are
+            accepted.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class Entra:
         self._scopes = frozenset(scopes)
 
     async def name(self, token: str) -> str:
-        """The caller's name: its object id in the directory.
+        """Validate a token; returns the caller's name, which contains its object id in the directory.
 
         Raises:
-            ApiError: 401, the token is not valid; 403, it lacks a role or scope; 503, the issuer's
-                keys cannot be had.
+            ApiError: 401, the token is invalid; 403, it lacks a role or scope; 503, the issuer's
+                keys cannot be fetched.
         """
         if len(token) > LONGEST_TOKEN:
-            raise _invalid(f"it has more than {LONGEST_TOKEN} characters")
+            raise _invalid(f"it is longer than {LONGEST_TOKEN} characters")
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             key = await self._issuer.key(kid) if isinstance(kid, str) else None
             if key is None:
-                raise _invalid(f"its tenant's issuer, {self._tenant}, has no key of that id")
+                raise _invalid(f"tenant {self._tenant} has no signing key with that id")
             claims = jwt.decode(
                 token,
                 key,
@@ -68,14 +68,14 @@ class Entra:
             raise _invalid("it has expired; get a new one") from error
         except InvalidAudienceError as error:
             wanted = " or ".join(self._audiences)
-            raise _invalid(f"it is for another audience; ask for a token for {wanted}") from error
+            raise _invalid(f"it is for another audience; request a token for {wanted}") from error
         except PyJWTError as error:
             raise _invalid(str(error)) from error
         if claims["tid"] != self._tenant:
-            raise _invalid("it is of another tenant")
+            raise _invalid("it was issued by another tenant")
         name = claims.get("oid") or claims.get("sub")
         if not isinstance(name, str):
-            raise _invalid("it names no caller: it has neither oid nor sub")
+            raise _invalid("it identifies no caller: it has neither oid nor sub")
         self._require_permission(claims)
         return f"entra:{name}"
 
@@ -91,13 +91,13 @@ class Entra:
             raise ApiError(
                 403,
                 "Forbidden",
-                f"the token is valid but has none of the {wanted}; ask an administrator of the "
-                "tenant for one",
+                f"the token is valid but has none of the {wanted}; ask a tenant administrator to "
+                "grant one",
                 headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'},
             )
 
 
 def _invalid(reason: str) -> ApiError:
     return unauthorized(
-        f"the token cannot be used here: {short_name(reason)}", 'Bearer error="invalid_token"'
+        f"the token is invalid: {short_name(reason)}", 'Bearer error="invalid_token"'
     )

@@ -1,7 +1,7 @@
-"""The keys that Entra signs a tenant's tokens with: fetched, kept, and fetched again when they change.
+"""Fetches and caches the keys that Entra signs a tenant's tokens with.
 
-Entra issues tokens of two versions, each with a discovery document of its own; which one a client
-gets is a setting of the app registration, so both are taken.
+Entra issues tokens of two versions, each with its own discovery document. The app registration decides
+which one a client gets, so both are accepted.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from server.errors import ApiError, retry_after
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM = "RS256"  # the one that Entra signs with
+ALGORITHM = "RS256"  # Entra uses no other
 VERSIONS = ("/v2.0", "")
 FETCHES_PER_MINUTE = 5
-FETCH_TIMEOUT = 10.0  # seconds, for everything
-MAX_AGE = 3600.0  # seconds; keys that the issuer has withdrawn are known no longer than that
+FETCH_TIMEOUT = 10.0  # seconds for all requests of a fetch
+MAX_AGE = 3600.0  # seconds until keys are fetched again, so that withdrawn keys are dropped
 LARGEST_DOCUMENT = 1_000_000  # bytes
 MOST_KEYS = 100
 
 
 class IssuerError(Exception):
-    """The issuer does not answer, or not with what it should."""
+    """The issuer is unreachable or sent an invalid response."""
 
 
 class Issuer:
     """One tenant's issuer.
 
     Args:
-        authority: such as ``https://login.microsoftonline.com``.
-        tenant: the id of the tenant.
+        authority: base URL, such as ``https://login.microsoftonline.com``.
+        tenant: the tenant's id.
 
     Attributes:
-        names: what its tokens may call it in ``iss``; empty before the first key is known.
+        names: valid values of ``iss``; empty until the first fetch.
     """
 
     def __init__(self, authority: str, tenant: str) -> None:
@@ -54,17 +54,17 @@ class Issuer:
         self.names: frozenset[str] = frozenset()
         self._fetched_at = -math.inf
         self._failure: IssuerError | None = None
-        # Tokens can name keys that nobody has: they must not make us ask the issuer each time.
+        # Limits fetches, because tokens with unknown key ids would otherwise trigger one each.
         self._fetches = Bucket(FETCHES_PER_MINUTE)
         self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, kid: str) -> PyJWK | None:
-        """The key with that id, None where the issuer has none.
+        """The key with that id; None if the issuer has none.
 
-        A known key is returned at once, even when it is time to look for new ones.
+        A cached key is returned at once, even while new keys are being fetched.
 
         Raises:
-            ApiError: 503, the key is not known and the issuer cannot be asked.
+            ApiError: 503, the key is not cached and the issuer is unavailable.
         """
         known = self._keys.get(kid)
         if known is not None:
@@ -73,18 +73,18 @@ class Issuer:
             return known
         fetching = self._fetch_unless_too_often()
         if fetching is not None:
-            await asyncio.shield(fetching)  # others wait for the same
+            await asyncio.shield(fetching)  # other requests may wait for the same fetch
         if kid not in self._keys and self._failure is not None:
             raise ApiError(
                 503,
                 "issuer_unavailable",
-                f"the token cannot be checked: {self._failure}; try again later",
+                f"the token cannot be verified: {self._failure}; try again later",
                 headers=retry_after(self._fetches.seconds_until(1)),
             )
         return self._keys.get(kid)
 
     def _fetch_unless_too_often(self) -> asyncio.Task[None] | None:
-        """The fetch in progress, or a new one."""
+        """The fetch in progress, or a new one within the rate limit."""
         if self._fetching is None and self._fetches.level >= 1:
             self._fetches.take(1)
             self._fetching = asyncio.create_task(self._fetch())
@@ -99,17 +99,17 @@ class Issuer:
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, IssuerError) as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
-                reason = f"no answer in {FETCH_TIMEOUT:g} seconds"
+                reason = f"no response within {FETCH_TIMEOUT:g} seconds"
             self._failure = IssuerError(f"the issuer {self._base} failed ({reason})")
             logger.error("%s; keeping the previous %d keys", self._failure, len(self._keys))
         finally:
             self._fetching = None
 
     async def _ask(self) -> tuple[frozenset[str], dict[str, PyJWK]]:
-        """Names and keys of both versions; raises IssuerError and what the client raises."""
+        """Fetch names and keys of both versions; raises IssuerError and the HTTP client's errors."""
         names: set[str] = set()
         keys: dict[str, PyJWK] = {}
-        # The default context, so that SSL_CERT_FILE can name another authority.
+        # The default context, so that SSL_CERT_FILE can add an authority.
         context = ssl.create_default_context()
         async with httpx2.AsyncClient(verify=context) as client:
             for version in VERSIONS:
@@ -117,7 +117,7 @@ class Issuer:
                 document = await _get(client, url)
                 name, jwks_uri = document.get("issuer"), str(document.get("jwks_uri"))
                 if not isinstance(name, str) or self._tenant not in name:
-                    raise IssuerError(f"{url} names an issuer that is not the tenant's")
+                    raise IssuerError(f"{url} names the issuer of another tenant")
                 if not jwks_uri.startswith("https://"):
                     raise IssuerError(f"{url} has a jwks_uri that is not https")
                 names.add(name)
@@ -128,26 +128,26 @@ class Issuer:
 
 
 async def _get(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
-    """The JSON object there; raises IssuerError."""
+    """Fetch a JSON object; raises IssuerError."""
     body = bytearray()
     async with client.stream("GET", url) as response:
         if response.status_code != 200:
-            raise IssuerError(f"{url} answers {response.status_code}")
+            raise IssuerError(f"{url} returned {response.status_code}")
         async for part in response.aiter_bytes():
             body += part
             if len(body) > LARGEST_DOCUMENT:
-                raise IssuerError(f"{url} has more than {LARGEST_DOCUMENT} bytes")
+                raise IssuerError(f"{url} is larger than {LARGEST_DOCUMENT} bytes")
     try:
         document = from_json(bytes(body))
     except ValueError as error:
-        raise IssuerError(f"{url} is not JSON: {error}") from error
+        raise IssuerError(f"{url} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise IssuerError(f"{url} is not a JSON object")
     return document
 
 
 def _signing_keys(listed: object) -> dict[str, PyJWK]:
-    """The keys of a JWKS for our signature algorithm, by id; others are left out."""
+    """The RSA signing keys of a JWKS, by id."""
     keys: dict[str, PyJWK] = {}
     for entry in listed[:MOST_KEYS] if isinstance(listed, list) else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):
@@ -156,5 +156,5 @@ def _signing_keys(listed: object) -> dict[str, PyJWK]:
             try:
                 keys[entry["kid"]] = PyJWK(entry, ALGORITHM)
             except (PyJWTError, ValueError, TypeError) as error:
-                logger.warning("the issuer's key %r cannot be used: %s", entry["kid"], error)
+                logger.warning("ignoring the issuer's key %r: %s", entry["kid"], error)
     return keys

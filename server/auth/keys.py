@@ -1,7 +1,7 @@
-"""API keys and their callers, from settings and from a file that may change while serving.
+"""API keys and their callers, from settings and from a file that is reloaded when it changes.
 
-The file, and the variable ``PHI3V_API_KEYS``, are TOML: the name of a caller and its key, or a table
-with limits of its own. Keys in a variable or a file are on no process list.
+The file and the variable ``PHI3V_API_KEYS`` are TOML. Each entry is a caller's name and key, or a table
+with limits. Unlike flags, variables and files do not show up in the process list.
 
     alice = "a-long-random-key"
 
@@ -34,16 +34,16 @@ logger = logging.getLogger(__name__)
 
 THE_KEY = "api-key"  # the caller of --api-key
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-KEY = r"[!-~]+"  # what a header can carry; the web server strips spaces around it
-LOOK_EVERY = 1.0  # seconds, whether the file has changed
+KEY = r"[!-~]+"  # characters that a header value can carry
+LOOK_EVERY = 1.0  # seconds between checks for changes of the file
 
 
 class KeysError(ValueError):
-    """The keys cannot be used; the message says which and why, without the key itself."""
+    """The keys are invalid; the message says which and why, without the key itself."""
 
 
 class _Entry(BaseModel):
-    """A caller's table."""
+    """The TOML table of a caller."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -54,23 +54,23 @@ class _Entry(BaseModel):
 
 
 class Keys:
-    """The keys that are valid now.
+    """The valid keys.
 
     Args:
-        key: of ``--api-key``.
-        text: of ``PHI3V_API_KEYS``.
-        file: of ``--api-keys-file``; read again when it changes.
-        limits: of callers without limits of their own.
+        key: value of ``--api-key``.
+        text: value of ``PHI3V_API_KEYS``.
+        file: value of ``--api-keys-file``; reloaded when it changes.
+        limits: limits of callers that do not set their own.
 
     Raises:
-        KeysError: a text is not as it must be.
+        KeysError: the keys are invalid.
     """
 
     def __init__(
         self, key: str | None, text: str | None, file: Path | None, limits: Limits
     ) -> None:
-        # Keys are looked up by a digest under a secret of this process: how long that takes tells
-        # nothing about how much of a guess is right, and it takes as long for a thousand keys.
+        # Keys are looked up by a keyed digest, so that timing reveals nothing about a key and does not
+        # depend on the number of keys.
         self._secret = secrets.token_bytes(32)
         self._limits = limits
         self._fixed: dict[bytes, Caller] = {}
@@ -89,11 +89,11 @@ class Keys:
         return len(self._callers)
 
     def find(self, sent: str) -> Caller | None:
-        """The caller with that key; takes microseconds."""
+        """The caller with that key, if any."""
         return self._callers.get(self._digest(sent))
 
     def reload(self) -> None:
-        """Read the file again. If it cannot be used, that is logged and the old keys stay valid."""
+        """Reload the file. If it is invalid, log an error and keep the previous keys."""
         if self._file is None:
             return
         self._seen = _signature(self._file)
@@ -103,10 +103,10 @@ class Keys:
             logger.error("%s; keeping the previous %d keys", error, len(self))
             return
         self._callers = callers
-        logger.info("read %s: %d keys are valid", self._file, len(self))
+        logger.info("reloaded %s; valid keys: %d", self._file, len(self))
 
     async def follow(self, hangup: asyncio.Event) -> None:
-        """Reload whenever the file changes or ``hangup`` is set; does not end."""
+        """Reload whenever the file changes or ``hangup`` is set; runs until cancelled."""
         if self._file is None:
             return
         while True:
@@ -129,19 +129,19 @@ class Keys:
         return callers
 
     def _read(self, text: str, source: str, callers: dict[bytes, Caller]) -> None:
-        """Add the callers of a text; raises KeysError."""
+        """Add the callers in TOML text; raises KeysError."""
         try:
             entries = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise KeysError(f"{source} is not TOML: {error}") from error
+            raise KeysError(f"{source} is not valid TOML: {error}") from error
         if not entries:
             raise KeysError(f'{source} has no keys; write NAME = "KEY" lines')
         names = {caller.name for caller in callers.values()}
         for name, value in entries.items():
             if name in names or not NAME.fullmatch(name):
                 raise KeysError(
-                    f"{source}: {name[:64]!r} cannot name a caller; use up to 64 letters, digits, "
-                    "'.', '_' and '-', and a name that is not taken"
+                    f"{source}: {name[:64]!r} is not a valid caller name, or is taken; use up to 64 "
+                    "letters, digits, '.', '_' and '-'"
                 )
             try:
                 entry = _Entry.model_validate({"key": value} if isinstance(value, str) else value)
@@ -151,7 +151,7 @@ class Keys:
                 raise KeysError(f"{source}: {where}: {problem['msg']}") from None
             digest = self._digest(entry.key)
             if digest in callers:
-                raise KeysError(f"{source}: {name} has the key of {callers[digest].name}")
+                raise KeysError(f"{source}: {name} and {callers[digest].name} have the same key")
             own = {
                 limit: value
                 for limit, value in entry.model_dump(exclude={"key"}).items()
@@ -161,26 +161,26 @@ class Keys:
 
 
 def generated_key(file: Path) -> str:
-    """The key in a file that holds nothing else; without a file, one is made with a random key.
+    """Read the key from a file that contains nothing else; create it with a random key if it is missing.
 
     Raises:
-        KeysError: the file cannot be made or read, or holds no key.
+        KeysError: the file cannot be created or read, or contains no key.
     """
     try:
         if not file.exists():
             _make(file, secrets.token_urlsafe(32))
         key = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"the key file {file} cannot be made or read: {error}") from error
+        raise KeysError(f"the key file {file} cannot be created or read: {error}") from error
     if not re.fullmatch(KEY, key):
         raise KeysError(
-            f"the key file {file} must hold a key and nothing else; delete it for a new one"
+            f"the key file {file} must contain one key and nothing else; delete it to generate a new one"
         )
     return key
 
 
 def _make(file: Path, key: str) -> None:
-    """Write a file atomically, so that nobody reads half of it; an existing one is kept."""
+    """Create a file atomically, so that no reader sees it half-written; an existing one is kept."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as whole:
         whole.write(f"{key}\n")
         whole.flush()
@@ -189,7 +189,7 @@ def _make(file: Path, key: str) -> None:
 
 
 def _signature(file: Path) -> object:
-    """Changes whenever the file is edited or replaced; None when it is missing."""
+    """A value that changes whenever the file is edited or replaced; None if it is missing."""
     try:
         stat = file.stat()
     except OSError:

@@ -1,1 +1,1 @@
-"""Files of requests, processed without HTTP by the same rules as the routes."""
+"""Runs files of requests without HTTP, by the same rules as the routes."""

@@ -1,4 +1,4 @@
-"""Reads the input one line at a time, and holds no line longer than the limit in memory."""
+"""Reads the input line by line, without keeping lines in memory that exceed the limit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-READ_AT_A_TIME = 1 << 20  # bytes of a line that is too long
+READ_AT_A_TIME = 1 << 20  # bytes of an overlong line
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line.
+    """One line of the input.
 
     Attributes:
-        number: counted from 1.
-        data: without white space around it; None where it is longer than the limit.
-        size: in the file, in bytes.
+        number: line number, from 1.
+        data: content without surrounding white space; None if it is longer than the limit.
+        size: bytes in the file.
     """
 
     number: int
@@ -25,19 +25,19 @@ class Line:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is blank."""
+        """Whether the line is blank."""
         return self.data == b""
 
 
 def read_lines(file: BinaryIO, limit: int) -> Iterator[Line]:
-    """The lines of a file, blank ones too, read lazily.
+    """Read lines lazily, including blank ones.
 
     Args:
-        file: read from where it stands.
-        limit: bytes of the longest line that is kept.
+        file: read from its current position.
+        limit: maximum bytes of a line.
 
     Raises:
-        OSError: the file cannot be read; it has the file's name.
+        OSError: the file cannot be read; the error contains its name.
     """
     try:
         yield from _read(file, limit)

@@ -1,4 +1,4 @@
-"""From the lines of a batch to their results, many at a time and in the order in which they finish."""
+"""Processes the lines of a batch concurrently and writes results as they finish."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from server.service import Backend
 
 logger = logging.getLogger(__name__)
 
-# Statuses of transient failures: the time limit, and faults of the engine.
+# Statuses of transient failures: the request timeout and engine faults.
 TRANSIENT = (408, 500)
 CUSTOM_ID: TypeAdapter[str] = TypeAdapter(CustomId)
 
 
 class BatchEndedError(Exception):
-    """The batch cannot go on; the message says why."""
+    """The batch cannot continue; the message says why."""
 
 
 class BatchProcessor:
     """Runs the requests of a batch and writes their results.
 
     Args:
-        backend: loaded.
-        results: where they are written.
-        progress: is told of each line.
+        backend: a loaded backend.
+        results: the output.
+        progress: counts the lines.
 
     Attributes:
         complete: whether all lines were processed.
@@ -64,15 +64,15 @@ class BatchProcessor:
         self._results = results
         self._progress = progress
         self._stopping = False
-        self._ended = asyncio.Event()  # set and replaced whenever a line is done
-        self._first = asyncio.Lock()  # held by the line that is to get room next
+        self._ended = asyncio.Event()  # set and replaced whenever a line finishes
+        self._first = asyncio.Lock()  # held by the line that starts next
         self.complete = False
 
     async def process(self, lines: Iterator[Line]) -> None:
-        """Process all lines; half of those in flight are prepared and wait for room in the engine.
+        """Process all lines. Half of the lines in flight are prepared ahead and wait for the engine.
 
         Raises:
-            BatchEndedError: the engine has ended.
+            BatchEndedError: the engine has failed.
             OSError: a result cannot be written.
         """
         count = 2 * self._backend.settings.max_num_seqs
@@ -85,7 +85,7 @@ class BatchProcessor:
         self.complete = not self._stopping or all(line.is_empty for line in lines)
 
     def stop(self) -> None:
-        """Start no further line."""
+        """Start no more lines."""
         self._stopping = True
 
     async def _work(self, lines: Iterator[Line]) -> None:
@@ -99,10 +99,10 @@ class BatchProcessor:
             self._progress.advance(line.size)
             self._ended.set()
             self._ended = asyncio.Event()
-            await asyncio.sleep(0)  # many lines that need no work must not keep a signal waiting
+            await asyncio.sleep(0)  # let signals through while skipping many lines
 
     async def _result(self, line: Line) -> tuple[BatchResult, Iterable[bytes]] | None:
-        """What is to be written for a line; None if nothing is. Raises BatchEndedError."""
+        """Process a line; returns None if there is nothing to write. Raises BatchEndedError."""
         if line.is_empty:
             return None
         custom_id, is_transient = None, False
@@ -120,19 +120,21 @@ class BatchProcessor:
         except model.ModelError as error:
             failure = from_model_error(error)
             is_transient = isinstance(error, FetchError)
-        except Exception:  # a bug; the other lines go on
+        except Exception:  # a bug; continue with the other lines
             logger.exception("line %d failed", line.number)
-            failure = internal_error("this line failed; the log says why")
+            failure = internal_error("internal error; see the log")
         else:
             self._progress.answered(finished.completion.usage.completion_tokens)
             return _result(custom_id, 200), finished.pieces()
         if failure.status == 503:
-            raise BatchEndedError(f"{failure.message}; run the batch again for what is left")
+            raise BatchEndedError(f"{failure.message}; run the batch again for the remaining lines")
         if custom_id is None and self._results.has_line(line.number):
             self._progress.earlier()
             return None
         if is_transient or failure.status in TRANSIENT:
-            logger.warning("line %d is left for another run: %s", line.number, failure.message)
+            logger.warning(
+                "line %d will be retried by the next run: %s", line.number, failure.message
+            )
             self._progress.left += 1
             return None
         self._progress.failed()
@@ -141,7 +143,7 @@ class BatchProcessor:
         return result, [to_json(error_body(failure))]
 
     async def _parse_json(self, line: Line) -> ParsedJson:
-        """The line as a JSON value; raises an ApiError."""
+        """Parse the line as JSON; raises an ApiError."""
         if line.data is None:
             limit = self._backend.settings.max_body_bytes
             reason = f"the line has {line.size} bytes; the limit is {limit} (--max-body-mb)"
@@ -149,15 +151,15 @@ class BatchProcessor:
         return await parse_json(line.data, "the line")
 
     async def _complete_chat(self, line: ParsedJson) -> FinishedCompletion:
-        """The whole completion; raises an ApiError or a ModelError."""
+        """Run the line's request; raises an ApiError or a ModelError."""
         chat, params = await line.validate(self._parse_request)
         if chat.stream:
             raise not_supported(
-                "stream is not supported in a batch, whose results are whole answers: leave it out",
+                "stream is not supported in a batch; remove it",
                 ("stream",),
                 chat.stream,
             )
-        # What a line and its image may take is bounded, and so is how many there are.
+        # Held bytes need no limit here: sizes and the number of lines in flight are bounded.
         images = Images(self._backend.decode_pool, self._backend.fetcher, hold=lambda _: None)
         prepared = await prepare(self._backend, chat, params, images, chat.cache_salt or "")
         running = await self._start(prepared)
@@ -171,7 +173,7 @@ class BatchProcessor:
         return parse_chat(request.body, "pass-through", self._backend.settings.max_messages)
 
     async def _start(self, prepared: PreparedChat) -> RunningCompletion:
-        """Start it as soon as there is room for it and for those that wait already."""
+        """Start a request, waiting while the engine is overloaded; first come, first served."""
         if not self._first.locked():
             with contextlib.suppress(model.OverloadedError):
                 return await prepared.start()
@@ -180,12 +182,12 @@ class BatchProcessor:
                 ended = self._ended
                 try:
                     return await prepared.start()
-                except model.OverloadedError:  # by other lines, of which one will end
+                except model.OverloadedError:  # by other lines, one of which will finish
                     await ended.wait()
 
 
 def _custom_id_of(value: object) -> str | None:
-    """The line's custom_id, if it is one."""
+    """The line's custom_id, if it is valid."""
     try:
         return CUSTOM_ID.validate_python(
             value.get("custom_id") if isinstance(value, dict) else None
@@ -195,7 +197,7 @@ def _custom_id_of(value: object) -> str | None:
 
 
 def _request_of(value: object) -> BatchRequest:
-    """The line's request; raises a 422 ApiError."""
+    """Validate the line; raises a 422 ApiError."""
     if not isinstance(value, dict):
         reason = "the line must be a JSON object with custom_id, method, url and body"
         raise invalid_parameter(reason, value=value)
@@ -206,6 +208,6 @@ def _request_of(value: object) -> BatchRequest:
 
 
 def _result(custom_id: str | None, status: int) -> BatchResult:
-    """A result without its body."""
+    """A result with an empty body."""
     response = BatchResponse(status_code=status, request_id=uuid.uuid4().hex, body={})
     return BatchResult(id=f"batch_req_{uuid.uuid4().hex}", custom_id=custom_id, response=response)

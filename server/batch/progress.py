@@ -1,4 +1,4 @@
-"""Progress of a batch: a bar while it runs, and a summary at the end."""
+"""The progress bar and the final summary of a batch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import os
 import sys
 import time
 
-SECONDS_BETWEEN_LINES = 10.0  # of a log, where nobody watches
+SECONDS_BETWEEN_LINES = 10.0  # if the output is not a terminal
 
 
 class Progress:
-    """Counts lines, and shows how many bytes of the input are done.
+    """Counts lines and shows progress in bytes of the input.
 
     Args:
-        size: of the input, in bytes.
-        quiet: whether to show no bar.
+        size: bytes of the input.
+        quiet: disables the bar.
 
     Attributes:
         left: lines without a result, which the next run retries.
     """
 
     def __init__(self, size: int, quiet: bool) -> None:
-        # It reads TQDM_DISABLE when it is imported, for the libraries' bars too: after the log is set up.
+        # tqdm reads TQDM_DISABLE on import, so import it after logging is configured.
         from tqdm import tqdm
 
         self._answered = self._failed = self._earlier = self._tokens = self.left = 0
@@ -34,11 +34,11 @@ class Progress:
             desc="batch",
             mininterval=0.5 if watched else SECONDS_BETWEEN_LINES,
             dynamic_ncols=watched,
-            disable=quiet or bool(os.environ.get("TQDM_DISABLE")),  # its own variable
+            disable=quiet or bool(os.environ.get("TQDM_DISABLE")),
         )
 
     def answered(self, tokens: int) -> None:
-        """Count a completion of so many tokens."""
+        """Count a completion with that many tokens."""
         self._answered += 1
         self._tokens += tokens
 
@@ -47,11 +47,11 @@ class Progress:
         self._failed += 1
 
     def earlier(self) -> None:
-        """Count a line whose result an earlier run has written."""
+        """Count a line whose result was written by an earlier run."""
         self._earlier += 1
 
     def advance(self, size: int) -> None:
-        """Advance the bar by a line of so many bytes."""
+        """Advance the bar by a line of that many bytes."""
         counts = f"{self._answered} answered, {self._failed} failed, {self._speed:.0f} tokens/s"
         self._bar.set_postfix_str(counts, refresh=False)
         self._bar.update(size)
@@ -65,7 +65,7 @@ class Progress:
         return self._tokens / max(self._seconds, 1e-9)
 
     def close(self) -> str:
-        """End the bar; returns the summary."""
+        """Close the bar and return the summary."""
         self._bar.close()
         return (
             f"{self._answered} answered, {self._failed} failed, {self.left} left, "

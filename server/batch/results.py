@@ -1,7 +1,7 @@
-"""The output: what earlier runs wrote to it, and each new result as one line at its end.
+"""The output file: reads the results of earlier runs and appends new ones.
 
-A run may be killed at any time. Complete lines are kept, an incomplete last one is cut off, and the
-next run processes the requests that have no result.
+A run may be killed at any time. The next run truncates an incomplete last line and processes the
+requests that have no result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ START = b'{"id":"batch_req_'  # of every line
 
 
 class ResultsError(Exception):
-    """The file cannot be used; the message says why."""
+    """The output file cannot be used; the message says why."""
 
 
 class _LineError(BaseModel):
@@ -30,7 +30,7 @@ class _LineError(BaseModel):
 
 
 class _Written(BaseModel):
-    """The part of a result that says which line of the input it is for."""
+    """The fields of a result that identify its input line."""
 
     custom_id: str | None
     error: _LineError | None
@@ -40,17 +40,17 @@ class Results:
     """The output file, locked against other runs until it is closed.
 
     Args:
-        path: made if it is missing.
+        path: created if missing.
 
     Raises:
-        ResultsError: it holds something else, or another batch writes to it.
-        OSError: it cannot be read or written.
+        ResultsError: the file contains something else, or another batch is using it.
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._claimed: dict[str, bool] = {}  # whether this run has seen the custom_id
-        self._lines: set[int] = set()  # of the input, those without a custom_id
+        self._claimed: dict[str, bool] = {}  # custom_id -> whether this run has seen it
+        self._lines: set[int] = set()  # input lines without a custom_id that have a result
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self._lock()
@@ -63,7 +63,7 @@ class Results:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ResultsError(f"{self._path} is being written by another batch") from error
+            raise ResultsError(f"{self._path} is in use by another batch") from error
 
     def _read(self) -> None:
         whole = 0  # bytes
@@ -75,8 +75,8 @@ class Results:
                     written = _Written.model_validate_json(line)
                 except ValidationError as error:
                     raise ResultsError(
-                        f"line {number} of {self._path} is no result of a batch; name a new file "
-                        "for the output, or the one that an earlier run wrote"
+                        f"line {number} of {self._path} is not a batch result; choose a new output "
+                        "file, or one that an earlier run wrote"
                     ) from error
                 if written.custom_id is not None:
                     self._claimed[written.custom_id] = False
@@ -86,17 +86,17 @@ class Results:
         os.ftruncate(self._descriptor, whole)
 
     def claim(self, custom_id: str) -> bool:
-        """Whether a request is to be processed: False if an earlier run has written its result.
+        """Return whether to process a request: False if an earlier run has written its result.
 
         Raises:
-            ApiError: 422; an earlier line of this run has the same custom_id.
+            ApiError: 422, an earlier line of this run has the same custom_id.
         """
         if self._claimed.get(custom_id):
             raise ApiError(
                 422,
                 "duplicate_custom_id",
-                f"custom_id {short_name(custom_id)!r} is that of an earlier line too; give every "
-                "line one of its own",
+                f"custom_id {short_name(custom_id)!r} is already used by an earlier line; make it "
+                "unique",
                 ("custom_id",),
                 custom_id,
             )
@@ -105,18 +105,18 @@ class Results:
         return new
 
     def has_line(self, number: int) -> bool:
-        """Whether an earlier run has written an error for this line, which has no custom_id."""
+        """Whether an earlier run has written an error for this line without a custom_id."""
         return number in self._lines
 
     def write(self, result: BatchResult, body: Iterable[bytes]) -> None:
-        """Add a result.
+        """Append a result.
 
         Args:
-            result: without the body of its response.
-            body: its JSON, in pieces.
+            result: the result with an empty body.
+            body: the body's JSON, in pieces.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         begin, mark, end = result.model_dump_json().encode().partition(b'"body":{}')
         pieces = [begin + mark.removesuffix(b"{}")]
@@ -133,5 +133,5 @@ class Results:
             left = left[os.write(self._descriptor, left) :]
 
     def close(self) -> None:
-        """Unlock the file."""
+        """Close and unlock the file."""
         os.close(self._descriptor)

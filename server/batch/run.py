@@ -1,4 +1,4 @@
-"""One run of a batch: files, signals, and an orderly end."""
+"""Runs a batch: files, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run(settings: ModelSettings, source: Path, target: Path) -> int:
     """Process the requests in ``source``; returns the exit status.
 
-    It is 0 when each line has a result, which may be an error, 1 when some are left for the next run,
-    and 128 plus a signal's number when the signal left lines out.
+    0: every line has a result, which may be an error. 1: some lines are left for the next run, or the
+    batch failed. 128 plus the signal's number: a signal interrupted the batch.
     """
     log = logs.start(settings.log_format, settings.log_level)
     try:
         if target.exists() and target.samefile(source):
-            raise ResultsError(f"{target} is the input; name another file for the output")
+            raise ResultsError(f"{target} is the input; choose another output file")
         with source.open("rb") as file, contextlib.closing(Results(target)) as results:
             return asyncio.run(_run(settings, file, results))
     except (ResultsError, BatchEndedError, model.ModelError) as error:
         logs.complain(settings.log_format, str(error))
     except OSError as error:
         name = error.filename or target
-        logs.complain(settings.log_format, f"{name} cannot be used: {error.strerror}")
+        logs.complain(settings.log_format, f"{name}: {error.strerror}")
     finally:
         log.finish()
     return 1
@@ -50,7 +50,7 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     left = 0
 
     def on_signal(number: int) -> None:
-        """First signal: finish what runs. Second, or while loading: drop it."""
+        """First signal: finish requests in flight. Second, or while loading: abort."""
         if signals or processor is None:
             working.cancel()
         else:
@@ -82,9 +82,13 @@ async def _run(settings: ModelSettings, source: BinaryIO, results: Results) -> i
     if processor is not None and processor.complete:
         if left:
             lines, them = ("line", "it") if left == 1 else ("lines", "them")
-            reason = f"{left} {lines} got no result, and the log says why; run it again for {them}"
+            reason = (
+                f"{left} {lines} got no result (see the log); run the batch again to retry {them}"
+            )
             logs.complain(settings.log_format, reason)
         return 1 if left else 0
     name = signal.Signals(signals[0]).name
-    logs.complain(settings.log_format, f"ended by {name}; run it again for what is left")
+    logs.complain(
+        settings.log_format, f"interrupted by {name}; run the batch again for the remaining lines"
+    )
     return 128 + signals[0]

@@ -1,1 +1,1 @@
-"""One chat request: from its body to the engine's messages, and from text deltas to a completion."""
+"""Converts request bodies to the engine's messages, and text deltas to completions."""

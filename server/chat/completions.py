@@ -1,6 +1,6 @@
-"""From text deltas to chat completions: the chunks of a stream, or the whole as a fold of the same deltas.
+"""Turns text deltas into chat completions: chunks of a stream, or one whole completion.
 
-Knows the wire's shapes, nothing of HTTP.
+Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from server.schemas.responses import (
 
 @dataclass(frozen=True)
 class Envelope:
-    """What every chunk of a completion repeats."""
+    """The fields that all chunks of a completion share."""
 
     model: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -45,10 +45,10 @@ class Envelope:
 async def stream(
     generation: model.Generation, envelope: Envelope, n: int, include_usage: bool
 ) -> AsyncIterator[bytes]:
-    """The chunks of a stream as JSON: a role chunk for each choice, text, and how each one ended.
+    """Yield the chunks of a stream as JSON: a role chunk for each choice, text, and finish reasons.
 
-    Usage stands in the last chunk, or with ``include_usage`` in a further one without choices; all
-    others then say that theirs is null, as OpenAI's do.
+    The last chunk has the usage. With ``include_usage``, an additional chunk without choices has it, and
+    in all others it is null, as with OpenAI.
     """
 
     def dumped(
@@ -58,7 +58,7 @@ async def stream(
         text = envelope.chunk(choices, usage).model_dump_json(exclude=hidden).encode()
         if not logprobs:
             return text
-        begin, key, end = text.partition(b'"logprobs":')  # a string has no such quotes
+        begin, key, end = text.partition(b'"logprobs":')  # quotes in a string are escaped
         return begin + key + b'{"content":[' + logprobs + b"]}" + end.removeprefix(b"null")
 
     for index in range(n):
@@ -69,7 +69,7 @@ async def stream(
             choice = ChunkChoice(index=delta.index, delta=Delta(content=delta.text))
             yield dumped([choice], logprobs=logprobs_json(delta.logprobs, pydantic_numbers))
         if delta.logprobs:
-            await asyncio.sleep(0)  # many may have gathered
+            await asyncio.sleep(0)  # let others run between large deltas
         if delta.finish_reason is not None:
             unfinished -= 1
             last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
@@ -82,22 +82,24 @@ async def stream(
 
 @dataclass(frozen=True)
 class FinishedCompletion:
-    """A whole completion, whose log probabilities are JSON already.
+    """A whole completion with log probabilities in serialized form.
 
     Attributes:
-        completion: the rest of it.
-        logprobs: of each choice; each piece has one token or several, and a comma before them if
-            it is not the first.
+        completion: everything except the log probabilities.
+        logprobs: JSON pieces for each choice, each with one or more tokens; all but the first start
+            with a comma.
     """
 
     completion: ChatCompletion
     logprobs: list[list[bytes]]
 
     def pieces(self) -> Iterator[bytes]:
-        """Its JSON in pieces, which together are what dumping all of it would give."""
+        """Yield the completion's JSON in pieces."""
         whole = self.completion.model_dump()
         choices, whole["choices"] = whole["choices"], []
-        begin, mark, end = _dumped(whole).partition(b'"choices":[')  # a string has no such quotes
+        begin, mark, end = _dumped(whole).partition(
+            b'"choices":['
+        )  # quotes in a string are escaped
         yield begin + mark
         for choice, logprobs in zip(choices, self.logprobs, strict=True):
             text = (b"," if choice["index"] else b"") + _dumped(choice)
@@ -113,7 +115,7 @@ class FinishedCompletion:
 async def complete(
     generation: model.Generation, envelope: Envelope, n: int, write_numbers: NumberWriter
 ) -> FinishedCompletion:
-    """The whole completion; log probabilities are written as ``write_numbers`` does."""
+    """Collect the whole completion; ``write_numbers`` formats the log probabilities."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[bytes]] = [[] for _ in range(n)]
     async for delta in generation:
@@ -121,7 +123,7 @@ async def complete(
         if delta.logprobs:
             own = logprobs[delta.index]
             own.append((b"," if own else b"") + logprobs_json(delta.logprobs, write_numbers))
-            await asyncio.sleep(0)  # many may have gathered
+            await asyncio.sleep(0)  # let others run between large deltas
     reasons = cast("list[model.FinishReason]", generation.finish_reasons)  # none was aborted
     completion = ChatCompletion(
         id=envelope.id,
@@ -142,7 +144,7 @@ async def complete(
 
 
 def _dumped(value: object) -> bytes:
-    """Dumped as FastAPI dumps a JSON response."""
+    """Serialize as FastAPI serializes JSON responses."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

@@ -1,4 +1,4 @@
-"""The grammar that the output must match, which a request can give in several ways."""
+"""Finds the grammar of a request: a schema, regex, choice or grammar."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MARKS = string.punctuation.replace("\\", "")
 
 
 def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
-    """The grammar that the request asks for, if any.
+    """The request's grammar, if any.
 
     Raises:
-        ApiError: two of them, or one whose output could never end.
+        ApiError: the request has two, or combines one with ``ignore_eos``.
     """
     asked = {
         "response_format": _of_format(request.response_format),
@@ -29,7 +29,7 @@ def grammar(request: ChatCompletionRequest) -> model.GrammarSpec | None:
         return None
     if len(named) > 1 or request.ignore_eos:
         other = named[1] if len(named) > 1 else "ignore_eos"
-        reason = f"{named[0]} and {other} cannot both be honoured; leave one out"
+        reason = f"{named[0]} and {other} cannot be combined; remove one"
         raise invalid_parameter(reason, (other,))
     return asked[named[0]]
 
@@ -41,7 +41,7 @@ def _of_format(wanted: ResponseFormat | None) -> model.GrammarSpec | None:
         return model.GrammarSpec("json_schema", '{"type": "object"}', ("response_format",))
     if wanted.json_schema is None:
         raise invalid_parameter(
-            "response_format.json_schema is missing; it holds a name and a schema",
+            "response_format.json_schema is missing; it must contain a name and a schema",
             ("response_format", "json_schema"),
         )
     loc = ("response_format", "json_schema", "schema")
@@ -55,8 +55,8 @@ def _of_choices(choices: list[str] | None) -> model.GrammarSpec | None:
 
 
 def _escaped(text: str) -> str:
-    """The text as a regular expression that matches it; quick, as long ones hold the GIL."""
-    # Only ASCII punctuation means something in an expression; all of it may be escaped.
+    """Escape text for a regular expression. Must be fast, because it holds the GIL."""
+    # Only ASCII punctuation has a special meaning, and all of it may be escaped.
     text = text.replace("\\", r"\\")
     for mark in MARKS:
         text = text.replace(mark, f"\\{mark}")

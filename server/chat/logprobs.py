@@ -1,4 +1,4 @@
-"""Log probabilities as JSON, written as the tokens come: a completion keeps only the bytes."""
+"""Serializes log probabilities as tokens arrive, so that completions keep only bytes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NumberWriter = Callable[[Sequence[float]], list[str]]
 
 
 def json_numbers(numbers: Sequence[float]) -> list[str]:
-    """Numbers as Python's ``json`` writes them, for the responses of routes; others are null."""
+    """Format numbers like Python's ``json``, for responses of routes; non-finite ones as null."""
     return [float.__repr__(number) if isfinite(number) else "null" for number in numbers]
 
 
 def pydantic_numbers(numbers: Sequence[float]) -> list[str]:
-    """Numbers as pydantic writes them, for streams and the results of a batch."""
+    """Format numbers like pydantic, for streams and batch results."""
     return to_json(list(numbers), inf_nan_mode="null").decode()[1:-1].split(",")
 
 
 def logprobs_json(tokens: Sequence[model.TokenLogprob], write_numbers: NumberWriter) -> bytes:
-    """The tokens as ``server.schemas.responses.TokenLogprob`` is dumped, comma-separated."""
+    """The JSON of the tokens (see ``server.schemas.responses.TokenLogprob``), comma-separated."""
     return ",".join(map("".join, (_parts(token, write_numbers) for token in tokens))).encode()
 
 

@@ -1,7 +1,6 @@
-"""From a request's body to what the engine takes: messages and sampling parameters.
+"""Converts request bodies to messages and sampling parameters for the engine.
 
-The only place that knows which parameters are honoured, ignored or refused. Works on values; knows
-nothing of HTTP.
+The only place that decides which parameters are honoured, ignored or refused. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeReques
 ExtraPolicy = Literal["error", "drop", "pass-through"]
 
 NO_TOOLS = "Phi-3-vision was not trained to call tools"
-TEXT_ONLY = "the model writes text only"
-# OpenAI's parameters that are not supported: the values that ask for nothing, and why not.
+TEXT_ONLY = "the model generates only text"
+# OpenAI's unsupported parameters: values that are harmless, and why others are refused.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": ((None, []), NO_TOOLS),
     "tool_choice": ((None, "none"), NO_TOOLS),
@@ -41,15 +40,15 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((None, "none"), NO_TOOLS),
     "modalities": ((None, ["text"]), TEXT_ONLY),
     "audio": ((None,), TEXT_ONLY),
-    "moderation": ((None,), "nothing here moderates texts"),
-    "prediction": ((None,), "the engine takes no predicted output"),
-    "reasoning_effort": ((None, "none"), "the model does not reason before it answers"),
+    "moderation": ((None,), "this server has no moderation"),
+    "prediction": ((None,), "the engine does not use predicted outputs"),
+    "reasoning_effort": ((None, "none"), "this is not a reasoning model"),
     "verbosity": ((None,), "ask for a short or a long answer in the prompt"),
-    "web_search_options": ((None,), "nothing here searches the web"),
+    "web_search_options": ((None,), "this server has no web search"),
 }
 
-MOST_KEYS = 1024  # in one object: as many as logit_bias may have
-# Items and keys in the whole body, nested ones included: a dozen for an ordinary message.
+MOST_KEYS = 1024  # in one object; the maximum for logit_bias
+# Items and keys in the whole body, including nested ones; an ordinary message has about a dozen.
 MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
@@ -57,12 +56,12 @@ MOST_VALUES_ELSEWHERE = 8192
 def parse_chat(
     body: object, extra_policy: ExtraPolicy, max_messages: int
 ) -> tuple[ChatCompletionRequest, model.SamplingParams]:
-    """Validate a parsed JSON body; returns the request and its sampling parameters.
+    """Validate a parsed JSON body and return the request and its sampling parameters.
 
     Args:
         body: the JSON value.
-        extra_policy: what to do with parameters that neither Azure nor OpenAI define.
-        max_messages: most messages in a conversation.
+        extra_policy: how to handle parameters that neither Azure nor OpenAI defines.
+        max_messages: maximum number of messages.
 
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
@@ -92,7 +91,7 @@ def parse_chat(
 
 
 def _names(extras: list[str]) -> list[str]:
-    """The first of them, as many as leave room for the rest of the sentence."""
+    """The first names, as many as fit into the message."""
     names = [short_name(name) for name in extras[:MOST_PROBLEMS]]
     while len(names) > 1 and len(repr(names)) > LONGEST_MESSAGE - 300:
         names.pop()
@@ -100,7 +99,7 @@ def _names(extras: list[str]) -> list[str]:
 
 
 def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
-    """Validate the body of a request to tokenize; raises a 422 ApiError."""
+    """Validate the body of a tokenize request; raises a 422 ApiError."""
     body = _bounded(body, max_messages)
     try:
         request = TokenizeRequest.model_validate(body)
@@ -112,13 +111,14 @@ def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
 
 
 def _bounded(body: object, max_messages: int) -> dict[str, Any]:
-    """The body, if it is an object and not too much to validate; raises a 422 ApiError."""
+    """Check that the body is an object and not too large to validate; raises a 422 ApiError."""
     if not isinstance(body, dict):
         raise invalid_parameter("the body must be a JSON object", value=body)
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
         raise invalid_parameter(
-            f"{len(messages)} messages; the limit here is {max_messages}: leave out the oldest",
+            f"too many messages: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
+            "the oldest",
             ("messages",),
             len(messages),
         )
@@ -127,10 +127,10 @@ def _bounded(body: object, max_messages: int) -> dict[str, Any]:
 
 
 def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
-    """Refuse what a thread that also serves streams would take seconds to validate.
+    """Refuse bodies whose validation would hold the GIL for seconds.
 
     Raises:
-        ApiError: an object with too many keys, or too many values in all.
+        ApiError: an object has too many keys, or the body too many values.
     """
     left = most_values
     waiting: list[tuple[Loc, dict[str, Any] | list[Any]]] = [((), body)]
@@ -139,14 +139,14 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
         left -= len(container)
         if isinstance(container, dict) and len(container) > MOST_KEYS:
             where = ".".join(map(str, short_path(loc))) or "the body"
-            reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}"
+            reason = f"{where} has {len(container)} keys; the limit is {MOST_KEYS}; remove some"
             raise invalid_parameter(reason, loc, container)
         if left < 0:
-            (field,) = short_path(loc[:1])  # which of its items is one too many is chance
-            reason = f"the body has more than {most_values} values, the limit here; shorten {field}"
+            (field,) = short_path(loc[:1])  # the traversal order is arbitrary, so no deeper path
+            reason = f"the body has more values than the limit of {most_values}; shorten {field}"
             raise invalid_parameter(reason, (field,), container)
         items = container.items() if isinstance(container, dict) else enumerate(container)
-        shown = len(loc) < LONGEST_SHOWN_PATH  # in a deep body, paths would take more than it does
+        shown = len(loc) < LONGEST_SHOWN_PATH  # longer paths could take more memory than the body
         waiting += [
             ((*loc, key) if shown else loc, item)
             for key, item in items
@@ -179,25 +179,25 @@ def _sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
 async def to_messages(
     messages: Sequence[ChatMessage], images: Images, max_images: int
 ) -> list[model.Message]:
-    """The messages as the engine takes them; their images are decoded when the engine prepares the prompt.
+    """Convert messages for the engine, which decodes their images when it prepares the prompt.
 
     Args:
         messages: the conversation.
-        images: takes those of the conversation.
-        max_images: most that there may be.
+        images: collects the images.
+        max_images: maximum number of images.
 
     Raises:
-        ApiError: a part that the model does not take.
-        model.ModalityError: an image that is neither a data URL nor one that may be fetched.
-        model.TooManyImagesError: more than ``max_images``.
-        model.ImageError: an image that cannot be fetched.
+        ApiError: a part is not supported.
+        model.ModalityError: an image URL is neither a data URL nor allowed to be fetched.
+        model.TooManyImagesError: there are more than ``max_images``.
+        model.ImageError: an image cannot be fetched.
     """
     converted = [_to_message(message, i, images) for i, message in enumerate(messages)]
     given = [image for message in converted for image in message.images]
     if len(given) > max_images:
         raise model.TooManyImagesError(
-            f"{len(given)} images; the limit here is {max_images}: leave out the oldest, "
-            "of which the model sees the last alone",
+            f"too many images: {len(given)}; the limit is {max_images} (--max-images); remove the "
+            "oldest, since the model only sees the last one",
             given[max_images].loc,
             len(given),
         )
@@ -207,18 +207,18 @@ async def to_messages(
 
 def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
     loc = ("messages", position)
-    if message.role == "tool":  # before its tool_call_id, which is only the consequence
+    if message.role == "tool":  # checked before its tool_call_id, to report the cause
         raise not_supported(
-            f"messages.{position}.role is 'tool'; Phi-3-vision was not trained to use tools: "
-            "put the result into a user message",
+            f"messages.{position}.role is 'tool', but Phi-3-vision was not trained to call tools; "
+            "put the result in a user message",
             (*loc, "role"),
             message.role,
         )
     for name, value in (message.model_extra or {}).items():
-        # Earlier responses that are sent back carry empty ones: `tool_calls: null`, `annotations: []`.
+        # Clients send back responses with empty fields, such as `tool_calls: null` or `annotations: []`.
         if value not in (None, [], {}):
             raise not_supported(
-                f"messages.{position}.{short_name(name)} is not supported; leave it out",
+                f"messages.{position}.{short_name(name)} is not supported; remove it",
                 (*loc, name),
                 value,
             )
@@ -231,8 +231,8 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
             texts.append(part.text)
         elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(
-                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision takes "
-                "text and images only",
+                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision "
+                "accepts only text and images",
                 (*loc, "content", i),
             )
         else:
@@ -250,7 +250,7 @@ def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
-    """Refuse by name what the model cannot do."""
+    """Refuse unsupported parameters by name."""
 
     def refuse(name: str, value: Any, why: str) -> None:
         raise not_supported(f"{name} is not supported: {why}", (name,), value)
@@ -260,6 +260,6 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
         if value not in harmless:
             refuse(name, value, why)
     if request.stream_options and request.stream_options.include_obfuscation:
-        refuse("stream_options", "include_obfuscation", "leave out include_obfuscation")
+        refuse("stream_options", "include_obfuscation", "remove include_obfuscation")
     if request.top_logprobs is not None and not request.logprobs:
-        refuse("top_logprobs", request.top_logprobs, "it needs logprobs to be true")
+        refuse("top_logprobs", request.top_logprobs, "it requires logprobs to be true")

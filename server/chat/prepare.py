@@ -1,4 +1,4 @@
-"""From a valid request to a running completion, for routes and for the lines of a batch."""
+"""Starts completions for validated requests, of routes and of batches."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from server.service import Backend
 
 @dataclass(frozen=True)
 class RunningCompletion:
-    """A completion that the engine is computing. Read it once, streamed or whole; close the generation.
+    """A completion in progress. Read it once, streamed or whole, and close the generation.
 
     Attributes:
-        generation: the engine's side of it.
-        envelope: what all its chunks have in common.
+        generation: the engine's generation.
+        envelope: the fields that all chunks share.
     """
 
     generation: model.Generation
@@ -29,19 +29,19 @@ class RunningCompletion:
     _n: int
 
     def stream(self) -> AsyncIterator[bytes]:
-        """Its chunks as JSON; raises a ModelError."""
+        """Stream its chunks as JSON; raises a ModelError."""
         return completions.stream(self.generation, self.envelope, self._n, self._include_usage)
 
     async def complete(
         self, write_numbers: NumberWriter = json_numbers
     ) -> completions.FinishedCompletion:
-        """All of it; raises a ModelError."""
+        """Collect all of it; raises a ModelError."""
         return await completions.complete(self.generation, self.envelope, self._n, write_numbers)
 
 
 @dataclass(frozen=True)
 class PreparedChat:
-    """A request as the engine takes it, with its images; ``start`` may be tried again if it is refused."""
+    """A request that is ready for the engine; ``start`` can be retried if the engine is overloaded."""
 
     _engine: model.AsyncEngine
     _messages: list[model.Message]
@@ -51,7 +51,7 @@ class PreparedChat:
     _caller: str
 
     async def start(self, admit: Callable[[int, int], None] | None = None) -> RunningCompletion:
-        """Have the engine compute it; arguments and errors are those of ``AsyncEngine.generate``."""
+        """Start the completion; see ``AsyncEngine.generate`` for ``admit`` and errors."""
         generation = await self._engine.generate(self._messages, self._params, admit, self._caller)
         return RunningCompletion(generation, self._envelope, self._include_usage, self._params.n)
 
@@ -64,18 +64,18 @@ async def prepare(
     salt: str,
     caller: str = "",
 ) -> PreparedChat:
-    """Turn a request into what the engine takes, and fetch its images.
+    """Convert a request for the engine and fetch its images.
 
     Args:
-        backend: has the engine.
+        backend: holds the engine.
         chat: the request.
         params: its sampling parameters.
-        images: takes those of the request.
-        salt: cached prefixes are shared between requests of the same salt.
-        caller: who sends it; callers take turns.
+        images: collects the request's images.
+        salt: cached prefixes are shared only between requests with the same salt.
+        caller: the caller's name, for fair scheduling.
 
     Raises:
-        ApiError: a message that the model does not take, or no engine to take it.
+        ApiError: a message is not supported, or the engine is not ready.
         ModelError: see ``to_messages``.
     """
     engine, envelope = backend.engine, completions.Envelope(backend.info.name)

@@ -1,4 +1,4 @@
-"""Errors on the wire: one class, one body shape, one constructor for each kind."""
+"""Error responses: one exception, one body shape, a constructor for each kind."""
 
 from server.errors.api_error import (
     LONGEST_MESSAGE,

@@ -1,6 +1,6 @@
-"""The error that everything here raises, and its body, which is the same for all of them.
+"""The exception for all error responses, and their body, which suits all clients.
 
-The body satisfies all clients at once, see ``server.schemas.errors``.
+See ``server.schemas.errors`` for the body's shape.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from fastapi.responses import JSONResponse
 from server.schemas.errors import ErrorBody, ErrorDetail, ErrorObject
 
 Loc = tuple[str | int, ...]
-MOST_PROBLEMS = 10  # shown of a body with many faults
-LARGEST_SHOWN_INPUT = 200  # characters; an error never repeats a whole image
-LONGEST_MESSAGE = 1500  # characters; an error never repeats a whole grammar
-LONGEST_SHOWN_NAME = 100  # characters of a key that a client made up
-LONGEST_SHOWN_PATH = 10  # steps; nothing that is defined here lies deeper
-LARGEST_SHOWN_NUMBER = 2**64  # clients may not be able to read larger ones
+MOST_PROBLEMS = 10  # reported for one body
+LARGEST_SHOWN_INPUT = 200  # characters, so that no error repeats a whole image
+LONGEST_MESSAGE = 1500  # characters, so that no error repeats a whole grammar
+LONGEST_SHOWN_NAME = 100  # characters of a name chosen by the client
+LONGEST_SHOWN_PATH = 10  # steps; the schemas are not deeper
+LARGEST_SHOWN_NUMBER = 2**64  # some clients cannot parse larger ones
 ELLIPSIS = "..."
 
 
 class Problem(NamedTuple):
-    """One field at fault: its path in the body, what was there, and what is wrong with it."""
+    """An invalid field: its path in the body, its value, and what is wrong with it."""
 
     loc: Loc
     value: object
@@ -31,35 +31,35 @@ class Problem(NamedTuple):
 
 
 def short_name(name: str) -> str:
-    """A key, a path or the like of the client's making as errors repeat it."""
+    """Shorten a name chosen by the client for use in an error."""
     return name[:LONGEST_SHOWN_NAME]
 
 
 def short_path(loc: Loc) -> Loc:
-    """A path in the body as errors repeat it."""
+    """Shorten a path in the body for use in an error."""
     return tuple(
         short_name(step) if isinstance(step, str) else step for step in loc[:LONGEST_SHOWN_PATH]
     )
 
 
 def clipped(message: str) -> str:
-    """A message as errors tell it, and logs."""
+    """Shorten a message for responses and logs."""
     if len(message) <= LONGEST_MESSAGE:
         return message
     return message[: LONGEST_MESSAGE - len(ELLIPSIS)] + ELLIPSIS
 
 
 class ApiError(Exception):
-    """An error response; raised, or sent with ``error_response``.
+    """An error response; raise it, or send it with ``error_response``.
 
     Args:
         status: HTTP status.
-        code: machine-readable, also in ``x-ms-error-code``.
-        message: a sentence naming the field, the limit and the remedy; a long one is clipped.
+        code: machine-readable code, also in ``x-ms-error-code``.
+        message: a sentence that names the field, the limit and the remedy; clipped if too long.
         loc: path of the field in the body, without ``body`` itself.
-        value: what was there.
-        headers: further response headers.
-        problems: every field at fault, when there is more than one.
+        value: the field's value.
+        headers: additional response headers.
+        problems: all invalid fields, if there are several.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ApiError(Exception):
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
-    """The body of an error, for all clients at once."""
+    """The JSON body of an error."""
     param = dotted(error.loc) or None
     detail = [
         ErrorDetail(
@@ -121,7 +121,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def _openai_type(status: int) -> str:
-    """OpenAI's ``error.type``; LiteLLM takes ``invalid_request_error`` on a 401 for a bad request."""
+    """OpenAI's ``error.type``; LiteLLM treats ``invalid_request_error`` as a bad request, even on a 401."""
     if status == 401:
         return "authentication_error"
     if status == 403:
@@ -132,12 +132,12 @@ def _openai_type(status: int) -> str:
 
 
 def dotted(loc: Loc) -> str:
-    """A path as messages name it: ``messages.0.content``."""
+    """A path in dotted form: ``messages.0.content``."""
     return ".".join(map(str, loc))
 
 
 def _shown(value: object) -> object:
-    """The offending value, when it is small; of a list or an object only how large it is."""
+    """The offending value if it is small; for a list or object, only its size."""
     if isinstance(value, int) and abs(value) > LARGEST_SHOWN_NUMBER:
         value = str(value)
     if isinstance(value, str) and len(value) > LARGEST_SHOWN_INPUT:

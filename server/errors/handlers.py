@@ -1,4 +1,4 @@
-"""Handlers that turn every exception of the app, bugs aside, into an error response."""
+"""Exception handlers that turn every exception, except bugs, into an error response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import model
 from server.errors.api_error import ApiError, error_response, short_name
 from server.errors.translation import from_model_error
 
-CLIENT_CLOSED = 499  # nginx's status for a client that went away; nobody reads it
+CLIENT_CLOSED = 499  # nginx's status for a disconnected client; only logs and metrics show it
 HTTP_CODES = {
     400: "bad_request",
     404: "not_found",
@@ -22,9 +22,9 @@ HTTP_CODES = {
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the app, the framework's own included, the one shape.
+    """Give all errors of the app, including the framework's, the same shape.
 
-    Bugs are left to ``server.http.middleware``.
+    ``server.http.middleware.CatchBugs`` handles bugs.
     """
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:
@@ -40,8 +40,8 @@ def install(app: FastAPI) -> None:
         code = HTTP_CODES.get(error.status_code, "http_error")
         path = short_name(request.url.path)
         message = {
-            404: f"there is nothing at {path}; see /docs for the routes",
-            405: f"{path} does not take {short_name(request.method)}",
+            404: f"no route matches {path}; see /docs for the routes",
+            405: f"method {short_name(request.method)} is not allowed for {path}",
         }.get(error.status_code, str(error.detail))
         headers = dict(error.headers or {})
         if error.status_code == 405:

@@ -1,4 +1,4 @@
-"""A constructor for each kind of error that is raised in more than one place."""
+"""Constructors for errors that are raised in more than one place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.errors.api_error import ApiError, Loc
 
 
 def retry_after(seconds: float = 1.0) -> dict[str, str]:
-    """The header that says when to try again; at least a second from now."""
+    """The ``Retry-After`` header; at least one second."""
     return {"Retry-After": str(math.ceil(seconds) or 1)}
 
 
@@ -18,18 +18,18 @@ def invalid_json(message: str) -> ApiError:
 
 
 def unauthorized(message: str, challenge: str = "Bearer") -> ApiError:
-    """401: no valid key or token; ``challenge`` is what ``WWW-Authenticate`` says."""
+    """401: no valid key or token; ``challenge`` is the value of ``WWW-Authenticate``."""
     return ApiError(401, "Unauthorized", message, headers={"WWW-Authenticate": challenge})
 
 
 def too_slow(part: str, seconds: float) -> ApiError:
-    """408: the request arrives too slowly; ``part`` is its head or body."""
-    reason = f"the request's {part} took longer than {seconds:g} seconds, the limit here"
-    return ApiError(408, "request_timeout", f"{reason}; send it at once")
+    """408: the request arrives too slowly; ``part`` is ``head`` or ``body``."""
+    reason = f"the request's {part} took longer to arrive than the limit of {seconds:g} seconds"
+    return ApiError(408, "request_timeout", f"{reason}; send it without pauses")
 
 
 def too_large(message: str) -> ApiError:
-    """413: the body has more bytes than the limit."""
+    """413: the body is larger than the limit."""
     return ApiError(413, "request_too_large", message)
 
 
@@ -39,17 +39,17 @@ def unsupported_media_type(message: str) -> ApiError:
 
 
 def invalid_parameter(message: str, loc: Loc = (), value: object = None) -> ApiError:
-    """422: a parameter is wrong; ``loc`` and ``value`` as in ``ApiError``."""
+    """422: a parameter is invalid; ``loc`` and ``value`` as in ``ApiError``."""
     return ApiError(422, "invalid_parameter", message, loc, value)
 
 
 def not_supported(message: str, loc: Loc, value: object) -> ApiError:
-    """422: a parameter asks for what the model or this API does not do."""
+    """422: the model or this API does not support a parameter."""
     return ApiError(422, "parameter_not_supported", message, loc, value)
 
 
 def too_many_requests(message: str) -> ApiError:
-    """429: there is no room for the request now, and soon may be."""
+    """429: a temporary limit is reached."""
     return ApiError(429, "too_many_requests", message, headers=retry_after())
 
 
@@ -59,5 +59,5 @@ def internal_error(message: str) -> ApiError:
 
 
 def unavailable(message: str) -> ApiError:
-    """503: the server takes no requests now, or not this one."""
+    """503: the server cannot take the request now."""
     return ApiError(503, "overloaded", message, headers=retry_after())

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of errors."""
+"""Error responses in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 from server.schemas.errors import ErrorBody
 
 DESCRIPTIONS = {
-    400: "not JSON, an extra parameter, or a prompt longer than the context window",
-    401: "no API key or token, or a wrong one",
-    403: "the token lacks the roles and scopes that are asked for; or, where no key is asked for, "
-    "the host or the page's origin is not allowed",
-    404: "no such model",
-    408: "the request or its answer took longer than the limit",
+    400: "invalid JSON, an extra parameter, or a prompt longer than the context window",
+    401: "missing or invalid API key or token",
+    403: "the token lacks a required role or scope; or, on a server without authentication, the host "
+    "or origin is not allowed",
+    404: "model not found",
+    408: "the request arrived too slowly, or the answer took longer than the limit",
     413: "the body is larger than the limit",
     415: "the body is not JSON, or is compressed",
-    422: "a parameter or message is wrong or not supported; detail says where",
-    429: "too many answers are in the making, or the caller has used what it may",
-    500: "the server failed; its log says why",
-    503: "loading, shutting down, or dead; or the token's issuer is",
+    422: "invalid or unsupported parameter or message; `detail` says where",
+    429: "too many requests in flight, or the caller has reached its rate limit",
+    500: "internal error; see the server's log",
+    503: "the server is loading, shutting down or dead, or the token issuer is unavailable",
 }
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses`` for these statuses."""
+    """The ``responses`` argument of a route with these error statuses."""
     code = {"x-ms-error-code": {"schema": {"type": "string"}, "description": "error.code"}}
     wait = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return {

@@ -1,4 +1,4 @@
-"""Errors of the model and of pydantic as ApiErrors."""
+"""Converts errors of the model and of pydantic to ApiErrors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import model
 from server.errors.api_error import MOST_PROBLEMS, ApiError, Loc, Problem, dotted, short_path
 from server.errors.kinds import retry_after
 
-# The messages of pydantic that use Python's words, in JSON's.
+# Replacements for pydantic's messages that use Python terms.
 IN_JSON = {
     "model_type": "Input should be an object",
     "dict_type": "Input should be an object",
     "list_type": "Input should be a list",
 }
-# The first class in an error's MRO that is listed here decides.
+# The first class in the error's MRO that is listed here applies.
 MODEL_ERRORS: dict[type[model.ModelError], tuple[int, str]] = {
     model.ContextLengthError: (400, "context_length_exceeded"),
     model.TooManyImagesError: (422, "too_many_images"),
@@ -32,18 +32,20 @@ MODEL_ERRORS: dict[type[model.ModelError], tuple[int, str]] = {
 
 
 def from_model_error(error: model.ModelError) -> ApiError:
-    """The error that clients see for one of the model."""
+    """Convert an error of the model."""
     status, code = next(MODEL_ERRORS[cls] for cls in type(error).__mro__ if cls in MODEL_ERRORS)
     if isinstance(error, model.RequestError):
         return ApiError(status, code, error.message, error.loc, error.value)
     headers = retry_after() if status in (429, 503) else {}
     if isinstance(error, model.TookTooLongError):
-        headers = {"x-should-retry": "false"}  # OpenAI's clients would wait as long again, twice
+        headers = {
+            "x-should-retry": "false"
+        }  # otherwise OpenAI's clients retry twice, each as slow
     return ApiError(status, code, str(error), headers=headers)
 
 
 def from_validation_error(error: ValidationError, body: object) -> ApiError:
-    """The error for a body that does not fit the schema; names every field at fault."""
+    """The error for a body that does not match the schema; lists the invalid fields."""
     problems = []
     details = error.errors(include_url=False, include_context=False)
     for detail in details[:MOST_PROBLEMS]:
@@ -63,7 +65,7 @@ def from_validation_error(error: ValidationError, body: object) -> ApiError:
 
 
 def _path_in(body: object, loc: Iterable[str | int], missing: bool) -> Loc:
-    """A pydantic location as a path in the body: without the names of union members."""
+    """Convert a pydantic location to a path in the body, without the names of union members."""
     path: list[str | int] = []
     steps = list(loc)
     for position, step in enumerate(steps):

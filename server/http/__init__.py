@@ -1,1 +1,1 @@
-"""Between a socket and a route: limits, guards, middleware, event streams."""
+"""Everything between sockets and routes: limits, guards, middleware, event streams."""

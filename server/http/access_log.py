@@ -1,4 +1,4 @@
-"""One line for every request: who asked for what, what it took, and how it ended. No content."""
+"""The access log: one line per request, without its content."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TraceRequest = Callable[[Scope, str, dict[str, Any], TracedCompletion | None], N
 
 
 class NoteRoute:
-    """Notes which route was found: outer middleware does not see the inner scope, where it is."""
+    """Records the matched route, which outer middleware cannot see in its own scope."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle a request."""
         try:
             await self._app(scope, receive, send)
         finally:
@@ -40,12 +40,12 @@ class NoteRoute:
 
 
 class AccessLog:
-    """Opens the exchange of each request; logs, counts and traces it when the response ends.
+    """Opens each request's exchange; logs, counts and traces the request when its response ends.
 
     Args:
-        app: what responds to the requests.
-        count: called with the route and the status of each.
-        trace: called with the scope and the route of each, what is logged of it, and its completion.
+        app: the wrapped application.
+        count: called with each request's route and status.
+        trace: called with each request's scope, route, log fields and completion.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class AccessLog:
         self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; log it, whatever happens."""
+        """Handle a request and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = open_exchange(scope)
         started = time.perf_counter()
-        status = CLIENT_CLOSED  # unless a response begins
+        status = CLIENT_CLOSED  # until a response starts
         error_code: str | None = None
 
         async def send_and_note(message: Message) -> None:
@@ -107,7 +107,7 @@ class AccessLog:
 
 
 def _generated(generation: model.Generation, started: float) -> dict[str, Any]:
-    """What is logged of a completion."""
+    """The log fields of a completion."""
     first, error = generation.first_token_at, generation.error
     reasons = dict.fromkeys(generation.finish_reasons) if error is None else ["error"]
     return {

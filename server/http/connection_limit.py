@@ -1,4 +1,4 @@
-"""How many connections may be open: a limit, and a reserve beyond it for health probes."""
+"""Limits open connections, with a reserve for health probes beyond the limit."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ Connection = TypeVar("Connection")
 
 
 class ConnectionLimit(Generic[Connection]):
-    """Counts the open connections, and those in the reserve.
+    """Counts open connections and those in the reserve.
 
     Args:
-        limit: connections for requests of any kind.
+        limit: maximum connections for requests of any kind.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._admitted: set[Connection] = set()
-        # In the reserve: those whose request has not come yet, the oldest first, and health probes.
+        # The reserve: connections without a request so far, oldest first, and health probes.
         self._silent: dict[Connection, None] = {}
         self._probes: set[Connection] = set()
 
     def admit(self, connection: Connection) -> bool:
-        """Admit a connection for requests of any kind; False where the limit is reached."""
+        """Admit a connection for requests of any kind; returns False at the limit."""
         if len(self._admitted) >= self._limit:
             return False
         self._admitted.add(connection)
@@ -34,8 +34,8 @@ class ConnectionLimit(Generic[Connection]):
         """Admit a connection for a health probe.
 
         Returns:
-            the connection to close instead where the reserve is full: the oldest silent one, or this
-            one if all others are probes.
+            the connection to close if the reserve is full: the oldest without a request, or this one if
+            all others are probes.
         """
         if len(self._silent) + len(self._probes) < RESERVE:
             self._silent[connection] = None
@@ -48,13 +48,13 @@ class ConnectionLimit(Generic[Connection]):
         return oldest
 
     def keep(self, connection: Connection) -> None:
-        """Its request has come and is a health probe: it stays in the reserve until it is answered."""
+        """Keep a connection in the reserve, because its request is a health probe."""
         if connection in self._silent:
             del self._silent[connection]
             self._probes.add(connection)
 
     def release(self, connection: Connection) -> None:
-        """Stop counting a connection, if it was admitted."""
+        """Stop counting a connection; does nothing if it was not admitted."""
         self._admitted.discard(connection)
         self._silent.pop(connection, None)
         self._probes.discard(connection)

@@ -1,7 +1,7 @@
-"""What a connection may cost before and after its request: uvicorn's protocol with time limits.
+"""uvicorn's HTTP protocol with time limits and a connection limit.
 
-Slow heads and bodies get a 408, and clients that do not read are cut off. Connections beyond the limit
-are for probes of health alone, other requests on them get a 503.
+Requests that arrive too slowly get a 408, and clients that do not read are disconnected. Connections
+beyond the limit may only probe health; other requests on them get a 503.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from server.http.middleware import plain_path
 from server.http.request_heads import BoundedH11Connection
 from server.settings import Settings
 
-LINGER = 1.0  # seconds that a refused client gets to read why
-# A client that sends nothing more may have gone altogether: seconds between looks whether it has, and
-# from the first knock to the second; each next one takes ten times as long. Some take five at most.
+LINGER = 1.0  # seconds for a refused client to read the error
+# A half-closed client may be gone: seconds between checks, and from the first knock (see _knock) to the
+# second; the interval grows tenfold each time.
 LOOK_EVERY = 0.1
 KNOCK_AFTER = 1.0
-RESERVE_TIMEOUT = 5.0  # seconds for a head to arrive on a connection of the reserve
+RESERVE_TIMEOUT = 5.0  # seconds for a request to arrive on a connection in the reserve
 
 
 def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol with the limits of ``settings``, for one server."""
+    """Create the protocol class for a server with these settings."""
     limit: ConnectionLimit[BoundedProtocol] = ConnectionLimit(settings.max_connections)
     return type("Protocol", (BoundedProtocol,), {"settings": settings, "connection_limit": limit})
 
@@ -38,8 +38,8 @@ class BoundedProtocol(H11Protocol):
     """One connection.
 
     Attributes:
-        settings: its limits.
-        connection_limit: shared by all connections of its server.
+        settings: the limits.
+        connection_limit: shared by all connections of a server.
     """
 
     settings: ClassVar[Settings]
@@ -50,7 +50,7 @@ class BoundedProtocol(H11Protocol):
         self.conn: BoundedH11Connection = BoundedH11Connection()
         self._in_reserve = False
         self._refused = False
-        self._awaited: str | None = None  # the part of a request that is to come
+        self._awaited: str | None = None  # the part of a request that is due: "head" or "body"
         self._arrival: asyncio.TimerHandle | None = None
         self._departure: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -58,7 +58,7 @@ class BoundedProtocol(H11Protocol):
         self._knock_after = KNOCK_AFTER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Admit it, or where the limit is reached admit it to the reserve."""
+        """Admit the connection, or at the limit, admit it to the reserve."""
         super().connection_made(transport)
         if not self.connection_limit.admit(self):
             self._in_reserve = True
@@ -69,13 +69,15 @@ class BoundedProtocol(H11Protocol):
         self._await("head")
 
     def refuse_one_too_many(self) -> None:
-        """Say that there are too many connections, and close this one."""
+        """Respond that there are too many connections, and close this one."""
         limit = self.settings.max_connections
-        reason = f"there are {limit} connections, the limit here; try again in a moment"
+        reason = (
+            f"too many connections; the limit is {limit} (--max-connections); try again in a moment"
+        )
         self._refuse(unavailable(reason))
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; what is still to come of the request must do so in time."""
+        """Process data, and set the time limit for the rest of the request."""
         if self._refused:
             return
         super().data_received(data)
@@ -90,49 +92,50 @@ class BoundedProtocol(H11Protocol):
             self._await("body" if self.conn.their_state is h11.SEND_BODY else None)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has closed its sending side gets its responses, unless it has gone altogether.
+        """Keep serving a client that has closed only its sending side.
 
-        Its system tells the two apart where something is sent to it: it refuses that for nobody.
+        To tell it from one that is gone, send it something: the peer's system resets the connection if
+        the socket no longer exists.
         """
         request: RequestResponseCycle | None = self.cycle
         if self._refused or request is None or request.response_complete:
             return False
         if self.scheme == "https" or self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE):
-            return False  # asyncio's TLS closes then; and of this request there is more to come
+            return False  # asyncio's TLS closes; or the request is incomplete
         if self.scope["http_version"] == "1.0" and self.scope["method"] not in ("GET", "HEAD"):
-            return False  # HTTP/1.0 has nothing to send it, and an answer may take long
+            return False  # HTTP/1.0 has no interim data to send, and an answer may take long
         if self._look is None:
             self._knock()
             self._look_for_reader()
         return True
 
     def pause_writing(self) -> None:
-        """The client reads too slowly, or not at all."""
+        """Disconnect a client that does not read within the write timeout."""
         super().pause_writing()
         self._abort_after(self.settings.write_timeout)
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Cancel the write timeout."""
         super().resume_writing()
         if self._departure is not None and not self.transport.is_closing():
             self._departure.cancel()
             self._departure = None
 
     def on_response_complete(self) -> None:
-        """A closed transport waits for the client to read the rest: bound that wait."""
+        """Bound the time for which a closing transport waits for the client to read."""
         super().on_response_complete()
         if self._look is not None and self.cycle.response_complete:
-            self.transport.close()  # the last response to one that sends nothing more
+            self.transport.close()  # no more requests can follow from a half-closed client
         if self.transport.is_closing():
             self._abort_after(self.settings.write_timeout)
 
     def timeout_keep_alive_handler(self) -> None:
-        """An idle connection is closed, read or not."""
+        """Close an idle connection, even if the client does not read."""
         super().timeout_keep_alive_handler()
         self._abort_after(self.settings.write_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Cancel timers and stop counting the connection."""
         for timer in (self._arrival, self._departure, self._look):
             if timer is not None:
                 timer.cancel()
@@ -141,12 +144,12 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP; uvicorn's own response is text, and fails after the first byte."""
-        reason = f"{msg.rstrip('.')}; send HTTP/1.1, with no more than 16 kB of headers"
+        """Respond to invalid HTTP. Overridden: uvicorn responds in plain text, and fails mid-response."""
+        reason = f"{msg.rstrip('.')}; send HTTP/1.1 with at most 16 kB of headers"
         self._refuse(ApiError(400, "bad_request", reason))
 
     def _knock(self) -> None:
-        """Send what changes nothing for a client, where there is such a thing."""
+        """Send bytes that clients ignore, if possible in the current state."""
         self._knocked = self.loop.time()
         if self.scope["http_version"] == "1.0" or self.scope["method"] == "HEAD":
             return
@@ -157,7 +160,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.write(b"0")  # the first digit of the next chunk's size
 
     def _look_for_reader(self) -> None:
-        """Leave as soon as the client's system has refused what was sent."""
+        """Disconnect once the peer has reset the connection."""
         connected: socket.socket = self.transport.get_extra_info("socket")
         if connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
@@ -167,14 +170,14 @@ class BoundedProtocol(H11Protocol):
         self._look = self.loop.call_later(LOOK_EVERY, self._look_for_reader)
 
     def _take_probe(self) -> None:
-        """Refuse a request in the reserve that is not a health probe."""
+        """Keep a health probe in the reserve; refuse any other request."""
         if self.scope["method"] in ("GET", "HEAD") and _is_health_path(self.scope["path"]):
             self.connection_limit.keep(self)
         else:
             self.refuse_one_too_many()
 
     async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Respond to a request in the reserve, and close the connection after it."""
+        """Respond to a request in the reserve, then close the connection."""
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -186,7 +189,7 @@ class BoundedProtocol(H11Protocol):
             await self.config.loaded_app(scope, receive, send_and_close)
 
     def _await(self, part: str | None) -> None:
-        """Start the time that ``part`` of a request may take, unless it runs."""
+        """Start the time limit for ``part`` of a request, unless it is running."""
         if part == self._awaited:
             return
         self._awaited = part
@@ -207,23 +210,23 @@ class BoundedProtocol(H11Protocol):
             self._refuse(too_slow(part, seconds))
 
     def _abort_after(self, seconds: float) -> None:
-        """Cut the connection off then, unless the client has read what was sent by then."""
+        """Abort the connection after that time, unless the client has read everything."""
         if self._departure is None and self.transport.get_write_buffer_size():
             self._departure = self.loop.call_later(seconds, self.transport.abort)
 
     def _refuse(self, error: ApiError) -> None:
-        """Send the error, unless a response has begun, and read no more requests."""
+        """Send the error, unless a response has started, and close the connection."""
         if self._in_reserve:
             self.connection_limit.release(self)
             if len(self.connections) > 2 * self.settings.max_connections + RESERVE:
-                self.transport.abort()  # there are too many of those that linger
+                self.transport.abort()  # too many refused connections linger
                 return
         self._refused = True
         self._await(None)
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response has begun
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response has started
             self.transport.abort()
             return
         response = error_response(error)
@@ -235,10 +238,10 @@ class BoundedProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None:  # its app hears that the client has gone
+        if cycle is not None:  # tell the app that the client has disconnected
             cycle.disconnected = True
             cycle.message_event.set()
-        self.flow.resume_reading()  # unread data would make the system cut the response off
+        self.flow.resume_reading()  # unread data would make the system reset the connection
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)

@@ -1,8 +1,8 @@
-"""What keeps pages of other sites off a server that asks nobody for a key.
+"""Keeps pages of other sites from using a server without authentication.
 
-A browser sends what any page asks of it, also to its own machine. It says in ``Origin`` which page
-that was, and in ``Host`` which name the page had for the server: one that is not the server's is
-another site's, whose name server has given it this machine's address for a moment.
+Browsers let any page send requests, also to localhost. ``Origin`` names the site of the page, and
+``Host`` the name under which it reached the server. A foreign host means DNS rebinding: a site whose
+name temporarily resolves to this machine.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class CrossSiteGuard:
-    """Refuses what a page of another site sends, where no key tells it from the user.
+    """Refuses requests from pages of other sites if no key is required.
 
     Args:
-        app: what responds to all other requests.
-        settings: which hosts and origins are let in; with keys all are.
+        app: the wrapped application.
+        settings: the allowed hosts and origins; with authentication, all are allowed.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -31,7 +31,7 @@ class CrossSiteGuard:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Handle or refuse a request."""
         if scope["type"] == "http" and not self._settings.requires_auth:
             headers = Headers(scope=scope)
             refusal = self._host_refusal(headers)
@@ -43,7 +43,7 @@ class CrossSiteGuard:
         await self._app(scope, receive, send)
 
     def _host_refusal(self, headers: Headers) -> ApiError | None:
-        """Whether the request is for another server; browsers always say for which it is."""
+        """The error if the Host header is not allowed; browsers always send one."""
         host = headers.get("host")
         if not self._settings.checks_hosts or host is None:
             return None
@@ -52,12 +52,12 @@ class CrossSiteGuard:
         return ApiError(
             403,
             "host_not_allowed",
-            f"the Host is {short_name(host)!r}, and without a key only localhost and loopback "
-            "addresses are taken; list the host in --allowed-hosts",
+            f"the Host is {short_name(host)!r}, but without a key the server accepts only localhost "
+            "and loopback addresses; add the host to --allowed-hosts",
         )
 
     def _origin_refusal(self, headers: Headers) -> ApiError | None:
-        """Whether the request is of a page from elsewhere."""
+        """The error if the request comes from a page of another site."""
         origin, allowed = headers.get("origin"), self._settings.allowed_origins
         if "*" in allowed or origin in allowed:
             return None
@@ -69,8 +69,8 @@ class CrossSiteGuard:
         return ApiError(
             403,
             "origin_not_allowed",
-            f"the request is of a page from {short_name(origin or 'another site')!r}, and without "
-            "a key only the server's own pages are let in; list the origin in --allowed-origins",
+            f"the request comes from a page of {short_name(origin or 'another site')!r}, but without "
+            "a key the server accepts only its own pages; add the origin to --allowed-origins",
         )
 
 
@@ -80,7 +80,7 @@ def _is_this_machine(text: str) -> bool:
 
 
 def _is_among(text: str, allowed: Sequence[str]) -> bool:
-    """Whether a host is allowed, at any port where none is named."""
+    """Whether a host is allowed; an allowed host without a port allows all ports."""
     host = parse_host(text)
     if host is None or "*" in allowed:
         return "*" in allowed
@@ -88,7 +88,7 @@ def _is_among(text: str, allowed: Sequence[str]) -> bool:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether a page came from this server, over http or https."""
+    """Whether an origin is this server."""
     scheme, _, rest = origin.partition("://")
     its, own = parse_host(rest), parse_host(host)
     if its is None or own is None:

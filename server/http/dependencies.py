@@ -1,4 +1,4 @@
-"""What routes depend on: the service, the key, and a body that is JSON and not too large."""
+"""Dependencies of routes: the service, authentication, and JSON bodies within limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 
 
 async def require_caller(request: Request, service: ServiceOf) -> Caller:
-    """Refuse unknown callers, before anything of the body is read."""
+    """Authenticate the caller before the body is read."""
     caller = await service.access.caller(request.headers)
     exchange_of(request.scope).caller = caller.name
     return caller
@@ -35,9 +35,9 @@ async def require_caller(request: Request, service: ServiceOf) -> Caller:
 async def admit(
     request: Request, service: ServiceOf, caller: Annotated[Caller, Depends(require_caller)]
 ) -> AsyncIterator[Admission]:
-    """Count the request among its caller's until its response is sent; refuse one too many."""
+    """Apply the caller's rate limits to the request."""
     admission = service.access.limiter.admit(caller)
-    exchange_of(request.scope).admission = admission  # for the headers of any response
+    exchange_of(request.scope).admission = admission  # for the response's rate limit headers
     try:
         yield admission
     finally:
@@ -46,35 +46,35 @@ async def admit(
 
 Admitted = Annotated[Admission, Depends(admit)]
 
-# The schemes are for the documentation alone; ``require_caller`` reads the headers itself.
+# The security schemes are only for the documentation; ``require_caller`` reads the headers itself.
 KEY_REQUIRED = [
     Depends(require_caller),
     Depends(
         HTTPBearer(
             auto_error=False,
-            description="The API key, as OpenAI's clients send it, or a token of Entra ID.",
+            description="The API key as OpenAI's clients send it, or an Entra ID token.",
         )
     ),
     Depends(
         APIKeyHeader(
-            name="api-key", auto_error=False, description="The API key, as Azure's clients send it."
+            name="api-key", auto_error=False, description="The API key as Azure's clients send it."
         )
     ),
 ]
 
 
 def documented_body(schema: str) -> dict[str, Any]:
-    """The documentation of a body that ``json_body`` reads: the key is checked before it is.
+    """Document a body that ``json_body`` reads. FastAPI would read it before the key is checked.
 
     Args:
-        schema: name among the document's schemas, where ``server.app`` puts it.
+        schema: name of a schema that ``server.app`` adds to the document.
     """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
-    """The bytes that are held for a request, until the response has been sent."""
+    """Counts the bytes held for a request until its response has been sent."""
     held = HeldBytes(service)
     try:
         yield held
@@ -83,14 +83,14 @@ async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
 
 
 class HeldBytes:
-    """How many bytes the service holds for a request."""
+    """Counts the bytes that the service holds for a request."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self.size = 0
 
     def __call__(self, size: int) -> None:
-        """Hold more; raises a 429 ApiError."""
+        """Count ``size`` more bytes; raises a 429 ApiError."""
         self._service.hold(size)
         self.size += size
 
@@ -99,7 +99,7 @@ HeldBytesOf = Annotated[HeldBytes, Depends(held_bytes)]
 
 
 def images_of(service: ServiceOf, held: HeldBytesOf) -> Images:
-    """Takes the images of the request; files that it fetches count as its body does."""
+    """The images of the request; fetched files count towards the limit for bodies."""
     return Images(service.decode_pool, service.fetcher, held)
 
 
@@ -111,19 +111,19 @@ async def json_body(request: Request, service: ServiceOf, held: HeldBytesOf) -> 
     content_type = request.headers.get("content-type", "")
     if not content_type and service.settings.requires_auth:
         content_type = "application/json"
-    if not content_type:  # a page of another site may send that without being asked
+    if not content_type:  # browsers let other sites send it without a preflight
         raise unsupported_media_type(
             "the request has no Content-Type; send Content-Type: application/json",
         )
     media_type = content_type.split(";")[0].strip()
     if media_type.lower() != "application/json" and not media_type.lower().endswith("+json"):
         raise unsupported_media_type(
-            f"the body is {short_name(media_type)}; send Content-Type: application/json",
+            f"the body's Content-Type is {short_name(media_type)}; send application/json",
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise unsupported_media_type(
-            f"the body's Content-Encoding is {short_name(encoding)}; send it as it is",
+            f"the body's Content-Encoding is {short_name(encoding)}; send it uncompressed",
         )
     return await parse_json(await read_body(request, service.settings.max_body_bytes, held))
 
@@ -132,9 +132,9 @@ JsonBody = Annotated[ParsedJson, Depends(json_body)]
 
 
 async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
-    """The body, read no further than the limit; raises a 413 or 429 ApiError when it is larger."""
+    """Read the body up to the limit; raises a 413 or 429 ApiError."""
     refusal = too_large(
-        f"the body is larger than {limit} bytes, the limit here; send a smaller image",
+        f"the body is larger than the limit of {limit} bytes (--max-body-mb); send a smaller image",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -149,9 +149,9 @@ async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
 
 
 def extra_policy(request: Request) -> ExtraPolicy:
-    """What Azure's ``extra-parameters`` header asks for; ``error`` when it is not there.
+    """The value of Azure's ``extra-parameters`` header; ``error`` by default.
 
-    The seed's JavaScript sample misspells the header as ``extra-params``.
+    Azure's JavaScript sample misspells the header as ``extra-params``.
     """
     headers = request.headers
     value = headers.get("extra-parameters", headers.get("extra-params", "error")).lower()
@@ -159,7 +159,7 @@ def extra_policy(request: Request) -> ExtraPolicy:
         raise ApiError(
             400,
             "invalid_parameter",
-            f"the header extra-parameters is {short_name(value)!r}; it may be error, drop or "
+            f"the header extra-parameters is {short_name(value)!r}; it must be error, drop or "
             "pass-through",
         )
     return cast(ExtraPolicy, value)

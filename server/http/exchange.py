@@ -1,7 +1,7 @@
-"""One request and its response: what the parts of the server that handle it tell one another.
+"""State of one request that middleware and routes share.
 
-The outermost middleware makes an ``Exchange`` for each request and logs it at the end. Whoever learns
-something on the way, such as the route or who the caller is, notes it there.
+The outermost middleware creates an ``Exchange`` for each request and logs it at the end. Inner layers
+record in it what they find out, such as the route or the caller.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from starlette.types import Scope
 from server.auth.limits import Admission
 from server.chat.prepare import RunningCompletion
 
-UNMATCHED = "unmatched"  # the route of a path that has none
+UNMATCHED = "unmatched"  # route of paths that match no route
 
 
 @dataclass
 class Exchange:
-    """What is known of a request so far.
+    """What is known about a request so far.
 
     Attributes:
-        request_id: the client's own, or else a random one; None for CORS preflights, which the
-            middleware outside of request ids responds to.
-        route: template of its route, such as ``/v1/models/{model_id}``.
-        caller: the name of who sends it; None until the key or token is checked.
-        admission: its place among the caller's requests, whose limits the response's headers report;
-            None unless it is of a route with limits and was let in.
-        completion: of a chat request, from when the engine has taken it.
-        relayed: whether a replica responds to it, in a process of its own, and logs it there.
+        request_id: the client's id, or a random one; None for CORS preflights, which are answered before
+            ids are assigned.
+        route: the route's template, such as ``/v1/models/{model_id}``.
+        caller: the caller's name; None until it is authenticated.
+        admission: the admission by the rate limiter; None if the route has no limits or the request was
+            refused.
+        completion: the completion of a chat request, once the engine has accepted it.
+        relayed: whether a replica handles and logs the request in another process.
     """
 
     request_id: str | None = None
@@ -41,12 +41,12 @@ class Exchange:
 
 
 def open_exchange(scope: Scope) -> Exchange:
-    """Make the exchange of a request; done once, by the outermost middleware."""
+    """Create the exchange of a request; called once, by the outermost middleware."""
     exchange = Exchange()
     scope.setdefault("state", {})["exchange"] = exchange
     return exchange
 
 
 def exchange_of(scope: Scope) -> Exchange:
-    """The exchange that a request belongs to."""
+    """The exchange of a request."""
     return cast(Exchange, scope["state"]["exchange"])

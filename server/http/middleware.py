@@ -1,4 +1,4 @@
-"""What happens around every request, whatever its route: paths, HEAD, bugs, ids, polite refusals."""
+"""Middleware for all routes: paths, HEAD, bugs, request ids, rate limit headers, early refusals."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ READ_FOR_AT_MOST = 5.0  # seconds
 
 
 def plain_path(path: str) -> str:
-    """A path with single slashes and none at its end; the root stays ``/``."""
+    """Normalize a path to single slashes and no trailing slash; the root stays ``/``."""
     return "/" + "/".join(filter(None, path.split("/")))
 
 
 class PlainPaths:
-    """Routes ``//chat/completions`` and ``/info/`` as if their slashes were single.
+    """Normalizes paths such as ``//chat/completions`` and ``/info/``.
 
-    Clients join an endpoint that ends in a slash and a path that begins with one.
+    Clients produce them by joining an endpoint with a trailing slash and a path with a leading one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its path in plain form."""
+        """Handle a request under its normalized path."""
         if scope["type"] == "http":
             scope = {**scope, "path": plain_path(scope["path"])}
         await self._app(scope, receive, send)
 
 
 class HeadAsGet:
-    """Routes a HEAD as the GET it asks about; the web server leaves the body out."""
+    """Routes HEAD requests as GET; uvicorn omits the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on as a GET."""
+        """Handle a request."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
 
 class CatchBugs:
-    """Turns what nothing else catches into a 500, and lets it go on to the log.
+    """Turns uncaught exceptions into a 500 and re-raises them for the log.
 
-    Starlette would respond outside of all other middleware: without request ids, and unreadable to
-    pages of other origins.
+    Starlette's own handler runs outside all other middleware, so its response would lack request ids and
+    CORS headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle a request."""
         started = False
 
         async def send_and_note(message: Message) -> None:
@@ -75,20 +75,20 @@ class CatchBugs:
             await self._app(scope, receive, send_and_note)
         except Exception:
             if scope["type"] == "http" and not started:
-                reason = "the server failed at this request; its log says why"
+                reason = "internal server error; see the server's log"
                 response = error_response(internal_error(reason))
                 await response(scope, receive, send)
             raise
 
 
 class RequestIds:
-    """Echoes the caller's request ids, and names the request where there is none."""
+    """Echoes the client's request ids, or assigns a random one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, adding the ids to the start of its response."""
+        """Handle a request and add the ids to its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -108,13 +108,13 @@ class RequestIds:
 
 
 class RateLimits:
-    """Tells a caller with limits how much of them is left."""
+    """Adds rate limit headers to responses."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, adding the headers to the start of its response if it was let in."""
+        """Handle a request and add the headers to its response if it was admitted."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -129,17 +129,17 @@ class RateLimits:
 
 
 class ReadBeforeRefusing:
-    """Takes the rest of a refused request's body, to a point, before the refusal is sent.
+    """Reads the rest of a refused request's body, up to a limit, before sending the error.
 
-    Many clients look for an answer only when they have sent everything; to them an early 401 or
-    413 is a broken connection. Those that ask first (``Expect: 100-continue``) are told at once.
+    Many clients read the response only after sending the whole body, so an early 401 or 413 looks to
+    them like a broken connection. Clients that send ``Expect: 100-continue`` get the error at once.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; hold an error back until its body has been read."""
+        """Handle a request; delay an error until the body has been read."""
         if scope["type"] != "http" or Headers(scope=scope).get("expect"):
             await self._app(scope, receive, send)
             return
@@ -158,7 +158,7 @@ class ReadBeforeRefusing:
 
         async def read_and_send(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                # A client that dawdles is told before it has finished.
+                # Slow clients get the error before they have finished.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(read_rest(), READ_FOR_AT_MOST)
             await send(message)

@@ -1,4 +1,4 @@
-"""A JSON response that is sent in pieces: however large, it does not block the event loop."""
+"""A JSON response that is sent in pieces, so that large ones do not block the event loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class PiecewiseJsonResponse(Response):
     """A JSON response.
 
     Args:
-        pieces: small pieces of its body, sent several at a time.
-        end: called when all is sent or the client has gone away.
+        pieces: the body in small pieces, which are sent several at a time.
+        end: called when everything is sent or the client has disconnected.
     """
 
     media_type = "application/json"
@@ -36,7 +36,7 @@ class PiecewiseJsonResponse(Response):
                 if len(together) >= PIECE:
                     await send(_body(bytes(together), more=True))
                     together.clear()
-                    await asyncio.sleep(0)  # a client that reads at once would have all of it
+                    await asyncio.sleep(0)  # let others run, as send() may never suspend
             await send(_body(bytes(together), more=False))
         finally:
             self._end()

@@ -1,7 +1,7 @@
-"""Request heads as the application takes them: no larger than a limit, and with a path as target.
+"""Limits the size of request heads and normalizes request targets to paths.
 
-h11 bounds only heads of which it waits for more, and leaves the absolute form of a target (``GET
-http://host/info``), which clients send to proxies, to whoever reads it.
+h11 limits only incomplete heads, and it passes on absolute targets (``GET http://host/info``), which
+clients send to proxies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 import h11
 
-LARGEST_HEAD = 16 * 1024  # bytes, with the empty line at its end
+LARGEST_HEAD = 16 * 1024  # bytes, including the final empty line
 END = re.compile(rb"\n\r?\n")
 ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
@@ -19,7 +19,7 @@ class BoundedH11Connection(h11.Connection):
     """The server's side of an HTTP/1.1 connection.
 
     Attributes:
-        sends_chunks: whether the response that has begun is sent in chunks.
+        sends_chunks: whether the current response uses chunked encoding.
     """
 
     def __init__(self) -> None:
@@ -27,16 +27,18 @@ class BoundedH11Connection(h11.Connection):
         self.sends_chunks = False
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """What came next; raises h11.RemoteProtocolError where a head is too large."""
+        """The next event; raises h11.RemoteProtocolError if a head is too large."""
         if self.their_state is h11.IDLE:
             received, _ = self.trailing_data
             if len(received) > LARGEST_HEAD and not END.search(received, 0, LARGEST_HEAD):
-                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+                raise h11.RemoteProtocolError(
+                    "the request's headers are too large", error_status_hint=431
+                )
         event = super().next_event()
         return _for_a_path(event) if isinstance(event, h11.Request) else event
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
-        """What to send of an event."""
+        """Serialize an event, and note whether the response is chunked."""
         if isinstance(event, h11.Response):
             known = any(name == b"content-length" for name, _ in event.headers)
             self.sends_chunks = not known and (self.their_http_version or b"") >= b"1.1"
@@ -44,7 +46,7 @@ class BoundedH11Connection(h11.Connection):
 
 
 def _for_a_path(request: h11.Request) -> h11.Request:
-    """The request with its target in origin form; of an absolute one the authority is the Host."""
+    """Convert an absolute target to a path; its authority replaces the Host header."""
     found = ABSOLUTE.fullmatch(request.target)
     if found is None:
         return request

@@ -1,7 +1,7 @@
-"""Chunks as server-sent events, in the strict form that azure-ai-inference's parser needs.
+"""Server-sent events in the strict form that azure-ai-inference's parser requires.
 
-Every line is ``data: ...`` or empty, ends in a bare line feed, and nothing else is ever sent: no
-comments, no pings, no event names.
+Every line is empty or starts with ``data:`` and ends in a bare line feed. No comments, pings or event
+names are sent.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from server.errors import ApiError, error_body, from_model_error
 
 logger = logging.getLogger(__name__)
 
-# At shutdown running streams finish, within uvicorn's own time limit, instead of being cut off.
+# At shutdown, let streams finish within uvicorn's time limit instead of aborting them.
 AppStatus.enable_automatic_graceful_drain = False
 
 
 class StreamBrokenError(Exception):
-    """Makes the server close the connection without a proper end, so that no client is fooled.
+    """Aborts the connection, so that no client takes a failed stream for a complete one.
 
-    Its text has no words of a request: whoever carries the answer may log it.
+    The message contains nothing of the request, because uvicorn or Ray may log it.
     """
 
-    def __init__(self, message: str = "a stream is broken off") -> None:
+    def __init__(self, message: str = "stream aborted") -> None:
         super().__init__(message)
 
 
 def error_event(error: ApiError) -> bytes:
-    """The event that tells an error where it is too late for a status."""
+    """An event with an error that occurred after the response had started."""
     return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
 def is_not_a_broken_stream(record: logging.LogRecord) -> bool:
-    """A filter for the web server's log: a stream that is broken off on purpose has a line of its own."""
+    """A filter for uvicorn's log that drops aborted streams, which are logged separately."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamBrokenError))
 
 
@@ -47,8 +47,8 @@ class ChunkStream(EventSourceResponse):
     """A stream of chunks, ended by ``[DONE]``.
 
     Args:
-        chunks: of one completion, as JSON.
-        end: called when all is sent or the client has gone away, also before the first chunk.
+        chunks: the chunks of one completion, as JSON.
+        end: called when everything is sent or the client has disconnected, even before the first chunk.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], end: Callable[[], None]) -> None:
@@ -69,7 +69,7 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield b"data: " + chunk + b"\n\n"
     except model.ModelError as error:
         failed = from_model_error(error)
-        yield error_event(failed)  # for those who read it, then an abrupt end
-        logger.warning("a stream is broken off: %s", failed.code)  # its words may quote a grammar
+        yield error_event(failed)  # for clients that read it; then the connection is aborted
+        logger.warning("stream aborted: %s", failed.code)  # the message may quote a grammar
         raise StreamBrokenError from None
     yield b"data: [DONE]\n\n"

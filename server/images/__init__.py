@@ -1,1 +1,1 @@
-"""Strangers' images: fetched within bounds, decoded in confined workers."""
+"""Untrusted images: fetched within limits, decoded in confined processes."""

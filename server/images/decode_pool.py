@@ -1,7 +1,7 @@
-"""Decodes image files in processes of their own, where a hostile one harms nothing.
+"""Decodes image files in confined processes, where hostile files do no harm.
 
-A process that dies, hangs or wants too much memory is replaced. What comes back is plain RGB, and is
-read as bytes: nothing that a process says can do more than be a wrong picture.
+A process that dies, hangs or uses too much memory is replaced. Processes return plain RGB bytes, so
+even a compromised one can only return a wrong picture.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from PIL import Image
 import model
 from model.confined import Worker, WorkerError, Zygote, confine
 
-# The bytes decide; what a URL says of them is often wrong.
+# The format is detected from the bytes, because media types in URLs are often wrong.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
-BYTES_PER_PIXEL = 32  # at most, of a picture and its conversions
+BYTES_PER_PIXEL = 32  # upper bound for a picture and its conversions
 MEMORY_BESIDE = 1 << 30  # bytes of address space for everything else
-IMAGES_PER_PROCESS = 1000  # libraries lose some memory at broken files
-START_TIMEOUT = 60.0  # seconds for a process to start; a busy machine is no fault of the image
+IMAGES_PER_PROCESS = 1000  # libraries leak memory on broken files
+START_TIMEOUT = 60.0  # seconds for a process to start; long, because the machine may be busy
 LONGEST_MESSAGE = 1000  # characters
 RATIO = struct.Struct("<d")
-SIZE = struct.Struct("<II")  # how an answer begins
-NO_PICTURE = (0, 0)  # the size that a message follows instead of pixels
+SIZE = struct.Struct("<II")  # header of a reply
+NO_PICTURE = (0, 0)  # a size that marks an error message instead of pixels
 
-Picture = tuple[tuple[int, int], bytes]  # width and height, and the pixels in RGB
+Picture = tuple[tuple[int, int], bytes]  # (width, height) and RGB pixels
 Decode = Callable[[bytes, int, float], Picture]
-ENDED = (OSError, EOFError, ValueError, struct.error)  # also what makes no sense
+ENDED = (OSError, EOFError, ValueError, struct.error)  # malformed replies included
 
 
 class _Worker:
-    """A process that decodes one image after another.
+    """A decoder process.
 
     Attributes:
-        left: how many more it should decode.
+        left: images to decode before it is replaced.
     """
 
     def __init__(self, worker: Worker, max_pixels: int, timeout: float) -> None:
-        """Returns once it is ready; raises WorkerError if it does not start."""
+        """Wait until it is ready; raises WorkerError if it does not start."""
         self._worker = worker
         self._timeout = timeout
         self.left = IMAGES_PER_PROCESS
@@ -59,10 +59,10 @@ class _Worker:
             worker.connection.recv_bytes()
         except (OSError, EOFError) as error:
             worker.end()
-            raise WorkerError("a process to decode images did not start") from error
+            raise WorkerError("an image decoder process did not start") from error
 
     def __call__(self, data: bytes, longest_ratio: float) -> Image.Image:
-        """The picture; raises ImageError, TimeoutError, or one of ENDED if it died."""
+        """Decode an image; raises ImageError, TimeoutError, or one of ENDED if the process died."""
         self.left -= 1
         connection = self._worker.connection
         connection.send_bytes(RATIO.pack(longest_ratio))
@@ -76,20 +76,20 @@ class _Worker:
         return Image.frombytes("RGB", size, answer)
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._worker.end()
 
 
 class DecodePool:
-    """A pool of processes that decode images; each starts with its first image, or before.
+    """A pool of decoder processes, which start on demand.
 
     Args:
-        max_pixels: largest width times height.
-        timeout: seconds that an image may take.
-        decode: how, in a process.
+        max_pixels: maximum width times height.
+        timeout: seconds to decode an image.
+        decode: the function that decodes, for tests.
 
     Attributes:
-        longest_ratio: of an image's sides, set once that is known.
+        longest_ratio: maximum ratio of an image's sides; set once the model is loaded.
     """
 
     def __init__(self, max_pixels: int, timeout: float, decode: Decode | None = None) -> None:
@@ -104,7 +104,7 @@ class DecodePool:
             self._idle.put(None)
 
     def start(self) -> None:
-        """Start a process, so that the first image need not wait for it; raises WorkerError."""
+        """Start one process early, so that the first image does not wait for it; raises WorkerError."""
         worker = self._idle.get()
         try:
             worker = worker or self._start()
@@ -112,13 +112,13 @@ class DecodePool:
             self._idle.put(worker)
 
     def __call__(self, data: bytes) -> Image.Image:
-        """The picture in an image file, upright and in RGB. Takes a while; called on any thread.
+        """Decode an image file to RGB and apply its orientation. Blocks; can be called on any thread.
 
         Raises:
-            model.ImageError: it is no readable image, too large, or takes too long.
-            WorkerError: there is no process to decode it.
+            model.ImageError: the image is unreadable, too large, or takes too long.
+            WorkerError: no process could be started.
         """
-        for _ in range(2):  # a process may have died before, for a reason of its own
+        for _ in range(2):  # the idle process may have died for another reason
             worker = self._idle.get()
             healthy = False
             try:
@@ -131,8 +131,8 @@ class DecodePool:
                 raise
             except TimeoutError as error:
                 raise model.ImageError(
-                    f"the image took longer than {self._timeout:g} seconds to decode, the limit "
-                    "here; scale it down or save it as a plain PNG or JPEG"
+                    f"decoding the image took longer than the limit of {self._timeout:g} seconds "
+                    "(--image-timeout); scale it down or save it as a plain PNG or JPEG"
                 ) from error
             except ENDED:
                 continue
@@ -141,10 +141,10 @@ class DecodePool:
                     worker.end()
                     worker = None
                 self._idle.put(worker)
-        raise model.ImageError("the image's decoder ended at it; save it as a plain PNG or JPEG")
+        raise model.ImageError("the image crashed its decoder; save it as a plain PNG or JPEG")
 
     def close(self) -> None:
-        """End the processes, when no image is being decoded any more; nothing is decoded after that."""
+        """End the processes. No image may be in progress; none can be decoded afterwards."""
         with contextlib.suppress(queue.Empty):
             while True:
                 worker = self._idle.get_nowait()
@@ -157,24 +157,26 @@ class DecodePool:
 
 
 def make_worker(max_pixels: int, timeout: float, decode: Decode) -> Callable[[socket.socket], None]:
-    """What a process runs, made once before it is forked; takes the arguments of ``DecodePool``."""
+    """The main function of a process, created once before forking; for the arguments see ``DecodePool``."""
     Image.preinit()
-    Image.MAX_IMAGE_PIXELS = max_pixels  # also of what a file holds inside
+    Image.MAX_IMAGE_PIXELS = max_pixels  # also applies to images embedded in a file
     return partial(_work, max_pixels, timeout, decode)
 
 
 def _work(max_pixels: int, timeout: float, decode: Decode, server: socket.socket) -> None:
-    """What a process does until the server ends."""
+    """Decode images until the server closes the connection."""
     confine(max_pixels * BYTES_PER_PIXEL + MEMORY_BESIDE)
     with contextlib.suppress(OSError):
-        os.nice(5)  # running answers come first
+        os.nice(5)  # give running requests priority
     connection = Connection(server.detach())
     with contextlib.suppress(EOFError, OSError):
         connection.send_bytes(b"")  # ready
         while True:
             (longest_ratio,) = RATIO.unpack(connection.recv_bytes(RATIO.size))
             data = connection.recv_bytes()
-            signal.setitimer(signal.ITIMER_REAL, 2 * timeout)  # should the server have been killed
+            signal.setitimer(
+                signal.ITIMER_REAL, 2 * timeout
+            )  # ends the process even if the server was killed
             try:
                 size, answer = decode(data, max_pixels, longest_ratio)
             except model.ImageError as error:
@@ -186,22 +188,22 @@ def _work(max_pixels: int, timeout: float, decode: Decode, server: socket.socket
 
 
 def decode_image(data: bytes, max_pixels: int, longest_ratio: float = math.inf) -> Picture:
-    """The picture in an image file; raises model.ImageError."""
-    warnings.simplefilter("ignore")  # of odd files; what matters is an error
+    """Decode an image file; raises model.ImageError."""
+    warnings.simplefilter("ignore")  # only errors matter
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise model.ImageError(_too_large(max_pixels, str(error))) from None
     except Exception:
         raise model.ImageError(
-            "the image's data is no JPEG, PNG, WebP, GIF, BMP or TIFF file"
+            "the image is not a JPEG, PNG, WebP, GIF, BMP or TIFF file"
         ) from None
     if image.width * image.height > max_pixels:
         raise model.ImageError(_too_large(max_pixels, f"it is {image.width}x{image.height}"))
     model.check_sides(image.size, longest_ratio)
     kind = image.format
     try:
-        # The decoder forgives a PNG that ends early once it has all pixels; its check does not.
+        # load() accepts a PNG that is truncated after its pixels; verify() does not.
         image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
@@ -212,10 +214,10 @@ def decode_image(data: bytes, max_pixels: int, longest_ratio: float = math.inf) 
         ) from None
     except Exception as error:  # decoders raise anything on broken files
         raise model.ImageError(
-            f"the {kind} image is cut off or broken ({error}); send the whole file"
+            f"the {kind} image is truncated or corrupt ({error}); send the whole file"
         ) from None
     return rgb.size, rgb.tobytes()
 
 
 def _too_large(limit: int, reason: str) -> str:
-    return f"the image has more than {limit} pixels, the limit here ({reason}); scale it down"
+    return f"the image has more pixels than the limit of {limit} ({reason}); scale it down"

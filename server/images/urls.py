@@ -1,4 +1,4 @@
-"""From the URL of an image to a decoded picture. Refuses what it does not take, by name, before it costs."""
+"""Turns image URLs into decoded pictures. Unsupported URLs are refused before any work is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.errors import Loc
 from server.images.decode_pool import DecodePool
 from server.images.fetching import HTTP, Fetcher
 
-# The parameters of the media type are bounded: nothing is searched for in megabytes of them.
+# The media type's parameters are bounded, so that matching does not scan megabytes.
 DATA_URL = re.compile(
     r"data:image/(jpeg|jpg|png|webp|gif|bmp|tiff)(;[^,;]{0,100}){0,8}?;base64,", re.IGNORECASE
 )
@@ -24,12 +24,12 @@ PIECE = 1 << 20  # characters of base64
 
 
 class Images:
-    """The images of one request. The model looks at the last one, so that is the one to be fetched.
+    """The images of one request. Only the last one is fetched, because the model sees no other.
 
     Args:
-        decode_pool: decodes their files.
-        fetcher: fetches those that are elsewhere.
-        hold: called with the bytes that a file takes, as they come; what it raises is raised.
+        decode_pool: decodes image files.
+        fetcher: fetches remote images.
+        hold: called with the size of each fetched part; its exceptions are propagated.
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class Images:
         self._last: DataUrl | RemoteUrl | None = None
 
     def add(self, url: str, loc: Loc) -> Callable[[], Image.Image]:
-        """What makes the picture, after ``fetch``, on any thread; it raises model.ImageError.
+        """Add an image; returns the function that decodes it.
+
+        Call that after ``fetch``, on any thread; it raises model.ImageError.
 
         Args:
-            url: ``data:image/...;base64,...``, or ``https://...`` of a host that is listed.
-            loc: where the URL stands in the request, for errors.
+            url: ``data:image/...;base64,...``, or ``https://...`` of an allowed host.
+            loc: path of the URL in the request, for errors.
 
         Raises:
             model.ModalityError: the URL is neither.
@@ -57,16 +59,16 @@ class Images:
         return self._last.decode
 
     async def fetch(self) -> None:
-        """Fetch the last image, if it is elsewhere; raises model.ImageError."""
+        """Fetch the last image if it is remote; raises model.ImageError."""
         if isinstance(self._last, RemoteUrl):
             await self._last.fetch(self._hold)
 
 
 class RemoteUrl:
-    """The URL of an image elsewhere.
+    """The URL of a remote image.
 
     Raises:
-        model.ModalityError: it is not one that may be fetched.
+        model.ModalityError: the URL may not be fetched.
     """
 
     def __init__(self, url: str, fetcher: Fetcher, decode_pool: DecodePool, loc: Loc) -> None:
@@ -87,12 +89,12 @@ class RemoteUrl:
             raise type(error)(error.message, self._loc) from error
 
     def decode(self) -> Image.Image:
-        """The picture, in RGB; raises model.ImageError."""
+        """Decode the image to RGB; raises model.ImageError."""
         return self._decode_pool(self._file)
 
 
 class DataUrl:
-    """A data URL of an image, checked for its form; its bytes are looked at by ``decode``.
+    """A data URL of an image; ``decode`` validates its data.
 
     Raises:
         model.ModalityError: the URL is not a data URL of an image.
@@ -102,8 +104,8 @@ class DataUrl:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
-                "the image's URL is not a data URL of a kind of image that is taken: send the file "
-                "itself as data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
+                "the image's URL is not a data URL of a supported type; send the image as "
+                "data:image/png;base64,... (jpeg, jpg, png, webp, gif, bmp or tiff)",
                 loc,
                 url,
             )
@@ -112,35 +114,35 @@ class DataUrl:
         self._decode_pool = decode_pool
 
     def decode(self) -> Image.Image:
-        """The picture, in RGB. Takes a while for large ones.
+        """Decode the image to RGB; slow for large ones.
 
         Raises:
-            model.ImageError: the data is no readable image, or too large.
+            model.ImageError: the image is unreadable or too large.
         """
         try:
-            # Bytes, because to search text for white space would stop all threads for seconds.
+            # On bytes, because removing white space from a str would hold the GIL for seconds.
             characters = self._url[self._start :].encode("ascii")
-            if b"%" in characters:  # as URLs may spell any character
+            if b"%" in characters:  # percent-encoding
                 characters = unquote_to_bytes(characters)
             data = _from_base64(characters)
         except ValueError as error:
             raise model.ImageError(
-                f"the image's base64 is broken or cut off ({error}); encode the whole file again"
+                f"the image's base64 is invalid or truncated ({error}); encode the whole file again"
             ) from error
         return self._decode_pool(data)
 
 
 def _from_base64(characters: bytes) -> bytes:
-    """The bytes that base64 stands for, white space in it or not; raises ValueError.
+    """Decode base64 that may contain white space; raises ValueError.
 
-    Made in pieces, between which other threads run.
+    Works in pieces, so that other threads can run in between.
     """
     pieces: list[bytes] = []
     rest = b""
     for at in range(0, len(characters), PIECE):
         rest += characters[at : at + PIECE].translate(None, WHITE_SPACE)
         if at + PIECE < len(characters):
-            whole = (len(rest) - 1) // 4 * 4  # at least one character is left
+            whole = (len(rest) - 1) // 4 * 4  # keep at least one character for the next piece
             piece, rest = rest[:whole], rest[whole:]
             if piece.endswith(b"="):
                 raise ValueError("Excess data after padding")

@@ -1,4 +1,4 @@
-/** Copies a text; says whether that worked. */
+/** Copies text; returns whether it worked. */
 export async function copyText(text) {
   if (navigator.clipboard) {
     try {
@@ -8,7 +8,7 @@ export async function copyText(text) {
       return false;
     }
   }
-  // Browsers have no clipboard for pages over plain http from elsewhere than this machine.
+  // Over plain HTTP, browsers offer the clipboard API only to pages from localhost.
   const area = document.createElement("textarea");
   area.value = text;
   area.className = "visually-hidden";

@@ -1,4 +1,4 @@
-// The dialog that shows a request as a program to copy.
+// The dialog that shows a request as code to copy.
 
 import { copyText } from "./clipboard.js";
 import { size } from "./image.js";
@@ -16,7 +16,7 @@ let program = "";
 
 /**
  * @param {Record<string, any>} body
- * @param {string} key as it was sent
+ * @param {string} key the key that was sent
  * @param {boolean} needsKey
  */
 export function showCode(body, key, needsKey) {
@@ -33,16 +33,16 @@ function write() {
   const write = PROGRAMS[form.language.value];
   program = write({ ...rest, key: form.with_key.checked ? sentKey : null });
   copied.textContent = "";
-  // Megabytes of base64 would stall the browser, and say nothing to the reader.
+  // Showing megabytes of base64 would stall the browser and help nobody.
   let left = 0;
   code.textContent = program.replace(/(;base64,[\w+/]{40})([\w+/=]{40,})/g, (_, start, rest) => {
     left += rest.length;
     return `${start}…`;
   });
-  note.textContent = left ? `The picture is cut short here, by ${size(left)}; it is copied whole.` : "";
+  note.textContent = left ? `The picture is shortened here by ${size(left)}; the copied code has all of it.` : "";
 }
 
 form.addEventListener("change", write);
 dialog.querySelector("#copy").addEventListener("click", async () => {
-  copied.textContent = (await copyText(program)) ? "Copied" : "This browser does not let pages copy";
+  copied.textContent = (await copyText(program)) ? "Copied" : "The browser did not allow copying";
 });

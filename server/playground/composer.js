@@ -1,4 +1,4 @@
-// Where a message is written and a picture is added: picked, dropped, pasted, or one of the samples.
+// The form for a message and its picture, which is picked, dropped, pasted or a sample.
 
 import { readPicture } from "./image.js";
 
@@ -12,8 +12,8 @@ const touch = matchMedia("(pointer: coarse)");
 
 export class Composer {
   #picture = null;
-  #reading = Promise.resolve(); // of the picture added last
-  #suggested = ""; // by a sample: replaced by the next one's, unlike what was typed
+  #reading = Promise.resolve(); // the picture added last
+  #suggested = ""; // a sample's prompt; unlike typed text, the next sample replaces it
 
   /**
    * @param {{max_image_pixels: number, max_body_bytes: number}} limits
@@ -28,7 +28,7 @@ export class Composer {
       this.#send();
     });
     prompt.addEventListener("keydown", (event) => {
-      // A finger has no Shift to break lines with, and an input method's Enter ends a word.
+      // Touch keyboards have no Shift+Enter, and in an input method Enter ends a word.
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch.matches) return;
       event.preventDefault();
       this.#send();
@@ -52,7 +52,7 @@ export class Composer {
     this.#takeDrops();
   }
 
-  /** While an answer comes, there is a button to stop it in place of the one to send. */
+  /** Shows the Stop button instead of Send while an answer streams. */
   setBusy(isBusy) {
     this.isBusy = isBusy;
     const hadFocus = document.activeElement?.closest("#send, #stop");
@@ -62,7 +62,7 @@ export class Composer {
   }
 
   focus() {
-    if (!touch.matches) prompt.focus(); // there it would bring up the keyboard
+    if (!touch.matches) prompt.focus(); // on touch screens this would open the keyboard
   }
 
   clear() {
@@ -84,7 +84,7 @@ export class Composer {
     if (!file) return;
     const isOne = files.length === 1;
     const reading = readPicture(file, this.limits).then(
-      (picture) => [picture, isOne ? "" : "A message takes one picture; this is the first."],
+      (picture) => [picture, isOne ? "" : "A message can have only one picture; the first was added."],
       (error) => [null, error.message],
     );
     this.#reading = reading.then(([picture, problem]) => this.#show(picture, problem));
@@ -107,7 +107,7 @@ export class Composer {
     complaint.textContent = problem;
     if (!picture) return;
     const image = attachment.querySelector("img");
-    image.hidden = !picture.width; // what the browser cannot read it cannot show
+    image.hidden = !picture.width; // 0 if the browser cannot read it
     image.src = picture.url;
     attachment.querySelector("strong").textContent = picture.name;
     attachment.querySelector("span").textContent = picture.note;

@@ -1,10 +1,10 @@
-// From a file to a picture that the server takes: as it is, or scaled down to the server's limits.
+// Turns a file into a picture that the server accepts: unchanged, or scaled down to its limits.
 
 import { Failure } from "./request.js";
 
-// What the server reads; everything else that the browser can show is sent as PNG.
+// Formats the server reads; everything else that the browser can show is converted to PNG.
 const TAKEN = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"];
-const ROOM_FOR_TEXT = 100_000; // bytes of the body left to the conversation
+const ROOM_FOR_TEXT = 100_000; // bytes of the body reserved for the conversation
 
 /**
  * @param {File} file
@@ -15,8 +15,8 @@ export async function readPicture(file, limits) {
   const most = { pixels: limits.max_image_pixels, bytes: bytesInBody(limits.max_body_bytes) };
   const image = await decode(file);
   if (!image) {
-    // TIFF, which few browsers show: the server judges.
-    if (file.type !== "image/tiff") throw new Failure(`${file.name} is no picture that this browser can read.`);
+    // Few browsers show TIFF, so leave it to the server.
+    if (file.type !== "image/tiff") throw new Failure(`This browser cannot read ${file.name} as a picture.`);
     return picture(file, file.name, 0, 0, size(file.size));
   }
   const { naturalWidth: width, naturalHeight: height } = image;
@@ -29,14 +29,14 @@ export async function readPicture(file, limits) {
   return picture(blob, file.name, w, h, `${w} × ${h}, ${size(blob.size)}${scaled}`);
 }
 
-/** How many bytes of a picture fit into a body: base64 writes three as four. */
+/** How many bytes of a picture fit into a body: base64 encodes three bytes as four. */
 const bytesInBody = (bytes) => Math.max(0, bytes - Math.min(ROOM_FOR_TEXT, bytes / 4)) * 0.75;
 
 async function picture(blob, name, width, height, note) {
   return { url: await dataUrl(blob), name, width, height, note };
 }
 
-/** The image, turned as its EXIF orientation says; null if the browser cannot read it. */
+/** Decodes the image and applies its EXIF orientation; returns null if the browser cannot read it. */
 async function decode(file) {
   const url = URL.createObjectURL(file);
   const image = new Image();
@@ -51,7 +51,7 @@ async function decode(file) {
   }
 }
 
-/** Draws the image no larger than the limits; PNG while that fits, for sharp edges. */
+/** Redraws the image within the limits; as PNG if that fits, to keep sharp edges. */
 async function redraw(image, isPhoto, most) {
   const pixels = image.naturalWidth * image.naturalHeight;
   let scale = Math.min(1, Math.sqrt(most.pixels / pixels));
@@ -75,12 +75,12 @@ function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Failure("The picture cannot be read."));
+    reader.onerror = () => reject(new Failure("Failed to read the picture."));
     reader.readAsDataURL(blob);
   });
 }
 
-/** Bytes as people read them. */
+/** Formats a number of bytes. */
 export function size(bytes) {
   if (bytes < 1000) return `${bytes} bytes`;
   return bytes < 1e6 ? `${Math.round(bytes / 1000)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;

@@ -1,10 +1,10 @@
-// Markdown within a line, as DOM nodes. Text becomes text nodes and nothing else: whatever the model
-// writes, no markup comes of it but what is made here.
+// Renders inline Markdown as DOM nodes. All text becomes text nodes, so the model's output cannot
+// inject markup.
 
-const DEEPEST = 6; // emphasis in emphasis; beyond, marks stay as they are
-// So that no text takes long, whatever it is made of:
-const FARTHEST = 2000; // characters from an opening mark to its end
-const MOST_TRIES = 20; // marks looked at that might be the end
+const DEEPEST = 6; // levels of nested emphasis; deeper marks stay text
+// Bounds on the time that hostile text can take:
+const FARTHEST = 2000; // characters searched for a closing mark
+const MOST_TRIES = 20; // candidates tried as the closing mark
 const PROTOCOLS = ["http:", "https:", "mailto:"];
 const ESCAPABLE = /[\\`*_{}[\]()#+\-.!|~<>]/;
 const WORD = /[\p{L}\p{N}]/u;
@@ -48,7 +48,7 @@ const RULES = {
     text.startsWith("~~", start) ? wrapped(text, start, depth, "~~", "del") : null,
   "!": (text, start, depth) => {
     const found = text[start + 1] === "[" && link(text, start + 1, depth);
-    return found || null; // a picture elsewhere is not loaded: its address is a link
+    return found || null; // remote pictures are not loaded but linked
   },
   "[": link,
   "<": (text, start) => {
@@ -82,7 +82,7 @@ function emphasis(text, start, depth, mark) {
   return wrapped(text, start, depth, mark, "em");
 }
 
-/** An element around what stands between two marks, if they hug it. */
+/** An element for the text between two marks, if no space follows the first or precedes the second. */
 function wrapped(text, start, depth, marks, name) {
   const from = start + marks.length;
   if (/\s/.test(text[from] ?? " ")) return null;
@@ -91,7 +91,7 @@ function wrapped(text, start, depth, marks, name) {
     end = tries < MOST_TRIES ? find(text, marks, end + 1) : -1;
   }
   if (end < 0) return null;
-  // In ***so*** the outer marks end last.
+  // In ***this*** the outer marks end last.
   while (text[end + marks.length] === marks[0] && marks.length === 2) end += 1;
   const node = document.createElement(name);
   node.append(inline(text.slice(from, end), depth + 1));
@@ -119,11 +119,11 @@ function link(text, start, depth) {
   return { node, end: end + 1 };
 }
 
-/** A link that leaves this page alone; null for an address that is none of the harmless kinds. */
+/** A link that opens in a new tab; null unless its protocol is allowed. */
 function anchor(address, label) {
   let url;
   try {
-    url = new URL(address); // without a base: relative addresses would point into this server
+    url = new URL(address); // no base, because relative addresses would point to this server
   } catch {
     return null;
   }
@@ -136,7 +136,7 @@ function anchor(address, label) {
   return node;
 }
 
-/** Where the marks stand next, not farther than it is worth looking; -1 if nowhere. */
+/** The next position of the marks within FARTHEST characters; -1 if there is none. */
 function find(text, marks, from) {
   const at = text.slice(from, from + FARTHEST).indexOf(marks);
   return at < 0 ? -1 : from + at;

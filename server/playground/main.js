@@ -1,4 +1,4 @@
-// The playground: asks, shows answers as they come, and keeps the conversation.
+// The playground: sends requests, streams the answers, and keeps the conversation.
 
 import { showCode } from "./code_dialog.js";
 import { Composer } from "./composer.js";
@@ -59,7 +59,7 @@ async function run(turn) {
       turn.fail(error);
       panel.blame(error.param);
       if (error.status === 401) panel.askForKey();
-      if (!(error instanceof Failure)) throw error; // a fault of this page, for its console
+      if (!(error instanceof Failure)) throw error; // a bug in this page, for the console
     }
   } finally {
     if (running === asking) {
@@ -69,17 +69,17 @@ async function run(turn) {
   }
 }
 
-/** Follows the answer as it grows, unless the reader has scrolled back. */
+/** Keeps the end of the answer in view, unless the user has scrolled up. */
 function keepEndInView(change) {
   const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   change();
   if (follows) log.scrollTop = log.scrollHeight;
 }
 
-/** Says which model this is, or what is missing. */
+/** Shows the model's name, or why it is not available. */
 async function connect() {
   if (limits.api_key_required && !panel.key) {
-    connection.textContent = "needs its API key";
+    connection.textContent = "API key required";
     return;
   }
   try {

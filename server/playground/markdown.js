@@ -1,4 +1,4 @@
-// Markdown as DOM nodes, made for text that grows: only the blocks that changed are made again.
+// Renders Markdown as DOM nodes. Built for streaming: only blocks that changed are rendered again.
 
 import { inline } from "./inline.js";
 
@@ -7,14 +7,14 @@ const HEADING = /^ {0,3}(#{1,6}) +(.*)$/;
 const RULE = /^ {0,3}([-*_])(\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
-const DEEPEST = 8; // quotes in lists in quotes; beyond, it is a paragraph
-const LONGEST = 5000; // characters of a line that is more than a part of a paragraph
+const DEEPEST = 8; // levels of nested lists and quotes; deeper ones become paragraphs
+const LONGEST = 5000; // characters; a longer line is always part of a paragraph
 
 /** @typedef {{kind: string, lines: string[]}} Block */
 
 /**
- * Shows the text in the element. Called again with more of it, keeps the nodes that stay the same, so
- * that nothing flickers, selections last, and a long answer costs no more than its end.
+ * Shows the text in the element. When called again with more text, keeps the unchanged nodes, so that
+ * nothing flickers, selections survive, and only the end of a long answer is rendered again.
  *
  * @param {HTMLElement & {shown?: string[]}} element
  * @param {string} text
@@ -51,7 +51,7 @@ function split(lines) {
 
 function kindAt(lines, at) {
   const line = lines[at];
-  if (line.length > LONGEST) return "paragraph"; // the patterns' time grows faster than their text
+  if (line.length > LONGEST) return "paragraph"; // matching takes more than linear time
   if (FENCE.test(line)) return "code";
   if (HEADING.test(line)) return "heading";
   if (RULE.test(line)) return "rule";
@@ -66,7 +66,7 @@ function isTableHead(line, next) {
   return rules.length === cells(line).length && rules.every((rule) => /^:?-+:?$/.test(rule));
 }
 
-/** Where a block of a kind that begins at a line ends. */
+/** For each kind of block, the line after the end of a block that begins at a line. */
 const END = {
   code(lines, at) {
     const [, marks] = FENCE.exec(lines[at]);
@@ -116,14 +116,14 @@ const RENDER = {
     const [, marks, language] = FENCE.exec(lines[0]);
     const closed = lines.length > 1 && isFenceEnd(lines.at(-1), marks);
     const pre = make("pre", make("code", lines.slice(1, closed ? -1 : undefined).join("\n")));
-    pre.tabIndex = 0; // so that the arrow keys scroll it
+    pre.tabIndex = 0; // makes it scrollable with the arrow keys
     const [name] = language.trim().split(/\s/);
     if (name) pre.dataset.language = name.slice(0, 30);
     return pre;
   },
   heading(lines) {
     const [, marks, text] = HEADING.exec(lines[0]);
-    const level = Math.min(6, marks.length + 2); // h1 and h2 are the page's own
+    const level = Math.min(6, marks.length + 2); // the page itself uses h1 and h2
     return make(`h${level}`, inline(text.trimEnd().replace(/ #{1,6}$/, "")));
   },
   rule: () => make("hr"),
@@ -164,7 +164,7 @@ function paragraph(lines) {
   return make("p", inline(lines.map((line) => line.trim()).join("\n")));
 }
 
-/** A list item; its only paragraph needs no element of its own. */
+/** A list item; a single paragraph is not wrapped in <p>. */
 function item(lines, depth) {
   const nodes = inner(lines, depth);
   const [first, ...others] = nodes;
@@ -176,7 +176,7 @@ const inner = (lines, depth) => split(lines).map((block) => render(block, depth 
 
 const outdent = (line, width) => line.replace(new RegExp(`^\\s{0,${Math.min(width, 20)}}`), "");
 
-/** The cells of a table's row; `\|` is no border. */
+/** The cells of a table row; `\|` is an escaped bar. */
 function cells(line) {
   const inside = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
   return inside.split(/(?<!\\)\|/).map((text) => text.trim().replaceAll("\\|", "|"));

@@ -1,6 +1,6 @@
-// The settings beside the conversation: what is sent with each request, and the key.
+// The settings panel: parameters that are sent with each request, and the API key.
 
-const KEY = "phi3v-api-key"; // in sessionStorage: this tab's alone, gone when it closes
+const KEY = "phi3v-api-key"; // in sessionStorage, so it is limited to this tab and cleared when the tab closes
 const NUMBERS = [
   ...["temperature", "top_p", "max_tokens", "seed", "top_k", "min_p", "presence_penalty"],
   ...["frequency_penalty", "repetition_penalty", "min_tokens"],
@@ -29,7 +29,7 @@ export class Panel {
     return !this.element.hidden;
   }
 
-  /** Whether the panel lies over the conversation. */
+  /** Whether the panel covers the conversation. */
   get covers() {
     return this.isOpen && narrow.matches;
   }
@@ -62,7 +62,7 @@ export class Panel {
     return this.form.elements.detail.value;
   }
 
-  /** What is filled in, by the names of the API. */
+  /** The parameters that are filled in, by their API names. */
   get parameters() {
     const fields = this.form.elements;
     const parameters = {};
@@ -80,7 +80,7 @@ export class Panel {
     return parameters;
   }
 
-  /** Marks the field that the server found fault with. */
+  /** Marks the field that the server rejected. */
   blame(param) {
     const field = this.form.elements[param?.split(".")[0] ?? ""];
     if (!field) return;
@@ -90,7 +90,7 @@ export class Panel {
   }
 }
 
-/** A number; what is none, or too long for one, stays text: the server judges, and says why. */
+/** Parses a number. Invalid or inexact ones stay strings, and the server explains what is wrong. */
 function number(text) {
   const value = Number(text);
   const isExact = Number.isFinite(value) && (!Number.isInteger(value) || Number.isSafeInteger(value));

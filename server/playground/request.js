@@ -1,4 +1,4 @@
-// From the conversation and the settings to a request's body, and from its stream back to chunks.
+// Builds request bodies from the conversation and settings, and reads response streams.
 
 /**
  * @typedef {{url: string, name: string, width: number, height: number, note: string}} Picture
@@ -6,11 +6,11 @@
  * @typedef {{name: string, value: unknown}[]} Parameters
  */
 
-/** Azure's route; `pass-through` lets the engine's own parameters through, such as top_k. */
+/** Azure's route; `pass-through` allows the engine's own parameters, such as top_k. */
 export const ENDPOINT = new URL("chat/completions", document.baseURI);
 export const HEADERS = { "Content-Type": "application/json", "extra-parameters": "pass-through" };
 
-/** What the server said instead of an answer. */
+/** An error to show instead of an answer. */
 export class Failure extends Error {
   /**
    * @param {string} message
@@ -25,12 +25,12 @@ export class Failure extends Error {
 }
 
 /**
- * The messages of a conversation. The model sees its last picture only, so only that one is sent;
- * a question that got no answer is left out of what follows it.
+ * The messages of a conversation. Only the last picture is sent, because the model sees no other.
+ * Failed exchanges are left out.
  *
  * @param {string} system
- * @param {Exchange[]} exchanges the last one is being asked
- * @param {string} detail of the picture; empty for the server's own
+ * @param {Exchange[]} exchanges the last one is the new question
+ * @param {string} detail of the picture; empty for the server's default
  */
 export function messagesOf(system, exchanges, detail) {
   const asked = exchanges.at(-1);
@@ -60,7 +60,7 @@ function parts(text, picture, detail) {
  * @param {object} body
  * @param {string} key
  * @param {AbortSignal} signal
- * @throws {Failure} anything but a whole answer
+ * @throws {Failure} if the answer is not complete
  */
 export async function* chunksOf(body, key, signal) {
   const response = await ask(ENDPOINT, key, {
@@ -75,10 +75,10 @@ export async function* chunksOf(body, key, signal) {
     if (chunk.error) throw new Failure(chunk.error.message, chunk.error);
     yield chunk;
   }
-  throw new Failure("The connection ended before the answer did.");
+  throw new Failure("The connection closed before the answer was complete.");
 }
 
-/** Fetches with the key; throws a Failure for any status but 200. */
+/** Fetches with the API key; throws a Failure unless the request succeeds. */
 export async function ask(url, key, options = {}) {
   const headers = { ...options.headers, ...(key && { "api-key": key }) };
   let response;
@@ -86,7 +86,7 @@ export async function ask(url, key, options = {}) {
     response = await fetch(url, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new Failure(`The server cannot be reached (${error.message}).`);
+    throw new Failure(`Cannot reach the server (${error.message}).`);
   }
   if (response.ok) return response;
   const text = await response.text();
@@ -95,12 +95,12 @@ export async function ask(url, key, options = {}) {
     throw new Failure(error.message, { ...error, status: response.status });
   } catch (error) {
     if (error instanceof Failure) throw error;
-    // Not this server's own words: a proxy's, perhaps.
+    // Not in this server's format; perhaps from a proxy.
     throw new Failure(text || response.statusText, { status: response.status });
   }
 }
 
-/** The data of server-sent events. */
+/** Yields the data of server-sent events. */
 async function* eventsOf(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -114,7 +114,7 @@ async function* eventsOf(stream) {
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The connection broke before the answer ended.");
+    throw new Failure("The connection was lost before the answer was complete.");
   } finally {
     reader.cancel().catch(() => {});
   }

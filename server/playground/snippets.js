@@ -1,18 +1,18 @@
-// A request as a program that sends exactly it. Values in, text out: nothing of the page.
+// Writes a program that sends the given request. Does not touch the page.
 
 /**
  * @typedef {object} Request
- * @property {string} base the server's address, without a slash at its end
+ * @property {string} base the server's address, without a trailing slash
  * @property {Record<string, any>} body
- * @property {string | null} key to be written into the program; null reads it from the environment
- * @property {boolean} needsKey whether the server asks for one
+ * @property {string | null} key the key to include; with null, the program reads it from the environment
+ * @property {boolean} needsKey whether the server requires a key
  */
 
 const VARIABLE = "PHI3V_API_KEY";
-// Parameters of the SDKs' own methods; the others go through their doors for extras.
+// Named parameters of the SDKs' methods; all others go into model_extras or extra_body.
 const AZURE = ["model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "seed", "stop"];
 const OPENAI = [...AZURE, "logprobs", "top_logprobs"];
-// Characters that a terminal acts on or an editor hides; escapes mean the same in JSON and in Python.
+// Characters that terminals interpret or editors hide; their escapes are the same in JSON and Python.
 const UNSEEN = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
 
 /** @param {Request} request */
@@ -64,7 +64,7 @@ export function openaiPython({ base, body, key, needsKey }) {
     `client = OpenAI(base_url=${json(`${base}/v1`)}, api_key=${pythonKey(key, needsKey)})`,
     "stream = client.chat.completions.create(",
     `    messages=[\n${messages.map((message) => `        ${python(message)},\n`).join("")}    ],`,
-    // The SDK insists on a model; the server takes any name.
+    // The SDK requires a model; the server accepts any name.
     ...parameters({ model: "any", ...body }, OPENAI, "extra_body"),
     ")",
     "for chunk in stream:",
@@ -78,7 +78,7 @@ const lines = (...texts) => `${texts.filter((text) => text).join("\n")}\n`;
 
 function about(key, needsKey) {
   if (!needsKey) return "";
-  if (key !== null) return "# Holds the API key: do not pass it on.\n";
+  if (key !== null) return "# Contains the API key: do not share it.\n";
   return `# The API key is read from the environment: export ${VARIABLE}=...\n`;
 }
 
@@ -87,14 +87,14 @@ function pythonKey(key, needsKey) {
   return key === null ? `os.environ["${VARIABLE}"]` : json(key);
 }
 
-/** A name in Python's source, not a text. */
+/** An identifier in Python source, as opposed to a string. */
 class Name {
   constructor(name) {
     this.name = name;
   }
 }
 
-/** The messages with their picture, which may be megabytes, replaced by a name. */
+/** Replaces the picture in the messages, which may be megabytes, by a name. */
 function takePicture(messages) {
   let picture = "";
   const short = messages.map((message) => {
@@ -111,7 +111,7 @@ function takePicture(messages) {
 
 const AZURE_MESSAGES = { system: "SystemMessage", user: "UserMessage", assistant: "AssistantMessage" };
 
-/** A message as Azure's classes write it; notes the classes in `kinds`. */
+/** A message in Azure's classes; adds their names to `kinds`. */
 function azureMessage({ role, content }, kinds) {
   const kind = AZURE_MESSAGES[role];
   kinds.add(kind);
@@ -129,7 +129,7 @@ function azureMessage({ role, content }, kinds) {
   return `${kind}([${parts.join(", ")}])`;
 }
 
-/** Keyword arguments; what is not among `own` is passed as a dictionary. */
+/** Keyword arguments; parameters not in `own` go into a dictionary. */
 function parameters(body, own, extras) {
   const { messages, stream, ...rest } = body;
   const entries = Object.entries(rest);
@@ -142,7 +142,7 @@ function parameters(body, own, extras) {
   ];
 }
 
-/** A value of JSON in Python. */
+/** A JSON value as Python source. */
 function python(value) {
   if (value instanceof Name) return value.name;
   if (value === true) return "True";
@@ -162,5 +162,5 @@ function json(value, indent = 0) {
 
 const escape = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
-/** A word of a shell's command line, whatever is in it. */
+/** Quotes a word for the shell. */
 const shell = (word) => `'${word.replaceAll("'", "'\\''")}'`;

@@ -1,4 +1,4 @@
-// The theme, before anything is painted: the system's, or the one chosen here last time.
+// Sets the theme before the first paint: the one chosen last time, or the system's.
 "use strict";
 
 (() => {

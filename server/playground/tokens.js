@@ -1,7 +1,7 @@
-// The tokens of an answer, tinted by probability; pointing at one, or moving to it with the arrow
-// keys, shows what the model might have written instead.
+// The tokens of an answer, tinted by probability. Hovering over one, or moving to it with the arrow
+// keys, shows the alternatives.
 
-const BOUNDS = [0.9, 0.6, 0.3, 0.1]; // of probability, from sure to surprising
+const BOUNDS = [0.9, 0.6, 0.3, 0.1]; // lower bounds of the probability for each tint
 const tip = /** @type {HTMLElement} */ (document.querySelector("#tip"));
 let explained = /** @type {Element | null} */ (null);
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 3 });
@@ -14,7 +14,7 @@ export class TokenList {
     this.element = element;
     /** @type {Token[]} */
     this.tokens = [];
-    this.decoder = new TextDecoder(); // characters may be spread over several tokens
+    this.decoder = new TextDecoder(); // a character may span several tokens
     element.addEventListener("pointerover", (event) => this.#show(event.target));
     element.addEventListener("pointerleave", hideTip);
     element.addEventListener("focusin", (event) => this.#show(event.target));
@@ -27,7 +27,7 @@ export class TokenList {
     for (const token of tokens) {
       const option = document.createElement("span");
       option.role = "option";
-      option.tabIndex = this.tokens.length ? -1 : 0; // one stop of the Tab key for all
+      option.tabIndex = this.tokens.length ? -1 : 0; // a single tab stop for the list
       option.className = `token p${level(token)}`;
       const text = this.decoder.decode(new Uint8Array(token.bytes), { stream: true });
       option.textContent = text ? text.replaceAll("\n", "↵\n") : "·";
@@ -93,12 +93,12 @@ function level({ logprob }) {
 
 const probability = ({ logprob }) => percent.format(Math.exp(logprob));
 
-/** A token so that blanks in it can be seen. */
+/** A token with visible white space. */
 function spoken(text) {
   return `“${text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥")}”`;
 }
 
-/** Puts the tip below its token, or above where there is no room. */
+/** Places the tip below its token, or above if there is no room. */
 function place() {
   const [around] = explained.getClientRects(); // the first of its lines
   if (tip.hidden || !around) return;

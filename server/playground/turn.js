@@ -1,4 +1,4 @@
-// One question and its answer: what was said, how long it took, and how it looks.
+// One question and its answer: contents, timing and rendering.
 
 import { copyText } from "./clipboard.js";
 import { showMarkdown } from "./markdown.js";
@@ -7,10 +7,10 @@ import { TokenList } from "./tokens.js";
 const template = /** @type {HTMLTemplateElement} */ (document.querySelector("#turn"));
 
 export class Turn {
-  /** What was sent for the answer. @type {Record<string, any>} */
+  /** The request body. @type {Record<string, any>} */
   body = {};
   answer = "";
-  /** Whether there is no answer that the conversation could go on from. */
+  /** Whether there is no answer to continue the conversation from. */
   failed = true;
 
   #tokens = /** @type {TokenList | null} */ (null);
@@ -42,7 +42,7 @@ export class Turn {
     }
   }
 
-  /** Asks, for the first time or again. */
+  /** Starts a request, for the first time or again. */
   begin(body) {
     Object.assign(this, { body, answer: "", failed: true });
     this.usage = this.finishReason = null;
@@ -59,7 +59,7 @@ export class Turn {
     this.#draw();
   }
 
-  /** Takes a chunk of the answer's stream. */
+  /** Adds a chunk of the stream. */
   take(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
     const choice = chunk.choices[0];
@@ -72,11 +72,11 @@ export class Turn {
     this.pieces += tokens.length || 1;
     this.answer += choice.delta.content;
     if (tokens.length) this.#tokenList().add(tokens);
-    // At most once a frame, however fast the tokens come.
+    // Draw at most once per frame.
     this.#drawing ||= requestAnimationFrame(() => this.#draw());
   }
 
-  /** The answer is whole, or as long as it was let become. */
+  /** Ends the turn with a complete or stopped answer. */
   end(wasStopped) {
     this.failed = wasStopped && !this.answer;
     this.#close("Regenerate", () => {
@@ -90,19 +90,19 @@ export class Turn {
     this.#close("Try again", () => {
       const box = this.#part(".failure");
       const what = [failure.status, failure.code].filter(Boolean).join(" ");
-      const follows = "Later messages are sent without this one.";
+      const follows = "Later messages will not include this one.";
       box.querySelector("p").textContent = failure.message;
       box.querySelector("small").textContent = what ? `${what} · ${follows}` : follows;
       box.hidden = false;
     });
   }
 
-  /** What a screen reader says of the answer. */
+  /** The answer as a screen reader should read it. */
   get spoken() {
     return this.#part(".markdown").textContent;
   }
 
-  /** Shows all of it, how it ended, and what can be done with it. */
+  /** Draws the final state and the buttons. */
   #close(again, showEnd) {
     cancelAnimationFrame(this.#drawing);
     this.element.classList.remove("waiting");
@@ -140,7 +140,7 @@ export class Turn {
 
   async #copy(button) {
     const label = button.textContent;
-    button.textContent = (await copyText(this.answer)) ? "Copied" : "Not allowed";
+    button.textContent = (await copyText(this.answer)) ? "Copied" : "Not copied";
     setTimeout(() => (button.textContent = label), 1500);
   }
 
@@ -159,14 +159,14 @@ export class Turn {
   }
 }
 
-/** What an answer took, as `[number, words]`. */
+/** Token counts and timings, as `[number, words]`. */
 function figures({ usage, pieces, started, first, last, finishReason }, wasStopped) {
   const found = [];
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens;
     found.push([usage.prompt_tokens, `in${cached ? `, ${cached} cached` : ""}`]);
   }
-  // Without the usage that ends a stream, what came is all that is known.
+  // A stopped stream has no usage, so count the chunks.
   const out = usage?.completion_tokens ?? pieces;
   found.push([usage ? out : `about ${out}`, "out"]);
   if (first) found.push([`${((first - started) / 1000).toFixed(2)} s`, "to the first token"]);

@@ -1,1 +1,1 @@
-"""The same application on many devices or machines, by Ray Serve."""
+"""Runs the application as replicas on many devices or machines with Ray Serve."""

@@ -1,4 +1,4 @@
-"""Which requests should meet the same cache: a short digest of how their conversations begin."""
+"""Computes which requests should share a prefix cache: a digest of how their conversations begin."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pydantic_core import from_json
 from server.chat.bodies import check_size
 from server.errors import ApiError
 
-# What is looked at, so that a digest costs the same whatever is sent.
+# Limits on what is hashed, so that the cost of a digest is bounded.
 MESSAGES = 16
 PARTS = 16
-CHARACTERS = 2048  # of each text: what goes on differently may still begin alike
+CHARACTERS = 2048  # of each text; texts that differ later still share a prefix
 URL_CHARACTERS = 16_384  # at each end of an image's URL
 
 
 def affinity(body: bytes) -> str:
-    """A digest of the first user's image or, without one, of the texts up to the first user's.
+    """Hash the image of the first user message, or without one, the texts up to that message.
 
-    An image stands before all text of its turn in the prompt, so questions about one image share it.
+    In the prompt, an image comes before the text of its turn, so questions about one image share it.
 
     Args:
-        body: of any request.
+        body: the body of any request.
 
     Returns:
-        hexadecimal digits; nothing where the body is no conversation.
+        hexadecimal digits; empty if the body is not a conversation.
     """
     try:
         check_size(body)
@@ -50,7 +50,7 @@ def affinity(body: bytes) -> str:
 
 
 def _items(value: Any, key: str, at_most: int) -> list[dict[str, Any]]:
-    """The first objects in the list ``value[key]``, where there is one."""
+    """The first objects in the list ``value[key]``, if it is one."""
     items = value.get(key) if isinstance(value, dict) else None
     return (
         [item for item in items[:at_most] if isinstance(item, dict)]

@@ -1,6 +1,6 @@
-"""Responses that the application makes in one process and another sends, in batches of ASGI messages.
+"""Relays responses from one process to another as batches of ASGI messages.
 
-Knows nothing of what carries the batches.
+Independent of the transport.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.http.sse import StreamBrokenError, error_event
 logger = logging.getLogger(__name__)
 
 MessageBatch = list[Message]
-# Of a request's scope; the rest does not travel between processes.
+# Keys of a request's scope that can be serialized.
 PASSED_ON = {
     "type",
     "http_version",
@@ -37,26 +37,26 @@ PASSED_ON = {
 
 
 def portable(scope: Scope) -> Scope:
-    """The part of a request's scope that can travel."""
+    """The part of a request's scope that can be sent to another process."""
     return {name: value for name, value in scope.items() if name in PASSED_ON}
 
 
 async def message_batches(
     app: ASGIApp, scope: Scope, body: bytes
 ) -> AsyncGenerator[MessageBatch, None]:
-    """The application's messages for a request; those that are ready together come in one batch.
+    """Run the application and yield its messages, batching those that are ready together.
 
-    The application is cancelled when the generator is closed or cancelled.
+    Closing or cancelling the generator cancels the application.
 
     Raises:
-        StreamBrokenError: the application failed; its log says how.
+        StreamBrokenError: the application failed; the log has the cause.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     unread = [body]
 
     async def receive() -> Message:
         if not unread:
-            await asyncio.Event().wait()  # a client that goes away cancels all of this
+            await asyncio.Event().wait()  # when the client disconnects, this is cancelled
         return {"type": "http.request", "body": unread.pop(), "more_body": False}
 
     running = asyncio.ensure_future(app(scope, receive, messages.put))
@@ -74,19 +74,19 @@ async def message_batches(
         await running
     except StreamBrokenError:
         raise
-    except Exception as error:  # its words may be of a request, and are for our log alone
-        logger.exception("a request failed")
+    except Exception as error:  # its message may quote the request, so do not pass it on
+        logger.exception("request failed")
         raise StreamBrokenError(type(error).__name__) from None
     finally:
         running.cancel()
 
 
 class RelayedResponse(Response):
-    """The response that the batches make up.
+    """A response made of message batches.
 
     Args:
-        first: batch.
-        others: the batches after it; in a stream, an ApiError that they raise is sent before it breaks off.
+        first: the first batch.
+        others: all further batches. If they raise an ApiError in a stream, it is sent as a last event.
     """
 
     def __init__(self, first: MessageBatch, others: AsyncGenerator[MessageBatch, None]) -> None:
@@ -96,7 +96,7 @@ class RelayedResponse(Response):
         self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; raises StreamBrokenError where its end does not come."""
+        """Send the response; raises StreamBrokenError if it is incomplete."""
         try:
             async with aclosing(self._others):
                 for message in self._first:
@@ -112,11 +112,11 @@ class RelayedResponse(Response):
 
 
 class AppResponse(Response):
-    """An application's response without one of its headers.
+    """An application's response with one header removed.
 
     Args:
         app: the application.
-        without: the header, which the sender adds itself.
+        without: the header to remove.
     """
 
     def __init__(self, app: ASGIApp, without: str) -> None:
@@ -125,7 +125,7 @@ class AppResponse(Response):
         self._without = without
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
 
         async def send_without(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""How many requests a gateway sends to replicas at a time, and how many wait for their turn."""
+"""Limits how many requests a gateway sends to replicas, and how many wait."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from server.errors import too_many_requests
 
 
 class ReplicaSlots:
-    """Slots for requests, given in the order in which they come.
+    """Slots for requests, assigned in order of arrival.
 
     Args:
-        slots: requests that hold one at a time.
-        max_waiting: requests that may wait for one.
+        slots: number of slots.
+        max_waiting: maximum number of waiting requests.
     """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
@@ -24,9 +24,9 @@ class ReplicaSlots:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncGenerator[None, None]:
-        """Hold a slot, as soon as one is free; raises a 429 ApiError where too many wait."""
+        """Wait for a slot and hold it; raises a 429 ApiError if too many requests wait."""
         if self._free.locked() and self._waiting >= self._max_waiting:
-            reason = f"{self._max_waiting} requests wait for a replica, the limit here"
+            reason = f"too many requests wait for a replica; the limit is {self._max_waiting}"
             reason = f"{reason}; try again in a moment"
             raise too_many_requests(reason)
         self._waiting += 1

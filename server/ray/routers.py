@@ -1,6 +1,7 @@
-"""Which gateway takes a request, and which replica: one with a free slot.
+"""Ray routers that send requests to a gateway or replica with a free slot.
 
-Ray counts a request when it is sent, so that all of one moment would go to the same process.
+Ray's own routers count a request only when it is sent, so simultaneous requests would all go to the
+same process.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from typing import Any
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-# Slots of a replica beyond those of POSTs: for requests without a session (health, metrics, the page),
-# and for the few too many that several gateways, or one at the same moment, may send.
+# Slots of a replica beyond those for POST requests: for requests without a session (health, metrics, the
+# page), and for the few excess requests of concurrent gateways.
 SPARE = 8
 
 
 class CountingRouter(RequestRouter):
-    """Counts a request as soon as a process is chosen for it."""
+    """Counts a request as soon as it chooses a process."""
 
-    # Seconds for a process that computes; one that takes longer looks full.
+    # Seconds for a busy process to reply; slower ones count as full.
     queue_len_response_deadline_s = 1.0
     max_num_routing_tasks_cap = 1000
 
@@ -30,7 +31,7 @@ class CountingRouter(RequestRouter):
 
     @property
     def max_num_routing_tasks(self) -> int:
-        """Requests that look for a slot at a time: all, so that none waits behind another."""
+        """Concurrent routing tasks: enough for all requests, so that none waits behind another."""
         return self.max_num_routing_tasks_cap
 
     async def take_slot(
@@ -40,20 +41,20 @@ class CountingRouter(RequestRouter):
 
         Args:
             replicas: processes to choose from.
-            spare: slots of each that must stay free.
+            spare: slots that must stay free in each.
 
         Returns:
-            the process alone; none where all are full.
+            a list of the chosen process; empty if all are full.
         """
         for replica in replicas:
             if self.replica_queue_len_cache.get(replica.replica_id) is None:
-                self._probe(replica)  # and wait for it only where no other is free
+                self._probe(replica)  # wait for the reply only if no other process is free
         chosen = self._freest(replicas, spare)
         if not chosen:
             await asyncio.wait([self._probe(replica) for replica in replicas])
             chosen = self._freest(replicas, spare)
         for replica in chosen:
-            # So does Ray later; the reply says what is true.
+            # Ray counts it again later; the next reply corrects the number.
             self.on_send_request(replica.replica_id)
         return chosen
 
@@ -66,7 +67,7 @@ class CountingRouter(RequestRouter):
         return [min(free, key=lambda pair: pair[0])[1]] if free else []
 
     def _probe(self, replica: RunningReplica) -> asyncio.Task[Any]:
-        """Ask a process how many requests it has. All who want to know wait for the same reply."""
+        """Ask a process how many requests it has; concurrent callers share the reply."""
         key = replica.replica_id
         if key not in self._probes:
             probe = self._event_loop.create_task(self._probe_queue_lens([replica], 0))
@@ -75,21 +76,21 @@ class CountingRouter(RequestRouter):
         return self._probes[key]
 
     def _forget(self, key: ReplicaID) -> None:
-        """Where there was no reply, do not ask again at once: nobody need wait for that."""
+        """Allow the next probe: at once, or after a pause if there was no reply."""
         known = self.replica_queue_len_cache.get(key) is not None
         pause = 0 if known else self.queue_len_response_deadline_s
         self._event_loop.call_later(pause, self._probes.pop, key)
 
 
 class GatewayRouter(CountingRouter):
-    """Sends a request to the gateway that has the fewest."""
+    """Sends a request to the gateway with the fewest requests."""
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The gateway to send it to; where all are full, Ray asks again."""
+        """Choose a gateway; if all are full, Ray retries."""
         gateways = random.sample(candidate_replicas, len(candidate_replicas))
         if pending_request is None or pending_request.future.done():
             return [gateways]
@@ -98,9 +99,9 @@ class GatewayRouter(CountingRouter):
 
 
 class ReplicaRouter(CountingRouter, ConsistentHashRouter):
-    """Sends requests of one session to the same replica, while that has a free slot.
+    """Sends requests of a session to the same replica while it has a free slot.
 
-    Those without a session, such as health probes, have slots of their own.
+    Requests without a session, such as health probes, have separate slots.
     """
 
     async def choose_replicas(
@@ -108,7 +109,7 @@ class ReplicaRouter(CountingRouter, ConsistentHashRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The replica to send it to; where all are full, Ray asks again, at least twice a second."""
+        """Choose a replica; if all are full, Ray retries at least twice a second."""
         ranks = await super().choose_replicas(candidate_replicas, pending_request)
         if pending_request is None or pending_request.future.done():
             return ranks

@@ -1,8 +1,7 @@
-"""The same application on many devices or machines: ``serve run server.ray_serve:app``.
+"""The application as a Ray Serve deployment: ``serve run server.ray_serve:app``.
 
-A gateway takes requests from Ray's HTTP proxy and hands each to a replica: the same one for
-conversations that begin alike, where their beginning is cached. A replica is the whole server without
-its sockets.
+A gateway receives requests from Ray's HTTP proxy and routes each to a replica. Conversations that begin
+alike go to the same replica, where their prefix is cached. A replica is a whole server without sockets.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ from server.telemetry.traces import open_traces
 
 
 class Gateway:
-    """Hands requests to replicas. Refuses those of unknown callers, too large, too slow or too many."""
+    """Routes requests to replicas; authenticates callers and enforces limits on size, time and number."""
 
     async def __init__(  # type: ignore[misc] # Ray awaits it
         self, settings: RaySettings, replicas: DeploymentHandle[Replica]
     ) -> None:
         logs.start(settings.log_format, settings.log_level)
         self._settings = settings
-        self._service = Service(settings)  # for its keys and bounds; nothing is loaded here
+        self._service = Service(settings)  # only for its keys and limits; loads no model
         self._requests = 0
         self._slots = ReplicaSlots(settings.replica_slots, settings.queued_requests)
-        # Ray's types leave open what ``stream`` decides.
+        # Ray's types do not express the effect of ``stream``.
         self._replicas: Any = replicas.options(method_name="answer", stream=True)
         self._app: ASGIApp = self._handle
         for outer in outer_middleware(settings, lambda route, status: None):
@@ -64,13 +63,15 @@ class Gateway:
         self._following = asyncio.create_task(self._service.access.follow_changes(asyncio.Event()))
 
     async def __call__(self, _: Request) -> Response:
-        """The response, as soon as a replica begins it."""
-        return relay.AppResponse(self._app, without="x-request-id")  # Ray's proxy adds the same
+        """Return the response."""
+        return relay.AppResponse(self._app, without="x-request-id")  # Ray's proxy adds it itself
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._settings.requests_in_gateway
         if self._requests == limit:
-            reason = f"a gateway has {limit} requests, the limit here; try again in a moment"
+            reason = (
+                f"too many requests in the gateway; the limit is {limit}; try again in a moment"
+            )
             refused = error_response(unavailable(reason))
             await refused(scope, receive, send)
             return
@@ -95,7 +96,7 @@ class Gateway:
 
     async def _forward(self, request: Request, held: HeldBytes) -> Response:
         body, key = b"", ""
-        if request.method == "POST":  # all others have no body
+        if request.method == "POST":  # other methods have no body
             await require_caller(request, self._service)
             body = await self._read(request, held)
             at_once = len(body) <= PARSE_ON_THREAD_ABOVE
@@ -121,17 +122,17 @@ class Gateway:
     async def _ask(
         self, key: str, request: Request, body: bytes
     ) -> AsyncGenerator[relay.MessageBatch, None]:
-        """A replica's response; raises ApiError."""
+        """Yield a replica's response; raises ApiError."""
         async with self._slots.acquire() if key else nullcontext():
             replica = self._replicas.options(session_id=key)
             response = replica.remote(relay.portable(request.scope), body)
-            del body  # which counts as held until the response begins
+            del body  # its bytes count as held until the response starts
             exchange_of(request.scope).relayed = True
             try:
                 async for batch in response:
                     yield batch
             except (RayActorError, DeploymentUnavailableError) as error:
-                reason = "the replica at work on this has ended; try again"
+                reason = "the replica that handled the request has stopped; try again"
                 raise unavailable(reason) from error
             except (asyncio.CancelledError, GeneratorExit):
                 response.cancel()
@@ -142,27 +143,27 @@ class Gateway:
 
 
 class Replica:
-    """The application and its engine. A dead engine makes Ray start another replica."""
+    """The application and its engine. If the engine dies, Ray starts another replica."""
 
     async def __init__(self, settings: RaySettings) -> None:  # type: ignore[misc] # Ray awaits it
         logs.start(settings.log_format, settings.log_level)
-        if not settings.gpus:  # Ray hides them from no process
+        if not settings.gpus:  # Ray does not hide the GPUs from such replicas
             settings = settings.model_copy(update={"device": "cpu"})
         self._service = Service(settings)
         self._traces = open_traces(settings.otlp_endpoint)
-        self._app = create_app(self._service, self._traces, faces_browsers=False)  # gateways do
+        self._app = create_app(self._service, self._traces, faces_browsers=False)  # the gateways do
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
         await self._service.load()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[relay.MessageBatch, None]:
-        """The application's response to a request."""
+        """Yield the application's response to a request."""
         async with aclosing(relay.message_batches(self._app, scope, body)) as batches:
             async for batch in batches:
                 yield batch
 
     async def check_health(self) -> None:
-        """Called by Ray now and then; raises RuntimeError when the engine is dead."""
+        """Called periodically by Ray; raises RuntimeError if the engine is dead."""
         if self._service.state == "dead":
             raise RuntimeError("the engine has failed")
 
@@ -174,12 +175,12 @@ class Replica:
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """The application, of ``PHI3V_*`` variables and arguments, which win; raises ValueError."""
+    """Build the application. Arguments override ``PHI3V_*`` variables. Raises ValueError."""
     settings = RaySettings(**args)
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.drain_timeout,
         "graceful_shutdown_wait_loop_s": 1.0,
-        "logging_config": {"enable_access_log": False},  # a replica logs each request
+        "logging_config": {"enable_access_log": False},  # replicas log requests themselves
     }
     replicas = serve.deployment(
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus},
@@ -190,23 +191,24 @@ def app(args: dict[str, Any]) -> serve.Application:
             upscale_delay_s=settings.upscale_delay,
             downscale_delay_s=settings.downscale_delay,
         ),
-        max_ongoing_requests=settings.ongoing + SPARE,  # the gateways bound them, and the queue
+        max_ongoing_requests=settings.ongoing
+        + SPARE,  # the gateways enforce the limit and the queue
         max_surge_percent=settings.max_surge_percent,
         request_router_config={
             "request_router_class": ReplicaRouter,
-            # Better on a replica that has to compute the beginning than not at all; at an update there
-            # are twice as many.
+            # Fall back to any replica, even if it must compute the prefix again. During an update
+            # there are twice as many.
             "request_router_kwargs": {"num_fallback_replicas": 2 * settings.most_replicas - 1},
         },
         **shared,
     )(Replica)
     gateways = serve.deployment(
         num_replicas=settings.gateways,
-        ray_actor_options={"num_cpus": 0},  # so that there is always room for a new one
+        ray_actor_options={"num_cpus": 0},  # so that Ray can always place a new one
         request_router_config={"request_router_class": GatewayRouter},
-        max_surge_percent=100,  # a new one takes requests while the old one finishes its streams
-        # More than a gateway takes, so that it is the one that refuses, in the API's words; in the
-        # queue are also those that are on their way to one.
+        max_surge_percent=100,  # start a new one while the old one finishes its streams
+        # More than a gateway accepts, so that the gateway refuses requests with the API's errors. The
+        # queue also contains requests on their way to a gateway.
         max_ongoing_requests=2 * settings.requests_in_gateway,
         max_queued_requests=2 * settings.requests_in_gateway,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),

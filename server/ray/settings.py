@@ -1,4 +1,4 @@
-"""The settings of a deployment by Ray Serve: the server's, and how many replicas of what size."""
+"""Settings of a Ray Serve deployment: the server's, and the number and size of replicas."""
 
 from __future__ import annotations
 
@@ -13,57 +13,58 @@ from server.settings import Settings, unprotected
 
 
 class RaySettings(Settings):
-    """The server's settings and Ray's: arguments of ``serve run``, or ``PHI3V_*`` variables.
+    """The server's and Ray's settings, from arguments of ``serve run`` or ``PHI3V_*`` variables.
 
-    Where Ray's proxies listen, and whether they speak TLS, is Ray's to say.
+    Ray configures the address and TLS of its proxies.
     """
 
     model_config = SettingsConfigDict(extra="forbid")
 
-    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    min_replicas: int = Field(1, ge=1, description="minimum number of replicas")
     max_replicas: int | None = Field(
-        None, ge=1, description="replicas that run at most; by default min_replicas"
+        None, ge=1, description="maximum number of replicas; min_replicas by default"
     )
     upscale_delay: float = Field(
-        30, ge=0, description="seconds of too many requests after which replicas are added"
+        30, ge=0, description="seconds of high load before replicas are added"
     )
     downscale_delay: float = Field(
-        600, ge=0, description="seconds of few requests after which replicas are taken away"
+        600, ge=0, description="seconds of low load before replicas are removed"
     )
     gpus_per_replica: float | None = Field(
         None,
         ge=0,
-        description="by default pipeline_parallel_size where it is over 1 or device is cuda, or else 0",
+        description="GPUs per replica; by default pipeline_parallel_size if it is over 1 or device is "
+        "cuda, otherwise 0",
     )
-    cpus_per_replica: float = Field(1, gt=0, description="CPU cores for a replica")
+    cpus_per_replica: float = Field(1, gt=0, description="CPU cores per replica")
     ongoing_requests: int | None = Field(
-        None, ge=1, description="requests that a replica has at a time; by default max_num_seqs"
+        None, ge=1, description="maximum concurrent requests per replica; max_num_seqs by default"
     )
     queued_requests: int = Field(
-        64, ge=1, description="requests that wait in a gateway for a replica; more get a 429"
+        64, ge=1, description="maximum requests waiting in a gateway for a replica; more get a 429"
     )
     max_surge_percent: int = Field(
         0,
         ge=0,
         le=100,
-        description="replicas of a new version that start before old ones end, of 100; they need "
-        "as many free GPUs",
+        description="percentage of replicas that an update starts before it stops old ones; they "
+        "need as many free GPUs",
     )
-    gateways: int = Field(1, ge=1, description="processes that hand requests to replicas")
+    gateways: int = Field(1, ge=1, description="processes that route requests to replicas")
 
     @property
     def checks_hosts(self) -> bool:
-        """Whether requests must be for a name of the server; Ray listens, not on ``host``."""
+        """Whether to check the Host header; ``host`` does not matter, because Ray listens."""
         return bool(self.allowed_hosts) and not self.requires_auth
 
     @property
     def most_replicas(self) -> int:
-        """Replicas that run at most."""
+        """Maximum number of replicas."""
         return self.max_replicas or self.min_replicas
 
     @property
     def gpus(self) -> float:
-        """GPUs for a replica."""
+        """GPUs per replica."""
         if self.gpus_per_replica is None:
             wants_some = self.device == "cuda" or self.pipeline_parallel_size > 1
             return float(self.pipeline_parallel_size if wants_some else 0)
@@ -71,25 +72,24 @@ class RaySettings(Settings):
 
     @property
     def ongoing(self) -> int:
-        """Requests that a replica has at a time."""
+        """Maximum concurrent requests per replica."""
         return self.ongoing_requests or self.max_num_seqs
 
     @property
     def replica_slots(self) -> int:
-        """Slots that a gateway has: requests it may have at replicas at a time."""
+        """Slots per gateway: requests that it may have at replicas."""
         return math.ceil(self.most_replicas * self.ongoing / self.gateways)
 
     @property
     def requests_in_gateway(self) -> int:
-        """Requests of any kind that a gateway has at a time; ``max_connections`` besides those
-        at replicas and those that wait."""
+        """Maximum requests per gateway: at replicas, waiting, and ``max_connections`` others."""
         return self.replica_slots + self.queued_requests + self.max_connections
 
     @model_validator(mode="after")
     def _at_most_is_no_less(self) -> Self:
         if self.most_replicas < self.min_replicas:
             raise PydanticCustomError(
-                "too_few_replicas", "max_replicas is less than min_replicas; give it as much"
+                "too_few_replicas", "max_replicas must be at least min_replicas"
             )
         return self
 
@@ -97,18 +97,17 @@ class RaySettings(Settings):
     def _layers_have_gpus(self) -> Self:
         if self.device == "cuda" and not self.gpus:
             raise PydanticCustomError(
-                "no_gpus", "device is cuda and gpus_per_replica is 0; leave one of them out"
+                "no_gpus", "device is cuda, but gpus_per_replica is 0; unset one of them"
             )
         if self.device == "cpu" and self.pipeline_parallel_size > 1:
             raise PydanticCustomError(
                 "no_gpus",
-                "pipeline_parallel_size spreads layers over GPUs and device is cpu; leave one out",
+                "pipeline_parallel_size needs GPUs, but device is cpu; unset one of them",
             )
         if 1 < self.pipeline_parallel_size != self.gpus:
             raise PydanticCustomError(
                 "too_few_gpus",
-                "pipeline_parallel_size spreads layers over {size} GPUs and gpus_per_replica is {gpus}; "
-                "leave it out",
+                "pipeline_parallel_size is {size}, but gpus_per_replica is {gpus}; unset gpus_per_replica",
                 {"size": self.pipeline_parallel_size, "gpus": self.gpus},
             )
         return self
@@ -123,11 +122,12 @@ class RaySettings(Settings):
         if self.needs_generated_key:
             raise PydanticCustomError(
                 "generated_key",
-                "generated_key_file is of one machine, and replicas run on many; set PHI3V_API_KEY "
+                "generated_key_file is local to one machine, but replicas run on many; set PHI3V_API_KEY "
                 "to the key instead",
             )
         if self.ssl_certfile:
             raise PydanticCustomError(
-                "tls", "Ray's proxies take no ssl_certfile; unset it and have TLS end before them"
+                "tls",
+                "Ray's proxies do not support ssl_certfile; unset it and terminate TLS in front of them",
             )
         return self

@@ -1,1 +1,1 @@
-"""Routes: each takes a request apart, calls the layers below, and shapes the response. No logic of their own."""
+"""HTTP routes: parse requests, call the layers below, and build responses."""

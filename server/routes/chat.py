@@ -1,4 +1,4 @@
-"""Chat completions, in Azure's and in OpenAI's dialect: one handler, two rules for extras."""
+"""Chat completions. Azure's and OpenAI's routes differ only in how they handle extra parameters."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from server.service import Service
 EXTRA_PARAMETERS: dict[str, Any] = {
     "name": "extra-parameters",
     "in": "header",
-    "description": "what to do with parameters that Azure's API does not define",
+    "description": "how to handle parameters that Azure's API does not define",
     "schema": {"enum": ["error", "drop", "pass-through"], "default": "error"},
 }
 ROUTE: dict[str, Any] = {
     "response_model": ChatCompletion,
     "responses": {
         200: {
-            "description": "The answer, or with `stream` its chunks as server-sent events",
+            "description": "The completion, or with `stream` its chunks as server-sent events",
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},
@@ -71,7 +71,7 @@ async def azure_chat_completions(
     policy: Annotated[ExtraPolicy, Depends(extra_policy)],
     body: JsonBody,
 ) -> Response:
-    """Azure AI Model Inference: extra parameters as the header ``extra-parameters`` says."""
+    """Azure AI Model Inference: the header ``extra-parameters`` decides how to handle extra parameters."""
     return await _complete_chat(request, service, admission, images, body, policy)
 
 
@@ -80,7 +80,7 @@ async def azure_chat_completions(
 async def openai_chat_completions(
     request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: JsonBody
 ) -> Response:
-    """OpenAI: the engine's own parameters are honoured, unknown ones refused by name."""
+    """OpenAI: the engine's own parameters are accepted, unknown ones refused."""
     return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
@@ -93,7 +93,7 @@ async def azure_openai_chat_completions(
     images: ImagesOf,
     body: JsonBody,
 ) -> Response:
-    """Azure OpenAI: as OpenAI's; the deployment may have any name, there is one model here."""
+    """Azure OpenAI: like OpenAI; any deployment name is accepted, because the server has one model."""
     return await _complete_chat(request, service, admission, images, body, "pass-through")
 
 
@@ -130,7 +130,7 @@ async def _complete_chat(
     try:
         completion = await _unless_disconnected(request, running.complete())
         if completion is not None:
-            settle()  # before the response's headers report the limits
+            settle()  # before the response's headers report the rate limits
             return PiecewiseJsonResponse(completion.pieces(), generation.close)
     except BaseException:
         end()
@@ -142,12 +142,12 @@ async def _complete_chat(
 async def _unless_disconnected(
     request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], None] = lambda _: None
 ) -> T | None:
-    """The result, or None when the client has gone away; either way the work has ended.
+    """Await ``work``, but cancel it and return None if the client disconnects.
 
     Args:
-        request: of the client.
-        work: what it waits for.
-        discard: called with a result that came too late.
+        request: the client's request.
+        work: the coroutine to run.
+        discard: called with the result if it arrives too late.
     """
 
     async def disconnected() -> None:
@@ -167,7 +167,7 @@ async def _unless_disconnected(
         if not is_returned:
             task.cancel()
             task.add_done_callback(partial(_discard, discard))
-            await asyncio.wait({task})  # what it holds counts until then
+            await asyncio.wait({task})  # what it holds counts as in flight until then
     return None
 
 

@@ -1,4 +1,4 @@
-"""The API's documentation: Swagger's page, from files of our own, under a strict content policy."""
+"""Swagger UI, served from local files under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 async def page(request: Request) -> Response:
-    """The page."""
+    """Serve the page."""
     root = request.scope.get("root_path", "")
     html = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title=f"{request.app.title} - Swagger UI",
-        oauth2_redirect_url=None,  # tokens are the clients' business
+        oauth2_redirect_url=None,  # the server issues no tokens
         swagger_js_url=f"{root}{FILES}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{FILES}/swagger-ui.css",
         swagger_favicon_url=f"{root}{FILES}/favicon.png",
     )
-    # Swagger makes markup of text: without NO_MARKUP_FROM_TEXT.
+    # Swagger UI creates markup from text, so NO_MARKUP_FROM_TEXT would break it.
     scripts = map(_hash, INLINE.findall(bytes(html.body)))
     policy = OURS_ALONE | {"script-src": " ".join([OURS_ALONE["script-src"], *scripts])}
     html.headers.update({**HEADERS, "Content-Security-Policy": content_security_policy(policy)})
@@ -37,5 +37,5 @@ async def page(request: Request) -> Response:
 
 
 def _hash(script: bytes) -> str:
-    """The source expression that lets an inline script run."""
+    """The CSP source expression that allows an inline script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Whether the server lives and can answer, for load balancers and containers. Needs no key."""
+"""Health checks for load balancers and containers. They need no key."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _503(description: str) -> dict[str, Any]:
 @router.get("/health", **_route("loading, draining or dead"))
 @router.get("/health/ready", **_route("loading, draining or dead"))
 async def ready(service: ServiceOf) -> JSONResponse:
-    """200 when requests are taken; 503 with the state otherwise."""
+    """200 if the server accepts requests; otherwise 503 with the state."""
     return _state_response(service, "ready")
 
 
-@router.get("/health/live", **_route("dead: the process must be started anew"))
+@router.get("/health/live", **_route("dead: restart the process"))
 async def live(service: ServiceOf) -> JSONResponse:
-    """200 with the state unless the engine is dead, also while loading and draining."""
+    """200 with the state unless the engine is dead, even while loading or draining."""
     return _state_response(service, "loading", "ready", "draining")
 
 

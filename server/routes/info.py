@@ -1,4 +1,4 @@
-"""What is served: Azure's ``/info`` and OpenAI's ``/v1/models``; and what is not."""
+"""Model information: Azure's ``/info`` and OpenAI's ``/v1/models``. Also the error for embeddings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from server.errors import ApiError, responses, short_name
 from server.http.dependencies import KEY_REQUIRED, ServiceOf
 from server.schemas.responses import ModelCard, ModelInfo, ModelList
 
-PUBLISHED = 1716249600  # 21 May 2024, the day Phi-3-vision was announced
-AZURE_PREFIXES = ("", "/models")  # Azure's SDKs are given the root, or Foundry's /models
+PUBLISHED = 1716249600  # 21 May 2024, when Phi-3-vision was announced
+AZURE_PREFIXES = (
+    "",
+    "/models",
+)  # endpoints for Azure's SDKs are the root or, with Foundry, /models
 OPENAI_PREFIXES = ("/v1", "/openai/v1", "/openai")
 NO_EMBEDDINGS = (
     "/embeddings",
@@ -25,32 +28,32 @@ router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=respons
 
 
 async def info(service: ServiceOf) -> ModelInfo:
-    """The deployed model, as Azure's SDKs ask for it."""
+    """The deployed model, for Azure's SDKs."""
     described = service.info
     return ModelInfo(model_name=described.name, model_provider_name=described.provider)
 
 
 async def models(service: ServiceOf) -> ModelList:
-    """The one model served."""
+    """A list of the one model."""
     described = service.info
     card = ModelCard(id=described.name, created=PUBLISHED, owned_by=described.provider)
     return ModelList(data=[card])
 
 
 async def model(model_id: str, service: ServiceOf) -> ModelCard:
-    """The model of that name; 404 for any other."""
+    """The model with that name; 404 for any other."""
     (card,) = (await models(service)).data
     if model_id != card.id:
         raise ApiError(
             404,
             "model_not_found",
-            f"there is no model {short_name(model_id)!r} here; this server has {card.id!r}",
+            f"the model {short_name(model_id)!r} does not exist; this server has {card.id!r}",
         )
     return card
 
 
 async def embeddings() -> None:
-    """Azure's own words to its embeddings clients."""
+    """Respond with Azure's own error for embeddings."""
     raise ApiError(404, "not_found", "Modality not supported by the model")
 
 
@@ -59,6 +62,6 @@ for prefix in AZURE_PREFIXES:
 for prefix in OPENAI_PREFIXES:
     router.get(f"{prefix}/models")(models)
     router.get(f"{prefix}/models/{{model_id:path}}", responses=responses(404))(model)
-router.get("/models")(models)  # for OpenAI's clients that are given the root
+router.get("/models")(models)  # for OpenAI's clients whose base URL is the root
 for path in NO_EMBEDDINGS:
     router.post(path, include_in_schema=False)(embeddings)

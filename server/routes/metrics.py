@@ -1,4 +1,4 @@
-"""The server's numbers, for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={200: {"description": "in Prometheus' text format"}, **responses(401, 403, 503)},
+    responses={
+        200: {"description": "metrics in the Prometheus text format"},
+        **responses(401, 403, 503),
+    },
 )
 async def get_metrics(request: Request, service: ServiceOf) -> Response:
-    """Needs the key unless the setting ``open_metrics`` lifts that."""
+    """Metrics for Prometheus; require authentication unless ``open_metrics`` is set."""
     if not service.settings.open_metrics:
         await require_caller(request, service)
     numbers: Metrics = request.app.state.metrics

@@ -1,4 +1,4 @@
-"""The playground: a page to talk to the model. Static files, and the limits that it must know."""
+"""The playground, a chat page: its static files and settings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastapi.staticfiles import StaticFiles
 
 from server.http.dependencies import ServiceOf
 
-# No script, style or picture but our own, no text turned into markup, no frame around the page: a
-# model's answer stays text, whatever it says. Pictures that the user adds are data and blobs.
+# Allow only the server's own scripts, styles and pictures, no markup from text, and no framing, so that
+# the model's output cannot inject anything. Pictures that the user adds are data and blob URLs.
 OURS_ALONE = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -26,7 +26,7 @@ NO_MARKUP_FROM_TEXT = {"require-trusted-types-for": "'script'", "trusted-types":
 
 
 def content_security_policy(directives: dict[str, str]) -> str:
-    """The directives as a header has them."""
+    """Format directives as a header value."""
     return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
@@ -36,25 +36,25 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Kept, but asked for again each time (304): a new server's page never runs old scripts.
+    # Revalidate each time (304), so that a new server's page never runs old scripts.
     "Cache-Control": "no-cache",
 }
 
-# Open without the key: there is nothing here that the source does not show. What the page asks of
-# the model needs the key as everybody's requests do.
+# No authentication: the files are public, and the page's own requests to the model need the key like
+# all others.
 router = APIRouter(include_in_schema=False)
 files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
 
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """The page."""
+    """Serve the page."""
     return await file("index.html", request)
 
 
 @router.get("/playground/settings.json")
 async def settings(service: ServiceOf) -> JSONResponse:
-    """What the page must know before it has a key."""
+    """Settings that the page needs before it has a key."""
     settings = service.settings
     known = {
         "api_key_required": settings.requires_auth,
@@ -67,7 +67,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
 
 @router.get("/playground/{path:path}")
 async def file(path: str, request: Request) -> Response:
-    """A script, style or picture of the page."""
+    """Serve a script, style or picture of the page."""
     response = await files.get_response(path, request.scope)
     response.headers.update(HEADERS)
     return response

@@ -1,4 +1,4 @@
-"""How many tokens a conversation takes, in vLLM's form. The model is not run."""
+"""Counts tokens, compatible with vLLM's ``/tokenize``. Does not run the model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Shapes and ranges of what goes over the wire, as pydantic models; no behaviour."""
+"""Pydantic models of request and response bodies."""

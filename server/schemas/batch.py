@@ -1,4 +1,4 @@
-"""Lines of OpenAI's batch files: requests as they are read, results as they are written."""
+"""Lines of OpenAI's batch files: requests and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CustomId = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class BatchRequest(BaseModel):
-    """One line of the input; ``body`` is what would be posted to ``url``, OpenAI's or Azure's."""
+    """One line of the input; ``body`` is the request body for ``url``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,7 +21,7 @@ class BatchRequest(BaseModel):
 
 
 class BatchResponse(BaseModel):
-    """What the server would have answered: the status, and the answer's or the error's body."""
+    """The status and body that the server would have returned."""
 
     status_code: int
     request_id: str
@@ -29,12 +29,12 @@ class BatchResponse(BaseModel):
 
 
 class BatchError(BaseModel):
-    """Why there is no answer.
+    """The error of a failed request.
 
     Attributes:
-        code: machine-readable.
+        code: machine-readable code.
         message: names the field, the limit and the remedy.
-        line: of the input, counted from 1.
+        line: line number in the input, from 1.
     """
 
     code: str
@@ -46,8 +46,8 @@ class BatchResult(BaseModel):
     """One line of the output.
 
     Attributes:
-        custom_id: the request's; None where the line has none of its own.
-        error: None for an answer.
+        custom_id: the request's; None if the line has no valid, unique one.
+        error: None if the request succeeded.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Body of an error, which satisfies all clients at once.
+"""The body of errors, which suits all clients.
 
 azure-core and openai read ``error``; Azure's REST samples read the flat ``status``, ``code`` and
 ``message``, and loop over ``detail``.
@@ -12,16 +12,16 @@ from pydantic import BaseModel
 
 
 class ErrorObject(BaseModel):
-    """The error as azure-core (OData) and OpenAI's clients look for it.
+    """The error in the form that azure-core (OData) and OpenAI's clients expect.
 
     Attributes:
-        code: machine-readable, also in the header ``x-ms-error-code``.
+        code: machine-readable code, also in the header ``x-ms-error-code``.
         message: names the field, the limit and the remedy.
-        type: OpenAI's class of the error.
-        param: dotted path of the field at fault, if it is one.
-        target: the same, by OData's name.
-        status: of the response.
-        details: always empty; OData has it.
+        type: OpenAI's type of error.
+        param: dotted path of the invalid field, if any.
+        target: the same as ``param``, for OData.
+        status: HTTP status of the response.
+        details: always empty; required by OData.
     """
 
     code: str
@@ -34,7 +34,7 @@ class ErrorObject(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """One field at fault: where it stands, what was there, what is wrong with it."""
+    """An invalid field: its path, its value, and what is wrong with it."""
 
     loc: list[str | int]
     input: Any
@@ -43,7 +43,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is not a success; ``detail`` is empty when no field is at fault."""
+    """The body of every error response; ``detail`` is empty unless fields are invalid."""
 
     error: ErrorObject
     status: int

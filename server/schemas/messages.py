@@ -1,4 +1,4 @@
-"""Messages of a conversation, as both dialects share them."""
+"""Messages of a conversation, the same for Azure's and OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from server.schemas.values import Body
 
 
 class TextPart(Body):
-    """Text in a message."""
+    """A text part."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(Body):
-    """An image as a data URL; ``low`` detail is the whole image in one crop, with fewer tokens."""
+    """An image URL; ``low`` detail uses the whole image as a single crop, with fewer tokens."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Body):
-    """An image in a user message. The seed's JavaScript sample writes ``image`` for the key."""
+    """An image part. Azure's JavaScript sample names the key ``image``."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | None = None
@@ -44,7 +44,7 @@ OtherMedia = Literal["input_audio", "audio_url", "input_video", "video", "video_
 
 
 class OtherMediaPart(BaseModel):
-    """What clients may send to other models and this one refuses."""
+    """A part that other models support; this server refuses it."""
 
     type: OtherMedia
 
@@ -56,7 +56,7 @@ def _part_kind(part: Any) -> str | None:
     return "<other>" if kind in get_args(OtherMedia) else f"<{kind}>"
 
 
-# Tags show up in the paths of errors; spelled so that none is mistaken for a key of the body.
+# Tags appear in pydantic's error paths; the brackets distinguish them from keys of the body.
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[ImagePart, Tag("<image_url>")]
@@ -64,7 +64,7 @@ ContentPart = Annotated[
     Discriminator(
         _part_kind,
         custom_error_type="invalid_content_part",
-        custom_error_message="a content part has a type of 'text' or 'image_url'",
+        custom_error_message="the type of a content part must be 'text' or 'image_url'",
     ),
 ]
 
@@ -83,19 +83,19 @@ Content = Annotated[
     Discriminator(
         _content_kind,
         custom_error_type="invalid_content",
-        custom_error_message="content is a string or a list of parts",
+        custom_error_message="content must be a string or a list of parts",
     ),
 ]
 
 
 class ChatMessage(BaseModel):
-    """One message. Further keys that answers carry are taken back as long as they are empty."""
+    """A message. Additional keys, which clients copy from responses, are allowed if they are empty."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(
-        None, validate_default=True, description="only an assistant's message may have none"
+        None, validate_default=True, description="required except in assistant messages"
     )
     name: str | None = None
 

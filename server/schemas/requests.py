@@ -1,7 +1,7 @@
-"""Bodies of requests, as both dialects share them.
+"""Request bodies, the same for Azure's and OpenAI's clients.
 
-A request is validated after extra parameters are dealt with (``server.chat.parse``), so what is not
-declared here is refused by name.
+Requests are validated after ``server.chat.parse`` has handled extra parameters, so undeclared ones are
+refused here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INT64 = 2**63
 
 
 def _one_stop(value: Any) -> Any:
-    """One string is a list of one, as in Azure's REST sample."""
+    """Accept a single string, as in Azure's REST sample."""
     return [value] if isinstance(value, str) else value
 
 
@@ -36,7 +36,7 @@ Format = Literal["text", "json_object", "json_schema"]
 
 
 class JsonSchema(Body):
-    """A JSON schema that the answer matches; guaranteed, ``strict`` or not."""
+    """A JSON schema that the answer always matches, regardless of ``strict``."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -47,14 +47,14 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """What the answer must look like."""
+    """The format of the answer."""
 
     type: Format
     json_schema: JsonSchema | None = None
 
 
 def _format_of_name(value: Any) -> Any:
-    """Old Azure SDKs send the bare string."""
+    """Accept a bare string, which old Azure SDKs send."""
     return {"type": value} if isinstance(value, str) else value
 
 
@@ -65,13 +65,13 @@ ResponseFormatOrName = Annotated[
 
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """Options of streams."""
 
     include_usage: Flag = False
     include_obfuscation: Flag = False
 
 
-# What parameters that cannot be served may be; ``server.chat.parse`` says of the rest why not.
+# JSON schemas for unsupported parameters; ``server.chat.parse`` refuses all other values.
 NULL = WithJsonSchema({"type": "null"})
 NONE = WithJsonSchema({"const": "none"})
 NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})
@@ -81,21 +81,21 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
 class ChatCompletionRequest(Body):
-    """Body of a chat completion.
+    """The body of a chat completion request.
 
-    Lists are validated up to their first fault: there is no use in a million of them.
+    Lists are validated up to the first error, so that long invalid ones do not produce a million errors.
     """
 
     messages: Messages
-    model: str | None = Field(None, description="ignored: there is one model here")
+    model: str | None = Field(None, description="ignored: the server has one model")
     temperature: Number = Field(1.0, ge=0, le=2)
     top_p: Number = Field(1.0, ge=0, le=1)
     presence_penalty: Number = Field(0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(0.0, ge=-2, le=2)
     max_tokens: Count | None = Field(
-        None, description="clamped to the context window; the rest of it, to a limit, by default"
+        None, description="clamped to the context window; by default the rest of it, up to a limit"
     )
-    max_completion_tokens: Count | None = Field(None, description="a newer name of max_tokens")
+    max_completion_tokens: Count | None = Field(None, description="newer name for max_tokens")
     seed: Annotated[int, Field(ge=-INT64, lt=INT64), IsNumber] | None = None
     stop: Stops = Field([])
     stream: Flag = False
@@ -103,13 +103,13 @@ class ChatCompletionRequest(Body):
     n: Integer = Field(1, ge=1, le=128)
     logprobs: Flag = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), IsNumber] | None = Field(
-        None, description="needs logprobs"
+        None, description="requires logprobs"
     )
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100), IsNumber]] = Field(
-        {}, max_length=1024, description="from token ids to what is added to their logits"
+        {}, max_length=1024, description="maps token ids to values added to their logits"
     )
     response_format: ResponseFormatOrName | None = None
-    # OpenAI's, of which the first group changes nothing here and the second cannot be served.
+    # OpenAI's parameters: the first group is ignored, the second (from tools on) is not supported.
     user: Any = None
     store: Any = None
     metadata: Any = None
@@ -130,8 +130,8 @@ class ChatCompletionRequest(Body):
     reasoning_effort: Annotated[Any, NONE] = None
     verbosity: Annotated[Any, NULL] = None
     web_search_options: Annotated[Any, NULL] = None
-    # The engine's own.
-    top_k: Integer = Field(0, ge=-1, description="0 or -1 keeps all tokens")
+    # The engine's own parameters.
+    top_k: Integer = Field(0, ge=-1, description="0 or -1 considers all tokens")
     min_p: Number = Field(0.0, ge=0, le=1)
     repetition_penalty: Number = Field(1.0, ge=0.01, le=10)
     ignore_eos: Flag = False
@@ -139,17 +139,17 @@ class ChatCompletionRequest(Body):
     guided_regex: Annotated[str, Field(min_length=1)] | None = None
     guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
     guided_grammar: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="in Lark's or GBNF's syntax; begins at its rule start or root"
+        None, description="in Lark or GBNF syntax, with a rule named start or root"
     )
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="what is computed of the prompt is shared within the same salt only"
+        None, description="cached prefixes are shared only between requests with the same salt"
     )
     stop_token_ids: list[Annotated[int, Field(ge=0), IsNumber]] = Field(
         [], max_length=1024, fail_fast=True
     )
 
 
-# Names that are no extra parameters in Azure's sense: its own, and OpenAI's.
+# Parameters that are extra in Azure's sense; all others are Azure's or OpenAI's.
 EXTRAS = {
     "top_k",
     "min_p",
@@ -166,13 +166,13 @@ KNOWN = set(ChatCompletionRequest.model_fields) - EXTRAS
 
 
 class TokenizeRequest(Body):
-    """What to count tokens of: a conversation, as chat completions take it, or a plain text."""
+    """The body of a tokenize request: a conversation or plain text."""
 
-    model: str | None = Field(None, description="ignored: there is one model here")
+    model: str | None = Field(None, description="ignored: the server has one model")
     messages: Messages | None = None
     prompt: str | None = None
-    add_special_tokens: Flag = Field(True, description="whether a prompt gets its <s>")
+    add_special_tokens: Flag = Field(True, description="whether to prepend <s> to a prompt")
     add_generation_prompt: Literal[True] = Field(
-        True, description="conversations end where the model begins to speak"
+        True, description="conversations always end with the generation prompt"
     )
     return_token_strs: Flag = False

@@ -1,4 +1,4 @@
-"""What all bodies of requests share: objects, numbers that may be strings, flags."""
+"""Types shared by request bodies: objects, numbers that may be strings, and flags."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NUMBER = r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?"
 
 
 class Body(BaseModel):
-    """An object in a request: what is not declared is refused, a null is an absent field.
+    """An object in a request. Undeclared fields are refused; null means absent.
 
-    The JSON schema tells of it, and that numbers may be strings: ``{"type": "number"}`` becomes
+    The JSON schema reflects this, and that numbers may be strings: ``{"type": "number"}`` becomes
     ``{"anyOf": [{"type": "number"}, {"type": "string", "pattern": ...}, {"type": "null"}]}``.
     """
 
@@ -58,7 +58,7 @@ class Body(BaseModel):
 
 
 def _number(value: Any) -> Any:
-    """Python's booleans are numbers, JSON's are not; a string must be one of JSON's numbers."""
+    """Refuse booleans, which are numbers in Python, and strings that are not JSON numbers."""
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
     if isinstance(value, str) and not re.fullmatch(NUMBER, value):
@@ -66,7 +66,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-IsNumber = BeforeValidator(_number)  # the last annotation, or bounds miss the JSON schema
+IsNumber = BeforeValidator(
+    _number
+)  # must be the last annotation, or the JSON schema lacks the bounds
 Integer = Annotated[int, IsNumber]
 Number = Annotated[float, IsNumber]
 Count = Annotated[int, Field(ge=1), IsNumber]

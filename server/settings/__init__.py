@@ -1,4 +1,4 @@
-"""All settings: command-line flags and ``PHI3V_*`` environment variables, from one table."""
+"""All settings: command-line flags and ``PHI3V_*`` environment variables, declared once."""
 
 from server.settings.hosts import DEFAULT_PORTS, is_loopback, parse_host
 from server.settings.model_settings import CommandSettings, ModelSettings, Revision

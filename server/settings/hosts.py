@@ -1,4 +1,4 @@
-"""Hosts as settings and requests name them: names or addresses, with ports or without."""
+"""Parses hosts in settings and headers: names or addresses, with or without a port."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ HOST = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?
 
 
 class Host(NamedTuple):
-    """A name in lower case or an address without brackets, and the port if one is given."""
+    """A lower-case name or an address without brackets, and a port if given."""
 
     name: str
     port: int | None
 
 
 def parse_host(text: str) -> Host | None:
-    """The host that a text names; None where it names none."""
+    """Parse a host; returns None if it is invalid."""
     match = HOST.fullmatch(text)
     if match is None or int(match[3] or 0) > 65535:
         return None
@@ -32,7 +32,7 @@ def parse_host(text: str) -> Host | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address to listen on is for this machine alone."""
+    """Whether a name or address is reachable only from this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The settings that serving and batches share: the model, its engine, and what a request may cost."""
+"""Settings shared by the server and batches: model, engine and request limits."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Revision = Annotated[
     str | None,
     Field(
         min_length=1,
-        description="branch, tag or commit of the hub's model; by default the commit that is pinned "
-        "for Microsoft's models, or main",
+        description="branch, tag or commit on the hub; by default the pinned commit for Microsoft's "
+        "models, otherwise main",
     ),
 ]
 
 
 def check_hosts(hosts: list[str]) -> list[str]:
-    """The hosts themselves; for pydantic's validators, raises an error if one is not a host."""
+    """Validate hosts for pydantic; returns them unchanged."""
     for host in hosts:
         if parse_host(host) is None:
             raise PydanticCustomError(
                 "no_host",
-                "{host} is no host; give names such as host.example.com, or with a port",
+                "{host} is not a valid host; use HOST or HOST:PORT, such as host.example.com",
                 {"host": host},
             )
     return hosts
 
 
 class CommandSettings(BaseSettings):
-    """How every command reads flags and variables."""
+    """How all commands read flags and variables."""
 
     model_config = SettingsConfigDict(
         env_prefix="PHI3V_",
@@ -58,85 +58,95 @@ class CommandSettings(BaseSettings):
 
 
 class ModelSettings(CommandSettings):
-    """The model and its engine, and what a request may cost."""
+    """Model, engine and request limits."""
 
     model: str = Field(
         "demo",
         min_length=1,
-        description="checkpoint: a directory, a hub id such as "
-        "microsoft/Phi-3-vision-128k-instruct, or 'demo' for the embedded one",
+        description="checkpoint: a directory, a model id on the Hugging Face Hub such as "
+        "microsoft/Phi-3-vision-128k-instruct, or 'demo' for the demo model",
     )
     revision: Revision = None
     served_model_name: str | None = Field(
-        None, description="name in /info and answers; the checkpoint's own by default"
+        None, description="model name in /info and responses; the checkpoint's by default"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto is the checkpoint's, or float32 on older CPUs"
+        "auto",
+        description="data type of the weights; auto uses the checkpoint's, or float32 on older CPUs",
     )
     quantization: Literal["none", "int8", "int4"] = Field(
         "none",
-        description="of the decoder's weights: less memory, and answers that differ a little",
+        description="quantization of the decoder's weights; saves memory, changes answers slightly",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
     pipeline_parallel_size: int = Field(
-        1, ge=1, description="GPUs that the decoder's layers are spread over"
+        1, ge=1, description="number of GPUs to split the decoder's layers across"
     )
     max_model_len: int | None = Field(
-        None, ge=2, description="longest prompt plus answer, in tokens; what fits by default"
+        None,
+        ge=2,
+        description="maximum length of prompt plus answer, in tokens; as much as fits by default",
     )
-    max_num_seqs: int = Field(16, ge=1, description="answers computed together in one batch")
+    max_num_seqs: int = Field(16, ge=1, description="maximum sequences computed per step")
     prefill_chunk: int = Field(
-        512, ge=1, description="prompt tokens computed in one step, beside running answers"
+        512,
+        ge=1,
+        description="maximum prompt tokens computed per step while sequences are decoding",
     )
     max_output_tokens: int = Field(
-        4096, ge=1, description="answer length when a request names no max_tokens"
+        4096, ge=1, description="max_tokens for requests that do not set it"
     )
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of the GPU memory free at the start that may be taken"
+        0.9,
+        gt=0,
+        le=1,
+        description="fraction of the GPU memory free at startup that the server may use",
     )
     kv_cache_memory: float | None = Field(
         None,
         gt=0,
-        description="GiB for keys and values; what is left by default, on CPUs a quarter",
+        description="GiB for the KV cache; by default all memory that is left, on CPUs a quarter of it",
     )
     prefix_caching: bool = Field(
-        True, description="use what earlier requests computed for prompts that start alike"
+        True, description="reuse the KV cache of earlier requests for prompts that begin alike"
     )
     embedding_cache_memory: float = Field(
-        0.5, ge=0, description="GiB for embeddings of images seen before; 0 keeps none"
+        0.5, ge=0, description="GiB for cached image embeddings; 0 disables the cache"
     )
     deterministic: bool = Field(
         False,
-        description="answers bit-identical regardless of batching, in any dtype; slower",
+        description="make answers bit-identical regardless of batching, in any dtype; slower",
     )
     prompt_lookup: bool = Field(
         True, description="guess tokens from the prompt and verify several in one step"
     )
     allow_image_hosts: Words = Field(
         [],
-        description="hosts that images may be fetched from, HOST or HOST:PORT, comma-separated; "
-        "none by default, private addresses never",
+        description="hosts to fetch images from, as HOST or HOST:PORT, comma-separated; none by "
+        "default; private addresses are always refused",
     )
     drain_timeout: int = Field(
-        30, ge=0, description="seconds that running answers get to finish at shutdown"
+        30, ge=0, description="seconds for requests in flight to finish at shutdown"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="of the log: lines for people, or a JSON object a line"
+        "text", description="log format: plain text, or one JSON object per line"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages that are logged"
+        "info", description="minimum level of the messages to log"
     )
-    # Bounds.
-    max_body_mb: float = Field(32, gt=0, description="largest request body, in MB")
-    max_messages: int = Field(1024, ge=1, description="most messages in a conversation")
-    max_images: int = Field(256, ge=1, description="most images in a conversation")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    # Limits.
+    max_body_mb: float = Field(32, gt=0, description="maximum request body, in MB")
+    max_messages: int = Field(1024, ge=1, description="maximum messages in a conversation")
+    max_images: int = Field(256, ge=1, description="maximum images in a conversation")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="maximum image size, in pixels")
     image_timeout: float = Field(
-        10, gt=0, description="seconds to decode an image, and to fetch it"
+        10, gt=0, description="seconds to fetch an image, and to decode it"
     )
-    max_waiting: int = Field(256, ge=0, description="answers that may wait; more get a 429")
+    max_waiting: int = Field(256, ge=0, description="maximum waiting sequences; more get a 429")
     max_waiting_tokens: int = Field(
-        2_000_000, ge=1, description="prompt tokens of all requests in flight; more get a 429"
+        2_000_000,
+        ge=1,
+        description="maximum prompt tokens of all requests in flight; more get a 429",
     )
     max_waiting_memory: float = Field(
         2,
@@ -144,12 +154,12 @@ class ModelSettings(CommandSettings):
         description="GiB for images and log probabilities of all requests in flight; more get a 429",
     )
     request_timeout: float = Field(
-        1800, gt=0, description="seconds that an answer may take, its wait included"
+        1800, gt=0, description="seconds a request may take, including time in the queue"
     )
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest body, in bytes."""
+        """Maximum request body, in bytes."""
         return int(self.max_body_mb * 1e6)
 
     @field_validator("allow_image_hosts")

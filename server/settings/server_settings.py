@@ -1,4 +1,4 @@
-"""The settings of the server alone: where it listens, who may use it, what a connection may cost."""
+"""Settings of the server only: network, authentication and connection limits."""
 
 from __future__ import annotations
 
@@ -14,123 +14,128 @@ from server.settings.model_settings import ModelSettings, Words, check_hosts
 
 
 def unprotected(cause: str, remedies: str) -> PydanticCustomError:
-    """The error for settings by which strangers could use the server."""
+    """The error for settings that let anyone on the network use the server."""
     return PydanticCustomError(
         "insecure",
-        "{cause} lets other machines use the server and nothing asks who they are; set {remedies}",
+        "{cause} lets other machines use the server without authentication; set {remedies}",
         {"cause": cause, "remedies": remedies},
     )
 
 
 class Settings(ModelSettings):
-    """Serve Phi-3-vision behind the Azure AI Model Inference and OpenAI chat APIs.
+    """Serve Phi-3-vision through the Azure AI Model Inference and OpenAI chat APIs.
 
     `phi3v-server download [MODEL]` downloads a checkpoint, `phi3v-server check DIR` checks one,
-    `phi3v-server batch INPUT OUTPUT` answers a file of requests, `phi3v-server --version` prints the
+    `phi3v-server batch INPUT OUTPUT` runs a file of requests, `phi3v-server --version` prints the
     version.
 
-    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. A flag wins.
+    Every flag is also an environment variable: --max-model-len is PHI3V_MAX_MODEL_LEN. Flags take
+    precedence.
     """
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: SecretStr | None = Field(
-        None, description="key that clients must send; better set as PHI3V_API_KEY or in a file"
+        None, description="API key that clients must send; better set as PHI3V_API_KEY or in a file"
     )
     api_keys: SecretStr | None = Field(
-        None, description="content of --api-keys-file; better set as PHI3V_API_KEYS"
+        None, description="contents of --api-keys-file; better set as PHI3V_API_KEYS"
     )
     api_keys_file: FilePath | None = Field(
         None,
-        description="TOML file of callers, their keys and limits; read again when it changes or at "
-        "SIGHUP",
+        description="TOML file of callers, their keys and limits; reloaded when it changes or on SIGHUP",
     )
     generated_key_file: Path | None = Field(
         None,
-        description="file of the key that clients must send where no other key or tenant is set; "
-        "made with a random key where it is missing",
+        description="file with the API key that clients must send if no other key or tenant is set; "
+        "created with a random key if it is missing",
     )
     requests_per_minute: int | None = Field(
-        None, ge=1, description="requests that each caller may send in a minute; any by default"
+        None, ge=1, description="maximum requests per minute of each caller; unlimited by default"
     )
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="tokens, prompts' and answers', of each caller in a minute"
+        None,
+        ge=1,
+        description="maximum prompt and answer tokens per minute of each caller; unlimited by default",
     )
     concurrent_requests: int | None = Field(
-        None, ge=1, description="requests that each caller may have running at a time"
+        None, ge=1, description="maximum concurrent requests of each caller; unlimited by default"
     )
     insecure: bool = Field(
-        False, description="let other machines use the server without a key or token"
+        False, description="allow other machines to use the server without a key or token"
     )
     entra_tenant: UUID | None = Field(
-        None, description="id of the tenant whose Entra ID tokens are taken; none by default"
+        None, description="id of the tenant whose Entra ID tokens are accepted; none by default"
     )
     entra_audience: Words = Field(
-        [], description="what a token must be for, such as api://CLIENT-ID; comma-separated"
+        [], description="accepted audiences of a token, such as api://CLIENT-ID, comma-separated"
     )
     entra_roles: Words = Field(
-        [], description="app roles one of which a token must have; all tokens will do by default"
+        [],
+        description="app roles, comma-separated, of which a token needs one; not required by default",
     )
-    entra_scopes: Words = Field([], description="scopes one of which will do instead of a role")
+    entra_scopes: Words = Field(
+        [], description="scopes, comma-separated, of which one is accepted instead of a role"
+    )
     entra_authority: str = Field(
         "https://login.microsoftonline.com",
         pattern="^https://",
-        description="who issues the tokens; another one in national clouds",
+        description="issuer of the tokens; differs in national clouds",
     )
     ssl_certfile: FilePath | None = Field(
-        None, description="certificate chain, in PEM; with it the server speaks https"
+        None, description="certificate chain in PEM format; enables HTTPS"
     )
     ssl_keyfile: FilePath | None = Field(
-        None, description="the certificate's private key, in PEM, where it is in another file"
+        None, description="private key in PEM format, if it is not in --ssl-certfile"
     )
     allowed_origins: Words = Field(
         [],
-        description="web origins whose pages may call the server (CORS), comma-separated; * for all, "
-        "none by default",
+        description="origins of web pages that may call the server (CORS), comma-separated; * allows "
+        "all; none by default",
     )
     allowed_hosts: Words = Field(
         [],
-        description="names of the server, besides localhost, that requests without a key may be "
-        "for, HOST or HOST:PORT, comma-separated; * for all",
+        description="Host headers to accept besides localhost when no key is required, as HOST or "
+        "HOST:PORT, comma-separated; * allows all",
     )
     isolate_caches: bool = Field(
-        False, description="share what was computed before only between requests of one caller"
+        False, description="share cached prefixes only between requests of the same caller"
     )
     otlp_endpoint: str | None = Field(
         None,
         pattern="^https?://",
-        description="OpenTelemetry collector that gets traces by OTLP over HTTP, such as "
+        description="OpenTelemetry collector to send traces to by OTLP over HTTP, such as "
         "http://localhost:4318; none by default",
     )
-    open_metrics: bool = Field(False, description="let /metrics be read without the API key")
-    playground: bool = Field(True, description="serve a page to talk to the model, at /")
-    # Bounds.
-    max_connections: int = Field(512, ge=1, description="open connections; more get a 503")
+    open_metrics: bool = Field(False, description="serve /metrics without authentication")
+    playground: bool = Field(True, description="serve the playground, a chat page, at /")
+    # Limits.
+    max_connections: int = Field(512, ge=1, description="maximum open connections; more get a 503")
     header_timeout: float = Field(
-        20, gt=0, description="seconds for a request's head to arrive, and for a TLS handshake"
+        20, gt=0, description="seconds for a request's headers to arrive, and for a TLS handshake"
     )
     body_timeout: float = Field(120, gt=0, description="seconds for a request's body to arrive")
-    # Longer than clients' pools keep theirs.
-    idle_timeout: int = Field(75, ge=1, description="seconds that an idle connection stays open")
+    # Longer than the connection pools of common clients.
+    idle_timeout: int = Field(75, ge=1, description="seconds before an idle connection is closed")
     write_timeout: float = Field(60, gt=0, description="seconds a client may stall while reading")
     max_bodies_mb: float = Field(
-        1024, gt=0, description="MB of all bodies held at a time; more get a 429"
+        1024, gt=0, description="MB for all request bodies held in memory; more get a 429"
     )
 
     @property
     def requires_auth(self) -> bool:
-        """Whether requests need a key or a token."""
+        """Whether requests need a key or token."""
         return self._has_credentials or self.needs_generated_key
 
     @property
     def checks_hosts(self) -> bool:
-        """Whether the Host header is checked: nothing else tells whose requests they are."""
+        """Whether to check the Host header: without authentication, nothing else stops DNS rebinding."""
         reachable = bool(self.allowed_hosts) or is_loopback(self.host)
         return reachable and not self.requires_auth
 
     @property
     def needs_generated_key(self) -> bool:
-        """Whether the key of ``generated_key_file`` is the only one."""
+        """Whether ``generated_key_file`` holds the only key."""
         wanted = self.generated_key_file is not None and not self.insecure
         return wanted and not self._has_credentials
 
@@ -147,25 +152,27 @@ class Settings(ModelSettings):
     @field_validator("api_key", "api_keys")
     @classmethod
     def _keys_are_not_blank(cls, keys: SecretStr | None) -> SecretStr | None:
-        if keys is not None and not keys.get_secret_value().strip():  # requests without one have it
-            raise PydanticCustomError("blank_key", "it is blank; set a key, or leave it out")
+        if (
+            keys is not None and not keys.get_secret_value().strip()
+        ):  # a missing header would match it
+            raise PydanticCustomError("blank_key", "must not be blank; set a key or remove it")
         return keys
 
     @model_validator(mode="after")
     def _key_has_a_certificate(self) -> Self:
         if self.ssl_keyfile and not self.ssl_certfile:
-            raise PydanticCustomError("no_certificate", "--ssl-keyfile needs --ssl-certfile too")
+            raise PydanticCustomError("no_certificate", "--ssl-keyfile requires --ssl-certfile")
         return self
 
     @model_validator(mode="after")
     def _tokens_are_for_an_audience(self) -> Self:
         if (self.entra_tenant is None) != (not self.entra_audience):
             raise PydanticCustomError(
-                "half_of_entra", "--entra-tenant and --entra-audience need each other"
+                "half_of_entra", "--entra-tenant and --entra-audience must be set together"
             )
         if (self.entra_roles or self.entra_scopes) and self.entra_tenant is None:
             raise PydanticCustomError(
-                "half_of_entra", "--entra-roles and --entra-scopes need --entra-tenant"
+                "half_of_entra", "--entra-roles and --entra-scopes require --entra-tenant"
             )
         return self
 

@@ -1,7 +1,7 @@
-"""The program's log: text for people or JSON for machines. Logging never blocks or fails a request.
+"""Logging as text or JSON, which never blocks or fails a request.
 
-Lines go to standard error by a thread of their own: a reader that stops, a disk that is full or a
-closed stream costs lines, never a request. No line holds what requests or answers contain.
+A separate thread writes to standard error. If the reader stalls, the disk is full or the stream is
+closed, lines are lost. No line contains the content of requests or answers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 LogFormat = Literal["text", "json"]
 
 MOST_LINES_WAITING = 10_000
-LONGEST_CHAIN = 10  # errors that raised one another
+LONGEST_CHAIN = 10  # chained exceptions to log
 SECONDS_TO_FINISH = 2.0
-# Those that log every connection, chunk or response when asked for ``debug``: content would show.
+# Libraries whose debug logs would show the content of requests.
 CHATTY = (
     "httpx",
     "httpx2",
@@ -38,29 +38,29 @@ CHATTY = (
     "filelock",
     "urllib3",
 )
-# There RuntimeErrors are torch's, which sees tensors, not texts; others may quote what is guided.
+# RuntimeErrors logged here come from torch, which sees no text; other errors may quote grammars.
 WITHOUT_CONTENT = "model."
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """Values to log beside a message, for ``extra``; None is left out."""
+    """Fields to log with a message, for ``extra``; None values are omitted."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
 class TextFormatter(logging.Formatter):
-    """``time LEVEL logger: message name=value ...``, and tracebacks below it."""
+    """Formats ``time LEVEL logger: message name=value ...``, followed by tracebacks."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line without a traceback."""
+        """Format the line without a traceback."""
         values = getattr(record, "fields", {})
         shown = [f" {name}={_word(value)}" for name, value in values.items()]
         return super().formatMessage(record) + "".join(shown)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback."""
+        """Format the line and the traceback."""
         record.message, record.asctime = record.getMessage(), self.formatTime(record)
         line = self.formatMessage(record)
         stack = _stack(record)
@@ -68,10 +68,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the fields, and ``exception``."""
+    """Formats one JSON object per line: time, level, logger, message, fields and ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object."""
+        """Format the object."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -85,7 +85,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _stack(record: logging.LogRecord) -> str:
-    """The traceback without the errors' messages, which may quote a request; with them in debug."""
+    """Format the traceback; error messages, which may quote a request, only at level debug."""
     if record.exc_info is None or record.exc_info[1] is None:
         return ""
     if logging.getLogger().level <= logging.DEBUG:
@@ -98,11 +98,11 @@ def _stack(record: logging.LogRecord) -> str:
         words = f": {error}" if in_model and isinstance(error, RuntimeError) else ""
         stacks.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}{words}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\nwhich was raised by\n".join(stacks)
+    return "\ncaused by\n".join(stacks)
 
 
 def _word(value: Any) -> str:
-    """A value as a single word, whatever a client put there."""
+    """Format a value as a single word, quoted if necessary."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
@@ -111,7 +111,7 @@ def _word(value: Any) -> str:
 
 
 class Writer(logging.Handler):
-    """Writes lines to a file descriptor from a thread; drops lines that cannot be written."""
+    """Writes lines to a file descriptor from a thread; drops lines that it cannot write."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -125,41 +125,41 @@ class Writer(logging.Handler):
         with contextlib.suppress(queue.Full):
             try:
                 self._lines.put_nowait(self.format(record))
-            except (TypeError, ValueError):  # arguments that do not fit the message
-                self._lines.put_nowait(f"a message of {record.name} could not be formatted")
+            except (TypeError, ValueError):  # arguments do not match the message
+                self._lines.put_nowait(f"failed to format a message from {record.name}")
 
     def _write(self) -> None:
         for line in iter(self._lines.get, None):
             self._output.write(line.encode("utf-8", "replace") + b"\n")
 
     def finish(self) -> None:
-        """Wait a little until all lines are written."""
+        """Wait for the queued lines to be written, within a time limit."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=SECONDS_TO_FINISH)
             self._thread.join(SECONDS_TO_FINISH)
 
 
 class UnfailingOutput(io.RawIOBase):
-    """A file descriptor whose writes never fail; what cannot be written is lost."""
+    """A file descriptor whose writes never fail; data that cannot be written is lost."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether somebody looks at it."""
+        """Return whether it is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, data: Any, /) -> int:
-        """Write all of it, or lose the rest."""
+        """Write everything; on an error, drop the rest."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         with contextlib.suppress(OSError):
@@ -169,10 +169,10 @@ class UnfailingOutput(io.RawIOBase):
 
 
 def open_standard_streams() -> None:
-    """Make standard output and error never fail; to be called before a socket is opened.
+    """Make writes to standard output and error never fail; call this before opening sockets.
 
-    Closed ones are opened on the null device: a socket would be given their numbers, and what a
-    library writes there would go to a client.
+    Closed streams are opened on the null device. Otherwise a socket would get their descriptors, and a
+    library's output would go to a client.
     """
     for descriptor in range(3):
         try:
@@ -189,7 +189,7 @@ def _unfailing(descriptor: int) -> io.TextIOWrapper:
 
 
 def say(style: LogFormat, sentence: str) -> None:
-    """Tell the operator: in the log where that is JSON, otherwise on standard output."""
+    """Tell the operator something: in a JSON log, otherwise on standard output."""
     if style == "json":
         logger.info(sentence)
     else:
@@ -197,7 +197,7 @@ def say(style: LogFormat, sentence: str) -> None:
 
 
 def complain(style: LogFormat, sentence: str) -> None:
-    """Tell the operator what went wrong: in the log where that is JSON, otherwise on standard error."""
+    """Tell the operator about an error: in a JSON log, otherwise on standard error."""
     if style == "json":
         logger.error(sentence)
     else:
@@ -205,14 +205,14 @@ def complain(style: LogFormat, sentence: str) -> None:
 
 
 def start(style: LogFormat, level: str) -> Writer:
-    """Log everything, the web server's and the libraries' lines too, in one format.
+    """Configure logging for the server and all libraries.
 
     Args:
-        style: the format.
-        level: least severe that is logged.
+        style: the log format.
+        level: the minimum level.
 
     Returns:
-        the handler, to be finished at the end.
+        the handler; call its ``finish`` at exit.
     """
     if style == "json":
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are not JSON

@@ -1,4 +1,4 @@
-"""The server's and the engine's numbers in Prometheus' text format, under vLLM's names."""
+"""Metrics of the server and engine in the Prometheus text format, with vLLM's names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counts requests, and shows them beside the engine's numbers and the process's.
+    """Counts requests and exports them with the metrics of the engine and the process.
 
     Args:
-        stats: gives the engine's numbers; None before it is loaded.
+        stats: returns the engine's statistics; None until it is loaded.
     """
 
     def __init__(self, stats: Callable[[], model.Stats | None]) -> None:
@@ -34,17 +34,17 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def count_request(self, route: str, status: int) -> None:
-        """Count a request by its route's template, of which there are few, and its status."""
+        """Count a request by route and status. Routes are templates, to keep the number of labels small."""
         self._requests[route, status] += 1
 
     def render(self) -> bytes:
-        """The text of ``/metrics``; without the engine's part before the model is loaded."""
+        """Render ``/metrics``; engine metrics are missing until the model is loaded."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers as they are now; called by the registry."""
+        """Collect the current values; called by the registry."""
         requests = CounterMetricFamily(
-            "phi3v_http_requests", "Requests answered.", labels=["path", "status"]
+            "phi3v_http_requests", "HTTP requests answered.", labels=["path", "status"]
         )
         for (route, status), count in self._requests.items():
             requests.add_metric([route, str(status)], count)
@@ -56,24 +56,24 @@ class Metrics:
             yield from _histograms(stats.totals)
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry need not collect at once to learn the names."""
+        """Return nothing, so that the registry does not call ``collect`` on registration."""
         return []
 
 
 def _gauges(stats: model.Stats) -> Iterator[Metric]:
     for name, help_text, value in (
-        ("num_requests_running", "Answers being computed.", stats.running),
-        ("num_requests_waiting", "Answers waiting to be computed.", stats.waiting),
+        ("num_requests_running", "Number of sequences being computed.", stats.running),
+        ("num_requests_waiting", "Number of sequences waiting to be scheduled.", stats.waiting),
         (
             "kv_cache_usage_perc",
-            "Share of KV blocks that answers hold; 1 is all.",
+            "KV cache usage. 1 means 100 percent usage.",
             stats.blocks_used / (stats.blocks_used + stats.blocks_free),
         ),
-        ("kv_blocks_used", "KV blocks that answers hold.", stats.blocks_used),
-        ("kv_blocks_free", "KV blocks that no answer holds.", stats.blocks_free),
-        ("kv_blocks_cached", "KV blocks that can be found by prefix.", stats.blocks_cached),
-        ("kv_block_tokens", "Tokens in a KV block.", stats.block_size),
-        ("image_embedding_bytes", "Memory of kept image embeddings.", stats.embedding_bytes),
+        ("kv_blocks_used", "KV blocks held by sequences.", stats.blocks_used),
+        ("kv_blocks_free", "KV blocks not held by any sequence.", stats.blocks_free),
+        ("kv_blocks_cached", "KV blocks in the prefix cache.", stats.blocks_cached),
+        ("kv_block_tokens", "Tokens per KV block.", stats.block_size),
+        ("image_embedding_bytes", "Bytes of cached image embeddings.", stats.embedding_bytes),
     ):
         yield GaugeMetricFamily(f"phi3v_{name}", help_text, value)
 
@@ -81,30 +81,34 @@ def _gauges(stats: model.Stats) -> Iterator[Metric]:
 def _counters(stats: model.Stats) -> Iterator[Metric]:
     totals = stats.totals
     for name, help_text, value in (
-        ("prompt_tokens", "Prompt tokens of answers begun.", totals.prompt_tokens),
+        ("prompt_tokens", "Prompt tokens of started sequences.", totals.prompt_tokens),
         ("generation_tokens", "Tokens generated.", totals.generated_tokens),
-        ("forced_tokens", "Of them, forced by a grammar.", totals.forced_tokens),
+        ("forced_tokens", "Generated tokens that were forced by a grammar.", totals.forced_tokens),
         (
             "prefix_cache_queries",
-            "Prompt tokens looked up: those of answers begun.",
+            "Prefix cache queries, in tokens.",
             totals.prompt_tokens,
         ),
-        ("prefix_cache_hits", "Of them, found computed.", totals.cached_tokens),
-        ("spec_decode_num_draft_tokens", "Guessed by prompt lookup.", totals.guessed_tokens),
-        ("spec_decode_num_accepted_tokens", "Of them, right.", totals.guessed_right),
-        ("num_preemptions", "Answers that gave up their KV blocks.", stats.preemptions),
+        ("prefix_cache_hits", "Prefix cache hits, in tokens.", totals.cached_tokens),
+        ("spec_decode_num_draft_tokens", "Tokens guessed by prompt lookup.", totals.guessed_tokens),
+        (
+            "spec_decode_num_accepted_tokens",
+            "Guessed tokens that were accepted.",
+            totals.guessed_right,
+        ),
+        ("num_preemptions", "Preemptions of sequences.", stats.preemptions),
         (
             "regime_recomputes",
-            "Answers computed again beyond the rope boundary.",
+            "Sequences recomputed when crossing the LongRoPE boundary.",
             stats.regime_recomputes,
         ),
-        ("images", "Images computed by the vision tower.", stats.images_computed),
-        ("image_embedding_hits", "Images not computed again.", stats.embedding_hits),
-        ("failed_steps", "Steps that failed.", totals.failed_steps),
+        ("images", "Images encoded by the vision tower.", stats.images_computed),
+        ("image_embedding_hits", "Image embedding cache hits.", stats.embedding_hits),
+        ("failed_steps", "Engine steps that failed.", totals.failed_steps),
     ):
         yield CounterMetricFamily(f"phi3v_{name}", help_text, value)
     finished = CounterMetricFamily(
-        "phi3v_request_success", "Answers that ended, by how.", labels=["finish_reason"]
+        "phi3v_request_success", "Finished sequences, by finish reason.", labels=["finish_reason"]
     )
     for reason, count in totals.finished.copy().items():
         finished.add_metric([reason], count)
@@ -113,10 +117,18 @@ def _counters(stats: model.Stats) -> Iterator[Metric]:
 
 def _histograms(totals: model.Totals) -> Iterator[Metric]:
     for name, help_text, histogram in (
-        ("time_to_first_token_seconds", "From arrival to first token.", totals.ttft),
-        ("inter_token_latency_seconds", "Between tokens of an answer.", totals.itl),
-        ("e2e_request_latency_seconds", "From arrival to the end of an answer.", totals.e2e),
-        ("request_queue_time_seconds", "From arrival to the first step.", totals.queued),
+        ("time_to_first_token_seconds", "Time to first token in seconds.", totals.ttft),
+        (
+            "inter_token_latency_seconds",
+            "Time between tokens of a sequence in seconds.",
+            totals.itl,
+        ),
+        ("e2e_request_latency_seconds", "End-to-end request latency in seconds.", totals.e2e),
+        (
+            "request_queue_time_seconds",
+            "Time in the queue before the first step in seconds.",
+            totals.queued,
+        ),
     ):
         buckets, so_far = [], 0
         bounds = [*map(str, model.SECONDS), "+Inf"]

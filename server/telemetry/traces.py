@@ -1,7 +1,7 @@
-"""Traces of requests, sent to an OpenTelemetry collector: the log's fields of each as a span. No content.
+"""Traces requests with OpenTelemetry: one span per request with its log fields, without content.
 
-Its packages are an extra and imported only where a collector is named. The SDK reads the ``OTEL_*``
-variables that are its own: the service's name, headers for the collector, sampling.
+The packages are an optional extra and imported only if a collector is configured. The SDK reads its
+``OTEL_*`` variables: service name, collector headers, sampling.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 SERVICE = "phi3v-server"
-SECONDS_TO_FINISH = 5.0  # for the last spans; a collector that is down keeps nobody waiting
-# Of the log's fields. OpenTelemetry's names, and vLLM's where it has none.
+SECONDS_TO_FINISH = 5.0  # for the last spans at exit, in case the collector is down
+# From log fields to OpenTelemetry's attributes, or vLLM's where it defines none.
 ATTRIBUTES = {
     "request_id": "gen_ai.request.id",
     "method": "http.request.method",
@@ -30,17 +30,17 @@ ATTRIBUTES = {
 
 
 class TracesError(Exception):
-    """Traces cannot be sent; the message says why."""
+    """Tracing is not available; the message says why."""
 
 
 class TracedCompletion(NamedTuple):
-    """What a span says of a chat completion.
+    """A chat completion as recorded in a span.
 
     Attributes:
-        model: its name.
-        id: of the completion.
-        finish_reasons: of its choices.
-        failed: whether the engine failed at it.
+        model: name of the model.
+        id: id of the completion.
+        finish_reasons: finish reasons of its choices.
+        failed: whether it failed in the engine.
     """
 
     model: str
@@ -50,15 +50,15 @@ class TracedCompletion(NamedTuple):
 
 
 def open_traces(endpoint: str | None) -> Traces | None:
-    """Traces to a collector, where one is named; raises TracesError."""
+    """Start tracing if a collector is configured; raises TracesError."""
     return Traces(endpoint) if endpoint else None
 
 
 class Traces:
-    """Makes a span of each POST and sends them from a thread of its own.
+    """Records a span for each POST request and sends spans from a separate thread.
 
     Args:
-        endpoint: of a collector that takes OTLP over HTTP, such as ``http://localhost:4318``.
+        endpoint: a collector that accepts OTLP over HTTP, such as ``http://localhost:4318``.
 
     Raises:
         TracesError: the packages are not installed.
@@ -74,8 +74,8 @@ class Traces:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError as error:
             raise TracesError(
-                f"--otlp-endpoint needs the extra otel, {error.name} is not installed: "
-                "pip install '.[otel]' where the server's source is"
+                f"--otlp-endpoint needs the extra otel ({error.name} is not installed): "
+                "run pip install '.[otel]' in the source directory"
             ) from error
         named = Resource.create({"service.name": SERVICE})
         self._provider = TracerProvider(
@@ -94,15 +94,15 @@ class Traces:
         values: dict[str, Any],
         completion: TracedCompletion | None,
     ) -> None:
-        """Make a span of a request that has ended, below the one that its ``traceparent`` names.
+        """Record a span for a finished request, as a child of the span in its ``traceparent``.
 
         Args:
-            scope: the request's.
-            route: its template.
-            values: what the log says of it.
-            completion: of a chat request that the engine has taken.
+            scope: the request's ASGI scope.
+            route: the route's template.
+            values: the request's log fields.
+            completion: the completion of a chat request, if it reached the engine.
         """
-        if scope["method"] != "POST":  # nobody traces what scrapes and probes
+        if scope["method"] != "POST":  # scrapes and probes are not worth tracing
             return
         attributes = {
             name: values[field]
@@ -131,7 +131,7 @@ class Traces:
         span.end(end)
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at most."""
+        """Send the remaining spans, within a time limit."""
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(SECONDS_TO_FINISH)

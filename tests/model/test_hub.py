@@ -182,7 +182,7 @@ def test_a_signal_ends_a_download_and_leaves_no_part_of_a_file(
     output, _ = process.communicate(timeout=100)  # the hub would keep it waiting longer
     assert process.returncode == status, output
     check_log(output)
-    sentence = f"\nphi3v-server: ended by {number.name}; files that were complete are kept"
+    sentence = f"\nphi3v-server: interrupted by {number.name}; complete files are kept"
     assert (sentence in output) == (status != 0)
     assert partial_files(tmp_path) == []
     hub.goes_on.set()

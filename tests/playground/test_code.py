@@ -53,7 +53,7 @@ def copied(playground: Playground, language: str, with_key: bool = False) -> str
     dialog = page.get_by_role("dialog")
     dialog.get_by_text(language, exact=True).click()
     if with_key:
-        dialog.get_by_label("Write my API key into it").check()
+        dialog.get_by_label("Include my API key").check()
     dialog.get_by_role("button", name="Copy").click()
     dialog.get_by_text("Copied", exact=True).wait_for()
     dialog.get_by_role("button", name="Close").click()
@@ -177,7 +177,7 @@ def test_without_a_key_none_is_asked_for(
     for language in LANGUAGES:
         assert "PHI3V_API_KEY" not in copied(made, language)
     made.page.get_by_role("button", name="Copy as code").click()
-    expect(made.page.get_by_label("Write my API key into it")).to_be_hidden()
+    expect(made.page.get_by_label("Include my API key")).to_be_hidden()
 
 
 def test_the_picture_is_cut_short_on_the_screen_only(playground: Playground) -> None:
@@ -186,7 +186,7 @@ def test_the_picture_is_cut_short_on_the_screen_only(playground: Playground) -> 
     playground.page.get_by_role("button", name="Copy as code").click()
     shown = playground.page.get_by_role("dialog").locator("pre").inner_text()
     assert len(shown) < 2000
-    assert "it is copied whole" in playground.page.get_by_role("dialog").inner_text()
+    assert "the copied code has all of it" in playground.page.get_by_role("dialog").inner_text()
     playground.page.keyboard.press("Escape")
     url = playground.bodies[-1]["messages"][0]["content"][1]["image_url"]["url"]
     assert url in copied(playground, "curl")

@@ -152,13 +152,13 @@ def test_a_broken_connection_is_told(playground: Playground) -> None:
         lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n"),
     )
     turn = playground.ask("hello")
-    assert "ended before the answer did" in turn.get_by_role("alert").inner_text()
+    assert "closed before the answer was complete" in turn.get_by_role("alert").inner_text()
     assert playground.shown(turn) == "Half an"
     playground.page.unroute("**/chat/completions")
     playground.page.route("**/chat/completions", lambda route: route.abort())
     playground.problems.clear()
     turn = playground.ask("hello")
-    assert "cannot be reached" in turn.get_by_role("alert").inner_text()
+    assert "Cannot reach the server" in turn.get_by_role("alert").inner_text()
     assert all("ERR_FAILED" in problem for problem in playground.problems)
     playground.problems.clear()
 

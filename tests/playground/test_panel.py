@@ -29,7 +29,7 @@ def test_the_key_is_asked_for_and_kept_in_the_tab(
     made = open_page()
     made.refusals.append("401")
     made.open()  # the page itself needs none
-    made.page.get_by_text("needs its API key").wait_for()
+    made.page.get_by_text("API key required").wait_for()
     key = made.page.get_by_label("API key", exact=True)
     key.fill("wrong")
     key.press("Tab")
@@ -47,7 +47,7 @@ def test_the_key_is_asked_for_and_kept_in_the_tab(
     assert made.page.context.cookies() == []
     other = made.page.context.new_page()
     other.goto(server.url + "/")
-    other.get_by_text("needs its API key").wait_for()
+    other.get_by_text("API key required").wait_for()
     assert other.get_by_label("API key", exact=True).input_value() == ""
 
 

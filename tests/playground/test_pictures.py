@@ -169,7 +169,7 @@ def test_other_formats(playground: Playground) -> None:
     }
     playground.page.get_by_label("Add picture").set_input_files(file)
     complaint = playground.page.get_by_role("alert").filter(has_text="notes.txt")
-    assert "no picture that this browser can read" in complaint.inner_text()
+    assert "This browser cannot read" in complaint.inner_text()
 
 
 def test_what_is_too_large_is_scaled_down(

@@ -148,6 +148,7 @@ def test_a_flooded_gateway_refuses_in_the_apis_words(ray_server: LiveServer) -> 
         assert refused.headers.get_list("x-request-id") == [f"flood-{next(names) - 1}"]
         assert refused.headers.pop("retry-after") == "1"
         message = check_error(refused, 503, "overloaded", [])["error"]["message"]
-        assert message.startswith(f"a gateway has {SLOTS + QUEUED + CONNECTIONS} requests")
+        limit = SLOTS + QUEUED + CONNECTIONS
+        assert message.startswith(f"too many requests in the gateway; the limit is {limit};")
     eventually(lambda: ask().status_code == 200)
     assert len(answering(ray_server)) == REPLICAS

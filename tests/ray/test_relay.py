@@ -73,7 +73,7 @@ def test_words_of_a_request_are_for_the_client_alone(caplog: pytest.LogCaptureFi
     event = body_of(batches).decode()
     assert json.loads(event.removeprefix("data: "))["error"]["message"] == "secret"
     assert "secret" not in told(raised.value) + str(raised.value.__cause__) + caplog.text
-    assert "a stream is broken off: invalid_grammar" in caplog.text
+    assert "stream aborted: invalid_grammar" in caplog.text
 
 
 def test_only_what_travels_is_passed_on() -> None:

@@ -59,30 +59,36 @@ def test_console_script() -> None:
         ),
         (["--host", "any.example"], "--host any.example lets other machines"),
         (["--api-keys-file", "/no/such/file"], "--api-keys-file"),
-        (["--api-keys-file", str(ROOT / "README.md")], "README.md is not TOML"),
+        (["--api-keys-file", str(ROOT / "README.md")], "README.md is not valid TOML"),
         (["--api-keys-file", str(ROOT / "pyproject.toml")], "build-system.key: Field required"),
         (["--api-keys", "alice = 1", "--port", "0"], "PHI3V_API_KEYS: alice"),
         (["--requests-per-minute", "0"], "--requests-per-minute"),
         (["--entra-tenant", "contoso.example"], "--entra-tenant"),
-        (["--entra-tenant", TENANT], "--entra-tenant and --entra-audience need each other"),
-        (["--entra-audience", "api://x"], "--entra-tenant and --entra-audience need each other"),
-        (["--entra-roles", "Chat.Use"], "--entra-roles and --entra-scopes need --entra-tenant"),
+        (["--entra-tenant", TENANT], "--entra-tenant and --entra-audience must be set together"),
+        (
+            ["--entra-audience", "api://x"],
+            "--entra-tenant and --entra-audience must be set together",
+        ),
+        (["--entra-roles", "Chat.Use"], "--entra-roles and --entra-scopes require --entra-tenant"),
         (["--entra-authority", "http://plain.example"], "--entra-authority"),
-        (["--allow-image-hosts", "a.example,https://b.example"], "https://b.example is no host"),
-        (["--allow-image-hosts", "a.example:70000"], "a.example:70000 is no host"),
-        (["--allowed-hosts", "https://b.example"], "https://b.example is no host"),
-        (["--allowed-hosts", "[::g]"], "[::g] is no host"),
-        (["--api-key", ""], "the value of a flag is empty"),
+        (
+            ["--allow-image-hosts", "a.example,https://b.example"],
+            "https://b.example is not a valid host",
+        ),
+        (["--allow-image-hosts", "a.example:70000"], "a.example:70000 is not a valid host"),
+        (["--allowed-hosts", "https://b.example"], "https://b.example is not a valid host"),
+        (["--allowed-hosts", "[::g]"], "[::g] is not a valid host"),
+        (["--api-key", ""], "a flag has an empty value"),
         (
             ["--api-key", " "],
-            "--api-key (or its PHI3V_ variable): it is blank; set a key, or leave",
+            "--api-key (or its PHI3V_ variable): must not be blank; set a key or",
         ),
-        (["--api-keys", " "], "--api-keys (or its PHI3V_ variable): it is blank"),
+        (["--api-keys", " "], "--api-keys (or its PHI3V_ variable): must not be blank"),
         (["--api-keys", 'alice = ""', "--port", "0"], "alice.key: String should match pattern"),
-        (["--api-key="], "the value of a flag is empty"),
+        (["--api-key="], "a flag has an empty value"),
         (["--ssl-certfile", "/no/such/file"], "--ssl-certfile"),
-        (["--ssl-certfile", str(ROOT / "README.md")], "README.md cannot be used"),
-        (["--ssl-keyfile", str(ROOT / "README.md")], "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-certfile", str(ROOT / "README.md")], "cannot load the certificate"),
+        (["--ssl-keyfile", str(ROOT / "README.md")], "--ssl-keyfile requires --ssl-certfile"),
     ],
 )
 def test_bad_starts_end_in_one_sentence(flags: list[str], message: str) -> None:
@@ -160,7 +166,7 @@ def test_taken_port(tiny: Path) -> None:
         port = str(taken.getsockname()[1])
         sentence = one_sentence(run("--model", str(tiny), "--port", port))
     assert f"port {port}" in sentence
-    assert "choose another with --host and --port" in sentence
+    assert "choose another address with --host and --port" in sentence
 
 
 def test_environment_sets_and_flags_win(tiny: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
     assert live.process.wait(60) == 1
     (said,) = [line for line in live.log if line.startswith("phi3v-server: ")]
-    assert "the engine has failed and the server ends" in said
+    assert "the engine has failed; exiting" in said
     check_log("".join(live.log), ["the engine thread ends"])
 
 
@@ -148,7 +148,7 @@ def test_a_fault_in_loading_ends_in_one_sentence(tiny: Path, level: str) -> None
     )
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("phi3v-server: ")]
-    assert "the model cannot be loaded: RuntimeError: first line; --log-level debug" in said
+    assert "the model cannot be loaded: RuntimeError: first line; pass --log-level debug" in said
     assert ("Traceback" in done.stderr) == (SECRET in done.stderr) == (level == "debug")
 
 

@@ -32,7 +32,7 @@ def test_types_by_their_names_in_json(
 def test_what_to_send_instead_of_a_remote_image(server: LiveServer) -> None:
     for url in ("https://page.example/a.png", "data:image/svg+xml;base64,AAAA"):
         message = chat(server, messages=image_message(url)).json()["message"]
-        assert "send the file itself as data:image/png;base64," in message
+        assert "send the image as data:image/png;base64," in message
 
 
 def test_a_long_prompt_in_the_words_that_clients_look_for(server: LiveServer) -> None:

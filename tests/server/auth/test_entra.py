@@ -141,13 +141,13 @@ BAD: dict[str, tuple[Callable[[EntraIssuer], str], str]] = {
     "not yet": (lambda i: i.token(nbf=int(time.time()) + 300), "not yet valid"),
     "audience": (
         lambda i: i.token(aud="api://another"),
-        "ask for a token for other or api://phi3v",
+        "request a token for other or api://phi3v",
     ),
     "issuer": (lambda i: i.token(iss="https://elsewhere.example"), "Invalid issuer"),
-    "tenant": (lambda i: i.token(tid=TENANT[::-1]), "it is of another tenant"),
+    "tenant": (lambda i: i.token(tid=TENANT[::-1]), "it was issued by another tenant"),
     "no tenant": (lambda i: i.token(tid=None), '"tid"'),
     "no expiry": (lambda i: i.token(exp=None), '"exp"'),
-    "nobody": (lambda i: i.token(oid=None, sub=None), "it names no caller"),
+    "nobody": (lambda i: i.token(oid=None, sub=None), "it identifies no caller"),
     "signature": (stranger, "Signature verification failed"),
     "symmetric": (symmetric, "alg value is not allowed"),
     "unsigned": (
@@ -155,7 +155,7 @@ BAD: dict[str, tuple[Callable[[EntraIssuer], str], str]] = {
         "alg value is not allowed",
     ),
     "no key id": (lambda i: jwt.encode(i.claims(), i.keys[next(iter(i.keys))], "RS256"), "no key"),
-    "garbage": (lambda _: "a.b.c", "the token cannot be used here"),
+    "garbage": (lambda _: "a.b.c", "the token is invalid: "),
 }
 
 

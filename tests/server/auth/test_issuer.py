@@ -76,7 +76,7 @@ def test_a_dead_issuer(own: EntraIssuer) -> None:
         for _ in range(20):
             error = await refusal(entra, forged(own, "unknown"))
             assert (error.status, error.code) == (503, "issuer_unavailable")
-            assert "the token cannot be checked: the issuer" in error.message
+            assert "the token cannot be verified: the issuer" in error.message
             assert int(error.headers["Retry-After"]) >= 1
         assert await entra.name(own.token()) == f"entra:{OBJECT_ID}"
         fresh = checker(own)
@@ -99,7 +99,7 @@ def test_a_silent_issuer_holds_up_nobody_else(
         for _ in range(5):
             await entra.name(own.token())
         assert not waiting.done()
-        assert "no answer in 5 seconds" in (await waiting).message
+        assert "no response within 5 seconds" in (await waiting).message
 
     asyncio.run(wait())
 
@@ -128,10 +128,10 @@ DISCOVERY = f"/{TENANT}/v2.0/.well-known/openid-configuration"
     ("path", "document", "reason"),
     [
         (DISCOVERY, [], "is not a JSON object"),
-        (DISCOVERY, {"issuer": "https://other.example"}, "not the tenant's"),
+        (DISCOVERY, {"issuer": "https://other.example"}, "the issuer of another tenant"),
         (DISCOVERY, {"issuer": TENANT, "jwks_uri": "http://plain.example"}, "not https"),
         ("/keys", {"keys": [{"kty": "RSA", "kid": "x", "n": "!"}, 5]}, "no signing keys"),
-        ("/keys", {"keys": "x" * 2_000_000}, "more than 1000000 bytes"),
+        ("/keys", {"keys": "x" * 2_000_000}, "larger than 1000000 bytes"),
     ],
 )
 def test_an_issuer_that_answers_nonsense(

@@ -143,15 +143,15 @@ def test_sighup_reads_the_file_that_looks_unchanged(live: LiveServer, file: Path
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("alice", "is not TOML"),
+        ("alice", "is not valid TOML"),
         ("", "has no keys"),
-        ('"a b" = "key"', "'a b' cannot name a caller"),
-        ('api-key = "other"', "'api-key' cannot name a caller"),
+        ('"a b" = "key"', "'a b' is not a valid caller name"),
+        ('api-key = "other"', "'api-key' is not a valid caller name, or is taken"),
         ('alice = ""', "alice.key: String should match"),
         ('alice = "schlüssel"', "alice.key: String should match"),
         ("alice = 3", "alice"),
-        ('alice = "one"\nbob = "one"', "bob has the key of alice"),
-        ('alice = "the-key"', "alice has the key of api-key"),
+        ('alice = "one"\nbob = "one"', "bob and alice have the same key"),
+        ('alice = "the-key"', "alice and api-key have the same key"),
         ("[alice]\nrequests-per-minute = 3", "alice.key: Field required"),
         ('[alice]\nkey = "one"\nrequests-per-minute = 0', "alice.requests-per-minute: "),
         ('[alice]\nkey = "one"\nrequests = 3', "alice.requests: Extra inputs"),
@@ -208,7 +208,7 @@ def test_a_key_is_made_once_by_many(tmp_path: Path) -> None:
 
 
 def test_a_key_that_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match=r"cannot be made or read: .*No such file"):
+    with pytest.raises(KeysError, match=r"cannot be created or read: .*No such file"):
         Access(Settings(generated_key_file=tmp_path / "missing" / "api-key"))
 
 

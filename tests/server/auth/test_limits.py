@@ -115,7 +115,7 @@ def test_a_long_answer_is_a_debt(clock: Clock) -> None:
     admission.settle(90)
     admission.close()
     assert admission.headers()["x-ratelimit-remaining-tokens"] == "0"
-    with pytest.raises(ApiError, match="60 tokens a minute") as refused:
+    with pytest.raises(ApiError, match="60 tokens per minute") as refused:
         limiter.admit(caller)
     assert refused.value.headers["Retry-After"] == "31"
     clock.now += 31
@@ -124,7 +124,7 @@ def test_a_long_answer_is_a_debt(clock: Clock) -> None:
 
 def test_a_prompt_that_never_fits_is_not_worth_another_try() -> None:
     admission = Limiter().admit(Caller("alice", Limits(tokens_per_minute=60)))
-    with pytest.raises(ApiError, match="61 tokens and alice may use 60") as refused:
+    with pytest.raises(ApiError, match="61 tokens, but alice may use 60") as refused:
         admission.reserve(61, 1)
     assert refused.value.headers["x-should-retry"] == "false"
     assert "Retry-After" not in refused.value.headers
@@ -133,7 +133,7 @@ def test_a_prompt_that_never_fits_is_not_worth_another_try() -> None:
 def test_changed_limits_hold_from_then_on() -> None:
     limiter = Limiter()
     running = limiter.admit(Caller("alice", Limits(concurrent_requests=1)))
-    with pytest.raises(ApiError, match="1 requests at a time"):
+    with pytest.raises(ApiError, match=r"limit of concurrent requests \(1\)"):
         limiter.admit(Caller("alice", Limits(concurrent_requests=1)))
     changed = Caller("alice", Limits(requests_per_minute=5, concurrent_requests=2))
     other = limiter.admit(changed)
@@ -208,7 +208,9 @@ def test_requests_are_counted_also_bad_ones(live: LiveServer) -> None:
     question: ChatCompletionUserMessageParam = {"role": "user", "content": "hello"}
     with (
         openai.OpenAI(base_url=f"{live.url}/v1", api_key="few-key", max_retries=0) as client,
-        pytest.raises(openai.RateLimitError, match="few has used its 2 requests a minute"),
+        pytest.raises(
+            openai.RateLimitError, match="few has reached its limit of requests per minute"
+        ),
     ):
         client.chat.completions.create(model="any", messages=[question])
     assert httpx2.get(f"{live.url}/info", headers={"api-key": "few-key"}).status_code == 200
@@ -237,7 +239,7 @@ def test_tokens_are_those_of_the_usage_and_of_cut_off_streams(live: LiveServer) 
         next(lines)
         another = ask(live, "long", max_tokens=5500)
         is_refused(another)
-        assert "long may use 6000 tokens a minute" in another.json()["message"]
+        assert "long may use 6000 tokens per minute" in another.json()["message"]
     # Until it has heard that the reader is gone: more comes back than time brings.
     eventually(
         lambda: remaining(tokenize(live, "long"), "tokens") > during + refilled() + 50,

@@ -18,7 +18,7 @@ BAD_LINES: list[tuple[str | None, object, int, str, str]] = [  # custom_id, line
     (None, "{broken", 400, "invalid_json", "the line is not valid JSON"),
     (None, "null", 422, "invalid_parameter", "a JSON object with custom_id, method, url and body"),
     (None, "[]", 422, "invalid_parameter", "a JSON object with custom_id, method, url and body"),
-    (None, request("good", body()), 422, "duplicate_custom_id", "'good' is that of an earlier"),
+    (None, request("good", body()), 422, "duplicate_custom_id", "'good' is already used by an earlier"),
     ("method", request("method", body(), method="GET"), 422, "invalid_parameter", "'POST'"),
     ("url", request("url", body(), url="/v1/embeddings"), 422, "invalid_parameter", f"'{URL}'"),
     ("body", request("body", "text"), 422, "invalid_parameter", "body: Input should be an object"),
@@ -30,7 +30,7 @@ BAD_LINES: list[tuple[str | None, object, int, str, str]] = [  # custom_id, line
     ("role", request("role", {"messages": [{}]}), 422, "invalid_parameter", "messages.0.role"),
     (None, request("long", body("x" * 30_000)), 413, "request_too_large", "--max-body-mb"),
     (None, "\ufeff{}", 400, "invalid_json", "byte order mark"),
-    ("image", request("image", body([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])), 422, "invalid_image", "base64 is broken"),
+    ("image", request("image", body([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])), 422, "invalid_image", "base64 is invalid"),
 ]  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_an_input_that_cannot_be_read_is_named(tiny: Path, tmp_path: Path) -> No
     done = run(command(tiny, tmp_path))
     assert done.returncode == 1
     name = tmp_path / "in.jsonl"
-    assert f"phi3v-server: {name} cannot be used: Input/output error" in done.stderr
+    assert f"phi3v-server: {name}: Input/output error" in done.stderr
 
 
 def test_lines_are_read_one_at_a_time_and_long_ones_are_passed_over() -> None:

@@ -96,8 +96,10 @@ def test_an_answer_that_takes_too_long_is_left_for_another_run(tiny: Path, tmp_p
     assert (done.returncode, done.stdout) == (1, "")
     log = [json.loads(line)["message"] for line in done.stderr.splitlines()]  # no bar in it
     assert any(line.startswith("0 answered, 2 failed, 1 left, 0 by earlier runs") for line in log)
-    assert "1 line got no result, and the log says why; run it again for it" in log
-    assert any(line.startswith("line 1 is left for another run: the answer took") for line in log)
+    assert "1 line got no result (see the log); run the batch again to retry it" in log
+    assert any(
+        line.startswith("line 1 will be retried by the next run: the answer took") for line in log
+    )
     before = [(each["custom_id"], each["error"]["line"]) for each in results(tmp_path)]
     assert sorted(before, key=str) == [("bad", 2), (None, 3)]
     done = run(command(tiny, tmp_path), TQDM_DISABLE="1")
@@ -131,7 +133,7 @@ def test_images_are_fetched_once_and_again_by_another_run_where_that_failed(
     done = run(job)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("9 answered, 1 failed, 2 left, 0 by earlier runs; ")
-    assert "2 lines got no result, and the log says why; run it again for them" in done.stderr
+    assert "2 lines got no result (see the log); run the batch again to retry them" in done.stderr
     assert sorted(path for _, path in host.asked) == sorted(paths)
     assert by_id(tmp_path).keys() == {*paths[:-2]}
     host.asked.clear()

@@ -42,7 +42,7 @@ def test_nothing_is_lost_or_done_twice_when_it_is_ended(tiny: Path, tmp_path: Pa
     process.send_signal(signal.SIGCONT)
     _, log = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "ended by SIGTERM; run it again for what is left" in log
+    assert "interrupted by SIGTERM; run the batch again for the remaining lines" in log
     first = by_id(tmp_path)  # every line is whole
     assert 0 < len(first) < len(lines)
 
@@ -119,11 +119,11 @@ def test_a_fault_is_left_for_another_run_and_a_dead_engine_ends_the_run(
     done = run(job)
     assert done.returncode == 1
     assert "phi3v-server: the engine has ended" in done.stderr
-    assert "run the batch again for what is left" in done.stderr
+    assert "run the batch again for the remaining lines" in done.stderr
     found = by_id(tmp_path)
     assert found
     assert not found.keys() & {"deadly", "line 3"}
-    assert "line 4 is left for another run: " in done.stderr
+    assert "line 4 will be retried by the next run: " in done.stderr
     assert "0 failed, 1 left" in done.stdout
     assert not any(result["error"] for result in found.values())
     again = run(command(tiny, tmp_path, "--max-num-seqs", "2"))
@@ -154,9 +154,9 @@ def test_bad_starts_end_in_one_sentence(case: str, tmp_path: Path) -> None:
     assert done.returncode == (2 if case == "missing" else 1)
     message = {
         "missing": "phi3v-server: INPUT: Path does not point to a file, got ",
-        "same": "is the input; name another file for the output",
+        "same": "is the input; choose another output file",
         "other": "line 1 of",
-        "locked": "is being written by another batch",
+        "locked": "is in use by another batch",
         "folder": "Is a directory",
         "model": "/no/such/place does not exist",
     }[case]

@@ -34,7 +34,7 @@ def test_connections_beyond_the_limit(bounded: LiveServer) -> None:
     assert response.headers["connection"] == "close"
     body = response.json()
     assert body["code"] == "overloaded"
-    assert f"there are {CONNECTIONS} connections, the limit here" in body["message"]
+    assert f"too many connections; the limit is {CONNECTIONS} " in body["message"]
     eventually(lambda: httpx2.get(url, headers=AUTHORIZED).status_code == 200)
 
 

@@ -43,7 +43,7 @@ def test_heads_that_are_too_large(server: LiveServer, size: int, piece: int, fir
         except ConnectionError:
             pass  # it is told before it has sent all
         error = check_raw(everything(made), 400, "bad_request")
-    assert "no more than 16 kB of headers" in error["message"]
+    assert "at most 16 kB of headers" in error["message"]
 
 
 def test_a_large_head_behind_another_request(server: LiveServer) -> None:

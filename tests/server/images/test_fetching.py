@@ -104,13 +104,13 @@ def test_hosts_that_are_listed() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/missing", "answers 404"),
-        ("/busy", "answers 503"),
+        ("/missing", "returned 404"),
+        ("/busy", "returned 503"),
         ("/redirect", "redirects are not followed"),
         ("/compressed", "compressed"),
-        ("/large", "more than 1000000 bytes"),
-        ("/endless", "more than 1000000 bytes"),
-        ("/slow", "longer than 2 seconds"),
+        ("/large", "larger than the limit of 1000000 bytes"),
+        ("/endless", "larger than the limit of 1000000 bytes"),
+        ("/slow", "longer than the limit of 2 seconds"),
     ],
 )
 def test_files_that_cannot_be_had(internet: ImageHost, path: str, message: str) -> None:
@@ -158,7 +158,7 @@ def test_a_private_address_is_never_connected_to(
 ) -> None:
     names = resolver(images_test=[*others, "10.0.0.1"])
     monkeypatch.setattr(socket, "getaddrinfo", names)
-    with pytest.raises(ImageError, match="not one of the public internet"):
+    with pytest.raises(ImageError, match="address is not public"):
         fetch(internet.hosts, f"{internet.http}/good")
     assert internet.asked == []
 
@@ -281,5 +281,5 @@ def test_nothing_is_fetched_by_default(server: LiveServer, host: ImageHost) -> N
     port = host.http.rpartition(":")[2]
     response = chat(server, messages=image_message(f"http://127.0.0.1:{port}/good"))
     body = check_error(response, 422, "modality_not_supported", LOC)
-    assert "fetches none" in body["message"]
+    assert "does not fetch images" in body["message"]
     assert host.asked == []
