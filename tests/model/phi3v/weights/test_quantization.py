@@ -262,7 +262,9 @@ def test_shapes_that_kernels_do_not_take_are_computed_without(
 
 def test_sizes_that_cannot_be_quantized_are_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136)
-    with pytest.raises(CheckpointError, match=r"--quantization int4 is not for this model: .* 136"):
+    with pytest.raises(
+        CheckpointError, match=r"--quantization int4 does not support this model: .* 136"
+    ):
         load_engine(tmp_path, LoadOptions("", quantization="int4"))
     # No whole step of torch's kernels: the answer is what the same numbers give as plain weights.
     options = LoadOptions("", dtype="bfloat16", quantization="int8", max_model_len=64)
