@@ -201,7 +201,7 @@ class AsyncEngine:
             if isinstance(error, TimeoutError) and time_limit.expired():
                 raise TookTooLongError(seconds) from error
             if isinstance(error, BrokenExecutor):
-                logger.exception("threads cannot be started")
+                logger.exception("failed to start threads")
                 self._die()
                 raise EngineDeadError() from error
             raise
@@ -237,7 +237,7 @@ class AsyncEngine:
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
         except BaseException:  # whatever it is, those who wait must hear of it
-            logger.exception("the engine thread ends")
+            logger.exception("the engine thread failed")
         finally:
             self._ended = True
             self._call_on_loop(self._fail_all)
@@ -260,7 +260,7 @@ class AsyncEngine:
         try:
             self._engine.add(request_id, inputs, params, arrived, grammar)
         except Exception:
-            logger.exception("a request could not be queued")
+            logger.exception("failed to queue a request")
             self._engine.abort(request_id)
             self._deliver([Output((request_id, 0), StepFailedError())])
 
@@ -291,4 +291,4 @@ class AsyncEngine:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            logger.debug("the event loop is closed; nobody waits for the engine any more")
+            logger.debug("the event loop is closed; dropping results")

@@ -87,7 +87,7 @@ class SamplingParams:
             for token_id in token_ids:
                 if not 0 <= token_id < vocabulary:
                     raise RequestError(
-                        f"{field_name} names token {token_id}; ids go from 0 to {vocabulary - 1}",
+                        f"{field_name} has token id {token_id}; valid ids are 0 to {vocabulary - 1}",
                         (field_name,),
                         token_id,
                     )

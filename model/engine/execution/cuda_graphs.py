@@ -143,5 +143,5 @@ def make_decode_graphs(
     try:
         return DecodeGraphs(decoder, cache, rope, rows, max_blocks, CudaCapture())
     except Exception as error:
-        logger.warning("decoding runs without CUDA graphs and so slower: %s", error)
+        logger.warning("decoding without CUDA graphs, which is slower: %s", error)
         return None

@@ -71,7 +71,8 @@ class StepRunner:
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            logger.exception("a step of %d sequences failed", len(chunks))
+            sequences = "1 sequence" if len(chunks) == 1 else f"{len(chunks)} sequences"
+            logger.exception("a step of %s failed", sequences)
             return error
         left = iter(samples)
         return [

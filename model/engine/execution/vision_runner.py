@@ -102,7 +102,8 @@ class VisionRunner:
         except torch.AcceleratorError:  # of no image; see StepRunner
             raise
         except Exception as error:
-            logger.exception("the vision tower failed at %d images", len(digests))
+            images = "1 image" if len(digests) == 1 else f"{len(digests)} images"
+            logger.exception("the vision tower failed on %s", images)
             self._pass = None
             if len(digests) == 1:
                 return {digests[0]: error}

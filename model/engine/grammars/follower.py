@@ -79,7 +79,7 @@ class Follower:
         taken = self._sequences.keys() | +self._awaited  # of others there may still be messages
         number = next(number for number in itertools.count() if number not in taken)
         if number >= len(self._shared) - 1:
-            raise OverloadedError("too many answers to this grammar have been begun; try again")
+            raise OverloadedError("too many answers use this grammar; try again in a moment")
         self._sequences[number] = sequence
         self.ask(number, sequence.accepted)
         return number
@@ -189,7 +189,7 @@ class Follower:
                 self._open()
         if self.is_closed:
             for sequence in self._sequences.values():
-                sequence.fail("the process that follows its answers has ended; try again")
+                sequence.fail("the grammar's process has died; try again")
             self._sequences.clear()
             return
         for number, sequence in list(self._sequences.items()):

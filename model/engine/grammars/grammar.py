@@ -119,7 +119,9 @@ class Grammars:
             CancelledError: it is unwanted.
         """
         if len(spec.source) > LARGEST_SOURCE:
-            raise spec.error(f"it has {len(spec.source)} characters, the limit is {LARGEST_SOURCE}")
+            raise spec.error(
+                f"it has {len(spec.source)} characters, the limit is {LARGEST_SOURCE}; shorten it"
+            )
         unwanted = unwanted or threading.Event()
         key = (salt, spec.kind, spec.source)
         done: Future[None] = Future()
@@ -165,7 +167,7 @@ class Grammars:
             taken = _bytes(self._all)
         if taken > MOST_BYTES:
             raise OverloadedError(
-                f"the grammars of other requests take {taken} bytes and the limit is {MOST_BYTES}; "
+                f"the grammars in use take {taken} bytes, the limit is {MOST_BYTES}; "
                 "try again in a moment"
             )
         try:

@@ -33,10 +33,10 @@ HEAD = struct.Struct("<iBBI")
 
 
 def too_complex(what: str, seconds: float) -> str:
-    """Why a grammar cannot be used when its process died: the limits on ``what``, and a remedy."""
+    """The error for a grammar whose process died: the limits on ``what``, and the remedy."""
     return (
-        f"{what} took more than {seconds:g} seconds or {MEMORY >> 20} MiB, or it nests too deep; "
-        "make it smaller, flatter or less ambiguous"
+        f"{what} took more than {seconds:g} seconds or {MEMORY >> 20} MiB, or it is nested too "
+        "deeply; make it smaller, flatter or less ambiguous"
     )
 
 

@@ -82,7 +82,7 @@ def _refuse_large_multiples(schema: Any) -> None:
                 common = LARGEST_MULTIPLE
     if common >= LARGEST_MULTIPLE:
         raise BrokenGrammarError(
-            f"the common multiple of its multipleOf is not below {LARGEST_MULTIPLE}"
+            f"the common multiple of all multipleOf must be below {LARGEST_MULTIPLE}"
         )
 
 

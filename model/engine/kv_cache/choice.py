@@ -48,7 +48,7 @@ def make_kv_cache(
         stages.append(_make_stage(stage_config, config, dtype, device))
     if len(stages) == 1:
         return stages[0]
-    logger.warning("decoding on %d GPUs runs without CUDA graphs and so slower", len(stages))
+    logger.warning("decoding on %d GPUs without CUDA graphs, which is slower", len(stages))
     return PipelineKVCache(stages)
 
 
@@ -67,7 +67,7 @@ def _make_stage(
             reason = unsupported_reason(model_config, config.block_size)
             if reason is None:
                 return CpuKVCache(model_config, *sizes)
-        logger.warning("attention is not compiled and so slower: %s", reason)
+        logger.warning("using uncompiled attention, which is slower: %s", reason)
     return KVCache(model_config, *sizes)
 
 
@@ -82,5 +82,7 @@ def _make_cuda_cache(
         reason = kv_cache_cuda.unsupported_reason(config, size, dtype, device, varlen_attn)
         if reason is None:
             return kv_cache_cuda.CudaKVCache(config, num_blocks, size, dtype, device, varlen_attn)
-    logger.warning("attention gathers keys, has no graphs, and is slower: varlen_attn: %s", reason)
+    logger.warning(
+        "attention without paging or CUDA graphs, which is slower: varlen_attn: %s", reason
+    )
     return KVCache(config, num_blocks, size, dtype, device)

@@ -215,7 +215,7 @@ def unsupported_reason(
             expected_THD = generic.attention(spans)(0, q_THD, k_TGD, v_TGD).float()
             found_THD = paged.attention(spans)(0, q_THD, k_TGD, v_TGD).float()
             if found_THD.shape != expected_THD.shape:
-                return f"its result has the shape {tuple(found_THD.shape)}"
+                return f"its result has the wrong shape {tuple(found_THD.shape)}"
             wrong_THD = (found_THD - expected_THD).abs() / (1 + expected_THD.abs())
             worst = float(wrong_THD.max())
             if not worst <= TOLERANCE:  # NaN is not

@@ -100,7 +100,7 @@ def make_mask_kernel(rows: int, num_bytes: int, device: torch.device) -> MaskKer
         try:
             from model.cpu.token_masks import CpuMaskKernel
         except ImportError as error:
-            logger.warning("masks of grammars are not compiled and so slower: %s", error)
+            logger.warning("using uncompiled token masks, which is slower: %s", error)
         else:
             return CpuMaskKernel(highest, LARGEST)
     return TorchMaskKernel(highest.to(device), rows * num_bytes)

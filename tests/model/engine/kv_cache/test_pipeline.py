@@ -162,7 +162,7 @@ def test_nothing_is_computed_from_tensors_of_two_devices(
         assert decoder.logits(hidden_TE).device.index == 0
         assert seen == [0, 0, 1, 1, 2]
         cache.copy_block(0, 1)
-    assert "decoding on 3 GPUs runs without CUDA graphs" in caplog.text
+    assert "decoding on 3 GPUs without CUDA graphs" in caplog.text
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
