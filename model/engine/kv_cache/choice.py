@@ -1,4 +1,4 @@
-"""Which KV cache runs on a device: the fast one where it works, else the one that runs anywhere."""
+"""Chooses the KV cache for a device: the fast one if it works, else the generic one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What keys and values are stored in: the model's dtype, but no float16 on the CPU."""
+    """The dtype of keys and values: the model's, except float32 for float16 on the CPU."""
     if device.type == "cpu" and dtype is torch.float16:
         return torch.float32
     return dtype
 
 
 def block_size(device: torch.device) -> int:
-    """Slots of a KV block: few, so that little is unused, but what the device's kernels can read."""
+    """Positions in a KV block: the fewest that the device's kernels support, to waste little."""
     return kv_cache_cuda.BLOCK_SIZE if on_cuda(device) else 16
 
 
 def on_cuda(device: torch.device) -> bool:
-    """Whether a device is a GPU of torch's CUDA kind."""
+    """Whether torch calls a device a CUDA device."""
     return device.type == "cuda"
 
 
@@ -40,7 +40,7 @@ def make_kv_cache(
     dtype: torch.dtype,
     layer_devices: list[torch.device],
 ) -> PagedCache:
-    """A KV cache of the engine's sizes for a model of this dtype with its layers on these devices."""
+    """Create a KV cache for a model of this dtype with its layers on these devices."""
     stages = []
     for device, layers in groupby(layer_devices):
         stage_config = copy.copy(model_config)
