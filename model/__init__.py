@@ -1,4 +1,4 @@
-"""Phi-3-vision, from a checkpoint's name to streams of text: the one door the server uses.
+"""Phi-3-vision inference: the API that the server uses.
 
 Importing this package does not import torch; ``load_engine`` does.
 
@@ -88,18 +88,18 @@ __all__ = [
     "to_rgb",
 ]
 
-set_environment()  # before any library is imported that reads it
+set_environment()  # before importing libraries that read it
 
 
 def check_checkpoint(directory: Path) -> list[Finding]:
-    """Look at every file of a checkpoint, without loading weights; every problem is a finding."""
+    """Check every file of a checkpoint without loading weights; returns all problems found."""
     from model.phi3v.checking import check_files
 
     return check_files(directory)
 
 
 async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:
-    """Find or download the checkpoint, load it, and start its engine on this event loop.
+    """Find or download the checkpoint, load it, and start the engine on this event loop.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be loaded.

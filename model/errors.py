@@ -1,19 +1,19 @@
-"""Everything the model side can refuse, as one tree.
+"""Every error that the model package raises, as one tree.
 
     ModelError
-    ├── CheckpointError         the checkpoint cannot be loaded (start-up; never a user's fault)
-    ├── RequestError            this request cannot be served as asked; carries the field at fault
-    │   ├── ImageError          the image cannot be read or shaped into crops
-    │   ├── ModalityError       something other than text and user images, or a remote image
+    ├── CheckpointError         the checkpoint cannot be loaded (at startup; never a client's fault)
+    ├── RequestError            this request cannot be served; names the invalid field
+    │   ├── ImageError          the image cannot be read or cut into crops
+    │   ├── ModalityError       an input other than text and images of users, or a remote image
     │   ├── TooManyImagesError  two images in one turn
-    │   ├── GrammarError        what the answer must match cannot be used
+    │   ├── GrammarError        the schema, regex or grammar is invalid
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
-    ├── TookTooLongError        the answer was not finished in time
-    ├── StepFailedError         the engine failed at this answer
-    └── EngineDeadError         the engine thread has ended; nothing can be served any more
+    ├── TookTooLongError        the request took too long
+    ├── StepFailedError         the engine failed to compute this answer
+    └── EngineDeadError         the engine has stopped; no request can be served
 
-Knows nothing of status codes: ``server.errors`` maps these classes to HTTP.
+``server.errors`` maps these classes to HTTP status codes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class CheckpointError(ModelError):
 
 
 class RequestError(ModelError):
-    """The request cannot be served as asked.
+    """The request cannot be served.
 
     Args:
-        message: a sentence that names the value, the limit and the remedy.
-        loc: path of the field at fault inside the request, e.g. ``("messages", 0, "content")``.
-        value: the offending value, when it is small enough to show.
+        message: one sentence naming the value, the limit and the remedy.
+        loc: path of the invalid field in the request, e.g. ``("messages", 0, "content")``.
+        value: the invalid value, if it is short enough to show.
     """
 
     def __init__(self, message: str, loc: tuple[str | int, ...] = (), value: object = None) -> None:
@@ -44,11 +44,11 @@ class RequestError(ModelError):
 
 
 class ImageError(RequestError):
-    """The image cannot be read, is too large, or has a hopeless shape."""
+    """The image cannot be read, is too large, or is too elongated."""
 
 
 class ModalityError(RequestError):
-    """A kind of input that the model, or this place in the conversation, does not take."""
+    """The model does not support this kind of input, or not in this message."""
 
 
 class TooManyImagesError(RequestError):
@@ -56,7 +56,7 @@ class TooManyImagesError(RequestError):
 
 
 class GrammarError(RequestError):
-    """A schema, expression or grammar that is broken, not supported, or too complex."""
+    """A schema, regex or grammar that is invalid, not supported, or too complex."""
 
 
 class ContextLengthError(RequestError):
@@ -68,28 +68,28 @@ class OverloadedError(ModelError):
 
 
 class TookTooLongError(ModelError):
-    """The answer was not finished in the time that there is for one.
+    """The request exceeded the time limit.
 
     Args:
-        seconds: that time.
+        seconds: the limit.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the answer took longer than {seconds:g} seconds, the limit here; ask for fewer "
-            "max_tokens, or try again when less is asked of the server"
+            f"the answer took longer than the limit of {seconds:g} seconds; ask for fewer max_tokens, "
+            "or try again when the server is less busy"
         )
 
 
 class StepFailedError(ModelError):
-    """The engine failed at this answer; why is for the log alone."""
+    """The engine failed to compute this answer; only the log says why."""
 
     def __init__(self) -> None:
-        super().__init__("the engine failed at this answer; the server's log says why")
+        super().__init__("the engine failed to compute this answer; see the server's log")
 
 
 class EngineDeadError(ModelError):
-    """The engine cannot serve requests any more."""
+    """The engine has stopped and serves no more requests."""
 
     def __init__(self) -> None:
-        super().__init__("the engine has ended; the server must be restarted, and its log says why")
+        super().__init__("the engine has stopped; see the server's log, and restart the server")

@@ -1,8 +1,8 @@
-"""From a checkpoint's name to its directory: a local one, or a model of the Hugging Face hub.
+"""Find a checkpoint by name: a local directory or a model on the Hugging Face Hub.
 
-Downloads go through the hub's own client into its cache (``HF_HOME``): safetensors and JSON files
-only, at a pinned revision. The client reads ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``. All
-that can go wrong becomes one ``CheckpointError`` of one sentence. Imports no torch.
+The Hub's own client downloads safetensors and JSON files into its cache (``HF_HOME``), at a pinned
+revision. It reads ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``. Every failure becomes a
+``CheckpointError`` of one sentence. Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from model.phi3v.checkpoint import first_line, pickles
 logger = logging.getLogger(__name__)
 
 OFFICIAL = "microsoft/Phi-3-vision-128k-instruct"
-# What is served unless another revision is named: commits of before this was written, so that a
-# push to the hub changes nothing here.
+# Default revisions. They are commits, so that a push to the Hub changes nothing here.
 REVISIONS = {
     OFFICIAL: "c45209e90a4c4f7d16b2e9d48503c7f3e83623ed",
     "microsoft/Phi-3.5-vision-instruct": "4a0d683eba9f1d0cbfb6151705d1ee73c25a80ca",
 }
-NEWEST = "main"  # of models without a pinned revision
+NEWEST = "main"  # the default for models without a pinned revision
 FILES = ["*.json", "*.safetensors"]
-NOT_FILES = ["*/*"]  # what is in folders is for other programs
+NOT_FILES = ["*/*"]  # subfolders hold files for other programs
 GB = 1e9
-PARTIAL = ".incomplete"  # ends the names of files until they are whole; none is gone on with
+PARTIAL = ".incomplete"  # suffix of unfinished downloads; they are never resumed
 
-_at_work = threading.Event()  # set while something is downloaded
+_at_work = threading.Event()  # set while a download runs
 
 
 def find_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The checkpoint's directory, downloaded from the hub when ``model`` is no local path.
+    """Return the checkpoint's directory; download it if ``model`` is not a local path.
 
     Args:
-        model: a directory, or a hub id such as ``microsoft/Phi-3-vision-128k-instruct``.
-        revision: branch, tag or commit on the hub; by default the pinned one, or ``main``.
+        model: a directory, or a Hub id, e.g. ``microsoft/Phi-3-vision-128k-instruct``.
+        revision: branch, tag or commit on the Hub; default: the pinned one, or ``main``.
 
     Raises:
-        CheckpointError: no such directory, or the hub does not have it or cannot be reached.
+        CheckpointError: there is no such directory, or the download fails.
     """
     path = Path(model).expanduser()
     if path.exists():
@@ -55,24 +54,24 @@ def find_checkpoint(model: str, revision: str | None = None) -> Path:
         _refuse_pickles(path)
         return path
     if model.count("/") != 1 or model.startswith((".", "~", "/")) or model.endswith("/"):
-        raise CheckpointError(f"{model} does not exist; --model takes a directory or a hub id")
+        raise CheckpointError(f"{model} does not exist; --model takes a directory or a Hub id")
     return _download(model, revision or REVISIONS.get(model, NEWEST))
 
 
 def _refuse_pickles(directory: Path) -> None:
-    """Raise CheckpointError for weights in a format that can run code when it is read."""
+    """Raise CheckpointError for weights in a format that can run code when loaded."""
     if found := pickles(directory):
         raise CheckpointError(
-            f"{directory} holds {found[0]}, a pickle, which could run code when it is loaded; this "
-            "server reads safetensors only: convert the weights to them and remove the pickles"
+            f"{directory} contains {found[0]}, a pickle, which can run code when loaded; this server "
+            "loads safetensors only: convert the weights and remove the pickle files"
         )
 
 
 def abandon_downloads() -> bool:
-    """Remove partly downloaded files, before a program ends that may be downloading a checkpoint.
+    """Remove partly downloaded files; call before the program exits.
 
     Returns:
-        whether a download is running; ``os._exit`` is then the only end that does not wait for it.
+        whether a download is running; then only ``os._exit`` exits without waiting for it.
     """
     import psutil
 
@@ -85,22 +84,22 @@ def abandon_downloads() -> bool:
 
 
 def _remove_leftovers(model: str) -> None:
-    """Remove parts of files whose download was killed: nobody holds the lock of theirs."""
+    """Remove partial files of killed downloads, recognized by their free locks."""
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # not in __all__
 
     folder = repo_folder_name(repo_id=model, repo_type="model")
     for part in (_cache() / folder / "blobs").glob(f"*{PARTIAL}"):
         etag = part.name.split(".")[0]
         with (
-            suppress(OSError),  # somebody has the lock, or the cache is only to be read
+            suppress(OSError),  # the lock is held, or the cache is read-only
             WeakFileLock(_cache() / ".locks" / folder / f"{etag}.lock", timeout=0.1),
         ):
             part.unlink(missing_ok=True)
 
 
 def _download(model: str, revision: str) -> Path:
-    """The model's directory in the hub's cache, after what it lacks is downloaded."""
+    """Download missing files and return the model's directory in the Hub's cache."""
     _at_work.set()
     try:
         return _download_missing(model, revision)
@@ -112,7 +111,7 @@ def _download_missing(model: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
-    # The client's lines belong into the program's log, once.
+    # Without its own handler the client logs through ours, once.
     logging.getLogger("huggingface_hub").handlers.clear()
     snapshot: partial[Any] = partial(
         snapshot_download,
@@ -124,7 +123,7 @@ def _download_missing(model: str, revision: str) -> Path:
     try:
         try:
             files = snapshot(dry_run=True, tqdm_class=_no_bar())
-        except DryRunError as error:  # the hub does not answer; a complete copy of before will do
+        except DryRunError as error:  # the Hub is unreachable; use a complete cached copy
             try:
                 return Path(snapshot(local_files_only=True))
             except LocalEntryNotFoundError:
@@ -151,8 +150,8 @@ def _download_missing(model: str, revision: str) -> Path:
 
 
 def _no_bar() -> type[Any]:
-    """A progress bar that shows nothing, for what takes a moment."""
-    from tqdm import tqdm  # which at its import reads whether bars are wanted
+    """A progress bar that shows nothing, for short operations."""
+    from tqdm import tqdm  # imported late: it reads TQDM_DISABLE at import
 
     class NoBar(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -168,31 +167,31 @@ def _cache() -> Path:
 
 
 def _check_files(model: str, revision: str, names: Sequence[str]) -> None:
-    """Raise CheckpointError before gigabytes are downloaded that cannot be served."""
+    """Raise CheckpointError for unsupported checkpoints before downloading gigabytes."""
     for what, there in (
         ("config.json", "config.json" in names),
         ("safetensors file", any(name.endswith(".safetensors") for name in names)),
     ):
         if not there:
             raise CheckpointError(
-                f"{model}, revision {revision}, has no {what}; this server needs a checkpoint in "
-                "transformers' format with its weights as safetensors"
+                f"{model}, revision {revision}, has no {what}; this server needs a checkpoint in the "
+                "transformers format with safetensors weights"
             )
 
 
 def _check_space(model: str, needed: int, directory: Path) -> None:
-    """Raise CheckpointError where the disk is too full for the download."""
+    """Raise CheckpointError if the disk has no room for the download."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
-            f"{model} takes {needed / GB:.2f} GB more in {directory}, where {free / GB:.2f} GB are "
-            "free; make room, or name a folder on another disk as HF_HOME"
+            f"downloading {model} needs {needed / GB:.2f} GB in {directory}, which has {free / GB:.2f} "
+            "GB free; free some space, or set HF_HOME to a folder on another disk"
         )
 
 
 def _why(model: str, revision: str, error: Exception) -> str:
-    """What went wrong with a download and what to do, in a sentence."""
+    """Why a download failed and what to do, in one sentence."""
     import httpx2
     from huggingface_hub import constants, errors
 
@@ -200,18 +199,18 @@ def _why(model: str, revision: str, error: Exception) -> str:
         status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return (
-                f"{model}, revision {revision}, is not complete in the cache {_cache()}, and "
-                "HF_HUB_OFFLINE forbids to download it; start once without it"
+                f"{model}, revision {revision}, is incomplete in the cache {_cache()}, and "
+                "HF_HUB_OFFLINE forbids downloads; unset it for one start"
             )
         if isinstance(cause, errors.GatedRepoError):
             return (
-                f"{model} is gated; accept its conditions on its page of the hub and set HF_TOKEN to "
-                "a token of that account"
+                f"{model} is gated; accept its conditions on its Hub page and set HF_TOKEN to a token "
+                "of the same account"
             )
         if isinstance(cause, errors.RepositoryNotFoundError):
             return (
-                f"{constants.ENDPOINT} has no model {model}, or a private one; check the name, and "
-                "set HF_TOKEN if it is private"
+                f"{constants.ENDPOINT} has no model {model}, or it is private; check the name, and "
+                "set HF_TOKEN for a private model"
             )
         if isinstance(cause, errors.RevisionNotFoundError):
             return (
@@ -220,31 +219,31 @@ def _why(model: str, revision: str, error: Exception) -> str:
             )
         if status in (401, 403):
             return (
-                f"{constants.ENDPOINT} refuses the token for {model} (status {status}); set HF_TOKEN "
-                "to a valid one that may read it, or unset it"
+                f"{constants.ENDPOINT} rejected the token for {model} (status {status}); set HF_TOKEN "
+                "to a valid token with read access, or unset it"
             )
         if status is not None:
-            return (
-                f"{constants.ENDPOINT} answered with status {status} when {model} was asked for; try "
-                "again later"
-            )
+            return f"{constants.ENDPOINT} returned status {status} for {model}; try again later"
         if isinstance(cause, errors.HFValidationError):
-            return f"{model} does not exist, and it is no hub id either: {first_line(cause)}"
+            return f"{model} is neither an existing directory nor a Hub id: {first_line(cause)}"
         if isinstance(cause, httpx2.TransportError):
             return (
-                f"{model} is not complete in the cache, and {constants.ENDPOINT} cannot be reached "
-                f"({first_line(cause)}); check the network, or name a mirror as HF_ENDPOINT; what is "
-                "downloaded is kept"
+                f"{model} is incomplete in the cache, and {constants.ENDPOINT} cannot be reached "
+                f"({first_line(cause)}); check the network, or set HF_ENDPOINT to a mirror; "
+                "complete files are kept"
             )
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"there is no room left in {_cache()} for {model}; make some, or set HF_HOME"
+            return f"no space left in {_cache()} for {model}; free some space, or set HF_HOME"
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return f"{model} cannot be written to {_cache()}: {cause.strerror}; set HF_HOME"
+            return (
+                f"{model} cannot be written to {_cache()}: {cause.strerror}; set HF_HOME to a "
+                "writable folder"
+            )
     return f"{model} could not be downloaded: {first_line(error)}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """The error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__

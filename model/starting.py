@@ -1,4 +1,4 @@
-"""From options to a loaded engine, in a process that is set up for it. Torch is imported on the way."""
+"""Load an engine from its options, in a process set up for it. Imports torch late."""
 
 from __future__ import annotations
 
@@ -23,28 +23,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEMO = "demo"  # the name of the embedded checkpoint, wherever a model is named
+DEMO = "demo"  # the name of the embedded checkpoint
 
 T = TypeVar("T")
 
 
 def set_environment() -> None:
-    """Set variables that libraries read when they are imported, unless the user has set them."""
-    # How long, in turns of a loop, the threads of torch's OpenMP library wait for work before they
-    # sleep. The default, several milliseconds, takes the cores from everything else that runs here,
-    # and from each other when the machine is busy; this is about 0.2 ms.
+    """Set environment variables that libraries read at import, unless the user has set them."""
+    # How many loop iterations OpenMP threads spin before they sleep. The default spins for several
+    # milliseconds and takes cores from other work; this is about 0.2 ms.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Whether the hub's client tells the hub what it runs in, for which it also contacts the hub when
-    # there is nothing to download.
+    # The Hub's client sends telemetry even when there is nothing to download.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
-    """The directory of a checkpoint, which is downloaded where it is missing.
+    """Return a checkpoint's directory; download it if it is missing.
 
     Args:
-        name: a directory, a hub id, or ``demo``.
-        revision: branch, tag or commit on the hub; by default the pinned one, or ``main``.
+        name: a directory, a Hub id, or ``demo``.
+        revision: branch, tag or commit on the Hub; default: the pinned one, or ``main``.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -66,20 +64,20 @@ async def find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of ``work``; a program that is told to stop need not wait for its thread."""
+    """Run ``work`` in a daemon thread, which never delays the program's exit."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
     def settle(outcome: Callable[[], None]) -> None:
-        if not done.done():  # else nobody waits any more
+        if not done.done():  # else the caller was cancelled
             outcome()
 
     def run() -> None:
         try:
             outcome = partial(done.set_result, work())
-        except Exception as error:  # handed to whoever awaits
+        except Exception as error:  # re-raised where it is awaited
             outcome = partial(done.set_exception, error)
-        with suppress(RuntimeError):  # the program stopped meanwhile, and the loop is closed
+        with suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=run, name="load", daemon=True).start()
@@ -92,13 +90,13 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
         return _load(directory, options)
     except ModelError:
         raise
-    except Exception as error:  # a checkpoint can be broken in more ways than are checked
+    except Exception as error:  # a checkpoint can be broken in unforeseen ways
         logger.debug("loading %s failed", options.model, exc_info=True)
         raise CheckpointError(f"{options.model} cannot be loaded: {first_line(error)}") from error
 
 
 def _load(directory: Path, options: LoadOptions) -> tuple[Engine, ModelInfo]:
-    gc.disable()  # libraries are hundreds of thousands of objects that stay; none is garbage
+    gc.disable()  # imports create hundreds of thousands of objects, none of them garbage
     try:
         from model.engine.loading import load
     finally:
@@ -107,5 +105,5 @@ def _load(directory: Path, options: LoadOptions) -> tuple[Engine, ModelInfo]:
     info = load.describe(directory, options.model)
     engine = load.load_engine(directory, options)
     gc.collect()
-    gc.freeze()  # so that no request waits while the collector looks through all this again
+    gc.freeze()  # so that no request waits while the collector scans all this again
     return engine, info

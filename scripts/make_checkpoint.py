@@ -1,4 +1,4 @@
-"""Write a random Phi-3-vision checkpoint in the official on-disk format, or its decoder alone."""
+"""Write a random Phi-3-vision checkpoint in the official on-disk format."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from model.demo.random_checkpoint import PRESETS, write_checkpoint
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), required=True, help="sizes")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), required=True, help="model size")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     parser.add_argument(
         "--text-only",
         action="store_true",
-        help="the same decoder as an ordinary phi3 checkpoint, for programs without vision",
+        help="write only the decoder, as a phi3 checkpoint, for programs without vision",
     )
     args = parser.parse_args()
     preset, name = PRESETS[args.preset], f"phi3v-{args.preset}"

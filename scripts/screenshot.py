@@ -1,7 +1,6 @@
 """Take the README's screenshot of the playground: a conversation with the demo model.
 
-Every answer is checked against what the picture shows; a wrong one ends the program. Beside the
-screenshot, docs/playground.json records what was asked and answered.
+Checks every answer and stops at a wrong one. Records the conversation in docs/playground.json.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TRUTH = {
 
 def take(page: Page, url: str) -> None:
     page.goto(url)
-    page.locator("#panel").wait_for()  # open where the window is wide
+    page.locator("#panel").wait_for()  # open in a wide window
     page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name=SAMPLE).click()
     page.locator("#attachment").wait_for()
@@ -37,7 +36,7 @@ def take(page: Page, url: str) -> None:
     answers = page.locator(".answer .markdown").all_inner_texts()
     found = dict(zip(TRUTH, (answer.strip() for answer in answers), strict=True))
     if found != TRUTH:
-        raise SystemExit(f"screenshot: the model is wrong: {json.dumps(found, indent=2)}")
+        raise SystemExit(f"screenshot: wrong answers: {json.dumps(found, indent=2)}")
     page.mouse.move(0, 0)
     SCREENSHOT.parent.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOT)

@@ -48,10 +48,10 @@ def main() -> None:
 
 
 def page() -> str:
-    """The page's Markdown; raises ValueError if a setting is in no section."""
+    """The page's Markdown; raises ValueError if the sections do not list each setting once."""
     listed = [name for names in SECTIONS.values() for name in names.split()]
     if missing := set(Settings.model_fields) ^ set(listed):
-        raise ValueError(f"in no section, or not a setting: {', '.join(sorted(missing))}")
+        raise ValueError(f"not in a section, or not a setting: {', '.join(sorted(missing))}")
     parts = [HEAD]
     for title, names in SECTIONS.items():
         rows = [_row(name, Settings.model_fields[name]) for name in names.split()]

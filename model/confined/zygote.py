@@ -91,7 +91,7 @@ class Zygote:
                     kill = self._fork(theirs)
                 return Worker(mine, kill)
             except OSError as error:
-                raise WorkerError(f"no worker can be started: {error}") from error
+                raise WorkerError(f"failed to start a worker process: {error}") from error
 
     def close(self) -> None:
         """End the zygote; its workers end when they are closed."""
@@ -152,7 +152,7 @@ class _Running:
                     raise EOFError
             except (OSError, EOFError) as error:
                 self.end()
-                raise WorkerError("the process that starts workers did not start") from error
+                raise WorkerError("failed to start the process that forks workers") from error
 
     def command(self, what: bytes, worker: int, theirs: socket.socket | None = None) -> None:
         """Have the zygote do something; raises OSError if it is gone."""

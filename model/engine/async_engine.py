@@ -1,7 +1,7 @@
-"""The engine behind asyncio: one thread owns the device, a small pool prepares inputs.
+"""The engine behind asyncio: one thread owns the device, and thread pools prepare inputs.
 
-Requests go in through an inbox; each step's deltas come back to the event loop in one call. Closing
-a generation, or the task that reads it, aborts it at the next step boundary.
+Requests enter through an inbox; each step's deltas return to the event loop in one call. Closing a
+generation, or cancelling the task that reads it, aborts it before the next step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AsyncEngine:
     """Runs an ``Engine`` on its own thread.
 
     Args:
-        engine: to be used by no one else from now on.
+        engine: must not be used by anything else afterwards.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -53,18 +53,18 @@ class AsyncEngine:
         self._ids = itertools.count()
         self._in_flight = InFlight(engine.config)  # event loop only
         self._ended = False
-        # The engine's thread asks for the GIL a few times in a step; a thread that computes in Python
-        # gives it up after this long, by default 5 ms each time.
+        # The engine thread takes the GIL several times per step, and would wait up to 5 ms (the
+        # default switch interval) each time for a thread that runs Python code.
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def stats(self) -> Stats:
-        """What the engine is doing and has done."""
+        """Current state and totals."""
         return self._engine.stats()
 
     def describe(self) -> Diagnostics:
-        """What the engine runs on and holds. Event loop only."""
+        """The implementations in use, and what the engine holds. Event loop only."""
         return replace(
             self._engine.describe(),
             requests=len(self._generations),
@@ -75,12 +75,12 @@ class AsyncEngine:
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt plus answer, in tokens."""
+        """Longest sequence (prompt and answer), in tokens."""
         return self._engine.config.max_model_len
 
     @property
     def longest_ratio(self) -> float:
-        """Of an image's long side to its short one."""
+        """Largest supported aspect ratio of an image, long side to short side."""
         return self._engine.processor.image_processor.longest_ratio
 
     @property
@@ -90,7 +90,7 @@ class AsyncEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests can be served."""
+        """Whether the engine accepts requests."""
         return not self._ended and self._thread.is_alive()
 
     async def generate(
@@ -100,20 +100,20 @@ class AsyncEngine:
         admit: Callable[[int, int], None] | None = None,
         caller: str = "",
     ) -> Generation:
-        """Prepare a request and queue it; returns once its prompt is known to be good.
+        """Prepare and queue a request; returns when its prompt is valid.
 
         Args:
             messages: the conversation.
-            params: how to answer.
-            caller: who asks; callers take turns.
-            admit: called with the prompt's tokens, and the most that the answers may have together,
-                before any of it is computed; what it raises is raised.
+            params: sampling parameters.
+            caller: who sent the request; callers take turns.
+            admit: called before anything is computed, with the number of prompt tokens and the
+                maximum number of tokens of all answers; its exceptions propagate.
 
         Raises:
             RequestError: the messages or parameters cannot be served.
-            OverloadedError: too many requests wait.
-            TookTooLongError: it took longer than an answer may take.
-            EngineDeadError: the engine has ended.
+            OverloadedError: too many requests are in flight.
+            TookTooLongError: preparation exceeded the request timeout.
+            EngineDeadError: the engine has stopped.
         """
         arrived = time.perf_counter()
         self._engine.check(params)
@@ -134,7 +134,7 @@ class AsyncEngine:
         generation.fail_at(deadline, TookTooLongError(limit))
         self._generations[request_id] = generation
         try:
-            self._require_alive()  # it may have ended meanwhile, and have told those who waited
+            self._require_alive()  # it may have stopped meanwhile, before this generation existed
             if admit is not None:
                 admit(len(inputs.token_ids), params.n * longest)
         except BaseException:
@@ -144,22 +144,22 @@ class AsyncEngine:
         return generation
 
     async def tokenize(self, messages: Sequence[Message], caller: str = "") -> list[int]:
-        """The prompt that ``generate`` would compute on; raises the same errors."""
+        """Token ids of the prompt that ``generate`` would use; raises the same errors."""
         return (await self._prepare_only(self._prompt(messages, caller))).token_ids
 
     async def tokenize_text(self, text: str, special: bool, caller: str = "") -> list[int]:
-        """Token ids of a text on its own; ``special`` adds what every prompt begins with (``<s>``).
+        """Token ids of a plain text; ``special`` prepends the tokens that start every prompt (``<s>``).
 
         Raises:
-            ContextLengthError: it does not fit into the context window.
-            OverloadedError: too many requests wait.
-            EngineDeadError: the engine has ended.
+            ContextLengthError: the text does not fit into the context window.
+            OverloadedError: too many requests are in flight.
+            EngineDeadError: the engine has stopped.
         """
         work = partial(self._engine.processor.encode_text, text, special, self.max_model_len - 1)
         return await self._prepare_only(self._texts.run(caller, work))
 
     def token_text(self, token_id: int) -> str:
-        """The token as a reader may see it."""
+        """The token's displayable text."""
         return self._engine.processor.token_text(token_id)
 
     async def _inputs(
@@ -178,12 +178,12 @@ class AsyncEngine:
         return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
 
     async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work``; from then on ``n`` more sequences are in flight.
+        """Count ``n`` more sequences as in flight and run ``work``; an error takes them out again.
 
         Raises:
-            RequestError: those would be too many even if there were no others.
-            OverloadedError: those would be too many.
-            EngineDeadError: the engine has ended.
+            RequestError: ``n`` alone exceeds the limit.
+            OverloadedError: too many sequences are in flight.
+            EngineDeadError: the engine has stopped.
         """
         try:
             self._require_alive()
@@ -201,13 +201,13 @@ class AsyncEngine:
             if isinstance(error, TimeoutError) and time_limit.expired():
                 raise TookTooLongError(seconds) from error
             if isinstance(error, BrokenExecutor):
-                logger.exception("threads cannot be started")
+                logger.exception("failed to start threads")
                 self._die()
                 raise EngineDeadError() from error
             raise
 
     async def _prepare_only(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` as ``_prepare`` does, for a request that generates nothing."""
+        """Run ``work`` like ``_prepare``, for a request that generates nothing."""
         result = await self._prepare(1, work)
         self._in_flight.remove(1)
         return result
@@ -217,7 +217,7 @@ class AsyncEngine:
             raise EngineDeadError()
 
     def shutdown(self) -> None:
-        """End the thread after its current step; unfinished generations raise."""
+        """Stop the engine thread after its current step; unfinished generations raise."""
         self._inbox.put(None)
         self._thread.join()
         for pool in (self._texts, self._images, self._grammars):
@@ -231,19 +231,19 @@ class AsyncEngine:
             self._inbox.put(lambda: self._engine.abort(request_id))
 
     def _run(self) -> None:
-        """The engine thread: commands, then a step, until told to stop."""
+        """The engine thread: run commands, then a step, until told to stop."""
         try:
             while self._take_commands():
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
-        except BaseException:  # whatever it is, those who wait must hear of it
-            logger.exception("the engine thread ends")
+        except BaseException:  # waiting generations must fail whatever happens
+            logger.exception("the engine thread failed")
         finally:
             self._ended = True
             self._call_on_loop(self._fail_all)
 
     def _die(self) -> None:
-        """Take no more requests, and end those that run."""
+        """Accept no more requests and fail all in flight."""
         self._ended = True
         self._fail_all()
         self._inbox.put(None)
@@ -256,16 +256,16 @@ class AsyncEngine:
         arrived: float,
         grammar: Grammar | None,
     ) -> None:
-        """Queue a request; a fault in that is its own."""
+        """Queue a request; an exception fails only this request."""
         try:
             self._engine.add(request_id, inputs, params, arrived, grammar)
         except Exception:
-            logger.exception("a request could not be queued")
+            logger.exception("failed to queue a request")
             self._engine.abort(request_id)
             self._deliver([Output((request_id, 0), StepFailedError())])
 
     def _take_commands(self) -> bool:
-        """Run what is in the inbox, waiting for it when there is nothing else to do."""
+        """Run the commands in the inbox; wait for one if the engine is idle."""
         while not self._engine.has_work or not self._inbox.empty():
             command = self._inbox.get()
             if command is None:
@@ -291,4 +291,4 @@ class AsyncEngine:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            logger.debug("the event loop is closed; nobody waits for the engine any more")
+            logger.debug("the event loop is closed; dropping results")

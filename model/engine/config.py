@@ -1,6 +1,6 @@
-"""What to load and how large the engine may be. Plain values; imports no torch.
+"""Options for loading and sizing the engine. Plain values; does not import torch.
 
-An option is declared once, here, under the name of its command-line flag.
+Each option is declared only here, with the name of its command-line flag.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Options that the engine takes as they are given.
+    """Options that the engine uses unchanged.
 
     Attributes:
-        max_num_seqs: sequences computed together in one batch.
-        max_waiting: sequences that may wait beyond those running before new ones are refused.
-        max_waiting_tokens: prompt tokens of all sequences in flight before new ones are refused.
-        max_waiting_memory: the same for their images and log probabilities, in GiB.
-        request_timeout: seconds that a request may take, waiting included.
-        prefill_chunk: most prefill tokens in one step; fewer where they would stall many streams.
-        max_output_tokens: answer length when a request names none.
-        prefix_caching: whether what earlier requests computed is used by those that start alike.
-        embedding_cache_memory: for image embeddings kept after use, in GiB; 0 keeps none.
-        deterministic: results bit-identical regardless of batching, in any dtype; slower.
-        prompt_lookup: whether tokens are guessed from the prompt and the answer so far, and several
-            verified in one step.
+        max_num_seqs: maximum number of sequences in a batch.
+        max_waiting: maximum number of waiting sequences; more are refused.
+        max_waiting_tokens: maximum number of prompt tokens in flight; more are refused.
+        max_waiting_memory: maximum GiB of images and log probabilities in flight.
+        request_timeout: seconds that a request may take, including waiting.
+        prefill_chunk: maximum number of prefill tokens in a step; fewer if they would stall streams.
+        max_output_tokens: default of a request's ``max_tokens``.
+        prefix_caching: reuse cached blocks for prompts that begin alike.
+        embedding_cache_memory: GiB for cached image embeddings; 0 disables the cache.
+        deterministic: results are bit-identical regardless of batching, in any dtype; slower.
+        prompt_lookup: guess tokens from the prompt and the answer, and verify several per step.
     """
 
     max_num_seqs: int = 16
@@ -59,18 +58,18 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class LoadOptions(EngineOptions):
-    """What to load and how much room it may take; None means "choose for this machine".
+    """What to load, and how much memory it may use; None means "choose for this machine".
 
     Attributes:
         model: a checkpoint's directory or hub id.
-        revision: of the hub's model; None is the pinned one, or the newest.
+        revision: of the Hub's model; None is the pinned one, or ``main``.
         dtype: of the weights.
         device: where the model runs.
-        quantization: of the decoder's linear layers' weights.
-        max_model_len: longest sequence, prompt and answer, in tokens.
-        pipeline_parallel_size: GPUs that the decoder's layers are spread over.
-        gpu_memory_utilization: share of the GPU memory that is free at the start.
-        kv_cache_memory: for KV blocks, in GiB.
+        quantization: of the weights of the decoder's linear layers.
+        max_model_len: longest sequence (prompt and answer), in tokens.
+        pipeline_parallel_size: number of GPUs that the decoder's layers are spread over.
+        gpu_memory_utilization: fraction of the GPU memory free at startup that may be used.
+        kv_cache_memory: size of the KV cache in GiB.
     """
 
     model: str
@@ -91,7 +90,7 @@ class LoadOptions(EngineOptions):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Who the model is, for ``/info``."""
+    """Name and provider of the model, for ``/info``."""
 
     name: str
     provider: str
@@ -99,13 +98,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class EngineConfig(EngineOptions):
-    """The engine's options, and the sizes that follow from the memory there is.
+    """The engine's options, and sizes that follow from the available memory.
 
     Attributes:
-        max_model_len: longest sequence, prompt and answer, in tokens.
-        block_size: slots in a KV block.
-        num_blocks: KV blocks in all; they hold at least one sequence of ``max_model_len``.
-        jump_ahead: whether tokens that a grammar forces are computed together.
+        max_model_len: longest sequence (prompt and answer), in tokens.
+        block_size: tokens in a KV block.
+        num_blocks: number of KV blocks; enough for at least one sequence of ``max_model_len``.
+        jump_ahead: emit the tokens that a grammar forces without sampling them.
     """
 
     max_model_len: int
@@ -121,13 +120,13 @@ class EngineConfig(EngineOptions):
             )
 
     def longest_answer(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """Most tokens of an answer to a prompt of that length, if ``max_tokens`` are asked for."""
+        """Maximum number of tokens of an answer, for a prompt length and a request's ``max_tokens``."""
         return min(max_tokens or self.max_output_tokens, self.max_model_len - prompt_tokens)
 
     @classmethod
     def of(
         cls, options: EngineOptions, max_model_len: int, block_size: int, num_blocks: int
     ) -> EngineConfig:
-        """The options with sizes; the arguments are those of the attributes."""
+        """Add sizes to options; for the arguments see the attributes."""
         given = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
         return cls(max_model_len, block_size, num_blocks, **given)

@@ -2,7 +2,7 @@
 
     run the vision tower for a while -> schedule -> run the decoder -> sample -> accept tokens
 
-A fault ends the sequences it is due to, as far as that can be told, and no others.
+A fault ends only the sequences that caused it, as far as the engine can tell.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from model.phi3v.rope import LongRope
 
 logger = logging.getLogger(__name__)
 
-TOWER_SECONDS = 0.25  # per step when nobody is stalled, so that an abort is heard soon
+TOWER_SECONDS = 0.25  # per step without running streams; longer would delay aborts
 
 MakeRunner = Callable[[Decoder, PagedCache, LongRope, Policy, int], Runner]
 
@@ -55,9 +55,9 @@ class Engine:
         network: the model, on its device.
         processor: of the same checkpoint.
         stop_ids: tokens that end an answer.
-        config: sizes.
-        make_runner: makes what runs the decoder.
-        pacing: how much a step takes on; learned from the clock by default.
+        config: options and sizes.
+        make_runner: creates the decoder's runner.
+        pacing: decides how much prefill a step takes; by default it learns from measured times.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Engine:
     def prepare(
         self, messages: Messages[Message], params: SamplingParams
     ) -> tuple[PromptInputs, Grammar | None]:
-        """What ``add`` takes: the prompt, and the compiled grammar. Any thread; takes a while.
+        """Prepare the prompt and compile the grammar, for ``add``. Slow; call from any thread.
 
         Raises:
             RequestError: the messages or the grammar cannot be served.
-            OverloadedError: there is no room for the grammar.
+            OverloadedError: the grammars in use take too much memory.
         """
         grammar = self.compile(params)
         return self.processor(messages, self.config.max_model_len - 1), grammar
@@ -131,17 +131,17 @@ class Engine:
     def compile(
         self, params: SamplingParams, unwanted: threading.Event | None = None
     ) -> Grammar | None:
-        """The grammar of ``params``, if there is one. Any thread; see ``Grammars.compile``."""
+        """Compile the grammar of ``params``, if any. Any thread; see ``Grammars.compile``."""
         if params.grammar is None:
             return None
         return self._grammars.compile(params.grammar, params.cache_salt, unwanted)
 
     def close(self) -> None:
-        """End the processes of grammars."""
+        """End the grammars' processes."""
         self._grammars.close()
 
     def stats(self) -> Stats:
-        """What the engine is doing and has done. Any thread."""
+        """Current state and totals. Any thread."""
         scheduler, blocks, vision = self.scheduler, self.blocks, self.vision
         return Stats(
             running=len(scheduler.running),
@@ -159,7 +159,7 @@ class Engine:
         )
 
     def describe(self) -> Diagnostics:
-        """What the engine runs on and holds. Any thread."""
+        """The implementations in use, and what the engine holds. Any thread."""
         return Diagnostics(
             decoder=type(self.network.decoder).__name__,
             kv_cache=self._kv_cache_kind,
@@ -169,7 +169,7 @@ class Engine:
         )
 
     def reset_totals(self) -> None:
-        """Count nothing of what was done so far."""
+        """Reset all counters."""
         self._totals.reset()
         self.vision.num_images = 0
 
@@ -181,14 +181,14 @@ class Engine:
         arrived: float | None = None,
         grammar: Grammar | None = None,
     ) -> None:
-        """Queue the ``n`` answers of a request; the prompt's length has been checked.
+        """Queue the ``n`` sequences of a request; the caller has checked the prompt's length.
 
         Args:
-            request_id: names the answers, with their index.
+            request_id: identifies the sequences, together with their index.
             inputs: the prompt.
-            params: how to answer.
-            arrived: when the request came, by ``time.perf_counter``; now by default.
-            grammar: of ``params``, where there is one.
+            params: sampling parameters.
+            arrived: when the request arrived, by ``time.perf_counter``; default: now.
+            grammar: the compiled grammar of ``params``, if any.
         """
         arrived = time.perf_counter() if arrived is None else arrived
         for sequence in self._make_sequences(request_id, inputs, params, arrived, grammar):
@@ -196,14 +196,14 @@ class Engine:
             self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
-        """Drop what is left of a request; its blocks are free at once."""
-        # Followers first: without their leader they would be queued.
+        """Abort a request's unfinished sequences and free their blocks at once."""
+        # Followers first, because finishing their leader would queue them.
         for key in reversed([key for key in self._sequences if key[0] == request_id]):
             self._finish(self._sequences[key], "abort")
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Compute one batch and return what it yields, in no particular order."""
+        """Run one step; returns its outputs in no particular order."""
         outputs = self._catch_up() + self._run_vision()
         chunks = self.scheduler.schedule()
         if not chunks:
@@ -216,13 +216,15 @@ class Engine:
         now = time.perf_counter()
         if failed:
             self._totals.failed_steps += 1
-        elif not any(chunk.sequence.is_late for chunk in chunks):  # for which the step has waited
+        elif not any(
+            chunk.sequence.is_late for chunk in chunks
+        ):  # waiting for grammars would distort the measurement
             num_decoding = sum(chunk.decodes for chunk in chunks)
             self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
         outputs += [self._fail(chunk.sequence, error) for chunk, error in failed]
         until = self._acceptance.announce(computed)
         for chunk, samples in computed:
-            # The last token is computed again where nothing could be sampled after it.
+            # If nothing was sampled (the grammar is late), compute the last token again.
             unsampled = chunk.num_sampled > 0 and not samples
             self.scheduler.computed(chunk.sequence, chunk.end - unsampled)
             if samples:
@@ -231,7 +233,7 @@ class Engine:
         return outputs
 
     def _begin(self, chunks: list[Chunk], now: float) -> list[Output]:
-        """Take note of sequences that are computed for the first time; returns those that failed."""
+        """Start sequences that are computed for the first time; returns outputs of those that failed."""
         failed: list[Output] = []
         for chunk in chunks:
             sequence = chunk.sequence
@@ -242,21 +244,21 @@ class Engine:
         return failed
 
     def _catch_up(self) -> list[Output]:
-        """Go on with the sequences whose grammars were late and are no more."""
+        """Resume sequences whose late grammars have caught up."""
         outputs: list[Output] = []
         for sequence in [each for each in self._sequences.values() if each.is_late]:
             outputs += self._accept(sequence, partial(self._acceptance.resume, sequence))
         return outputs
 
     def _wait_for_grammars(self) -> None:
-        """Where there may be nothing else to do."""
+        """Wait for a late grammar, if there is one; there is nothing else to compute."""
         for sequence in self._sequences.values():
             if sequence.is_late and sequence.grammar_state is not None:
                 sequence.grammar_state.wait(time.monotonic() + GRAMMAR_PATIENCE)
                 return
 
     def _run_vision(self) -> list[Output]:
-        """Run the tower for the sequences that wait for it, as long as others can spare."""
+        """Run the vision tower for waiting sequences, within the time that running streams can spare."""
         running = self.scheduler.running
         waiting = [sequence for sequence in running if sequence.needs_tower]
         if not waiting:
@@ -268,7 +270,7 @@ class Engine:
         return [self._fail(sequence, error) for sequence, error in failures]
 
     def _accept(self, sequence: Sequence, accept: Callable[[], Result | None]) -> list[Output]:
-        """Make an answer longer by what was sampled or is forced, and forget it where it ends."""
+        """Call ``accept`` to append tokens to a sequence, and finish the sequence if it ends."""
         try:
             result = accept()
         except Exception as error:
@@ -289,7 +291,7 @@ class Engine:
         return Output(sequence.key, failed)
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
-        """Forget a sequence; its blocks are free at once."""
+        """Remove a sequence and free its blocks at once."""
         del self._sequences[sequence.key]
         self.scheduler.finish(sequence)
         if sequence.grammar_state is not None:

@@ -1,4 +1,4 @@
-"""The answers to one request as their reader gets them, on the event loop."""
+"""The stream of answers to one request, on the event loop."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Literal
 from model.engine.request import FinishReason, TextDelta
 from model.errors import ModelError
 
-MOST_ALTERNATIVES = 1000  # described in one delta, but for those of a step
+MOST_ALTERNATIVES = 1000  # log probabilities in one delta, unless a single step has more
 
 
 class Generation:
-    """The answers to one request as they come; iterate it once, and close it.
+    """The answers to one request; iterate over it once, then close it.
 
-    A reader slower than the model gets what has gathered of an answer in one delta, or in several
-    where there are many log probabilities; what waits for it is never more than the answers.
+    If the reader is slower than the model, deltas of an answer are joined into one, or several if they
+    have many log probabilities. The backlog never exceeds the answers themselves.
 
     Attributes:
-        prompt_tokens: length of the prompt, image included.
-        cached_tokens: how many of them were found computed; known from the first delta on.
+        prompt_tokens: length of the prompt, including the image.
+        cached_tokens: number of prompt tokens from the prefix cache; known from the first delta on.
         completion_tokens: of all answers so far, read or not.
-        first_token_at: when the first of them came, by ``time.perf_counter``; None before.
-        finish_reasons: of each answer in order of index; ``abort`` for what has not ended by itself.
-        error: what ended it, if something did.
+        first_token_at: when the first token arrived, by ``time.perf_counter``; None before.
+        finish_reasons: of each answer, by index; ``abort`` until it finishes.
+        error: the error that ended the generation, if any.
     """
 
     def __init__(self, prompt_tokens: int, n: int, close: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class Generation:
         self.error: ModelError | None = None
         self._unfinished = n
         self._close = close
-        self._gathered: dict[int, list[TextDelta]] = {}  # by answer, the longest waiting first
+        self._gathered: dict[int, list[TextDelta]] = {}  # by index, the longest waiting first
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,7 +47,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> TextDelta:
-        """The next delta of any of the answers; raises the ModelError that ended one."""
+        """The next delta of any answer; raises the ModelError that ended the generation."""
         if self._unfinished == 0:
             raise StopAsyncIteration
         await self._news.wait()
@@ -63,7 +63,7 @@ class Generation:
         return delta
 
     def _taken(self, index: int) -> list[TextDelta]:
-        """The next deltas of an answer, as many as a reader can deal with without a pause."""
+        """Pop deltas of an answer, up to ``MOST_ALTERNATIVES`` log probabilities."""
         gathered = self._gathered.pop(index)
         end = alternatives = 0
         while end < len(gathered) and alternatives < MOST_ALTERNATIVES:
@@ -74,7 +74,7 @@ class Generation:
         return gathered[:end]
 
     def put(self, result: TextDelta | ModelError) -> None:
-        """Called on the event loop for each delta, or the error that ends the generation."""
+        """Add a delta, or the error that ends the generation. Event loop only."""
         if self.error is not None or "abort" not in self.finish_reasons:
             return
         if isinstance(result, ModelError):
@@ -94,18 +94,18 @@ class Generation:
             self.finish_reasons[delta.index] = delta.finish_reason
 
     def fail_at(self, when: float, error: ModelError) -> None:
-        """End with ``error`` if it has not been closed by ``when``, in the event loop's time."""
+        """Fail with ``error`` at ``when`` (event loop time), unless closed before."""
         self._timer = asyncio.get_running_loop().call_at(when, self.put, error)
 
     def close(self) -> None:
-        """Abort what is not finished; may be called again."""
+        """Abort unfinished answers; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
         self._close()
 
 
 def _joined(deltas: list[TextDelta]) -> TextDelta:
-    """One delta for several of the same answer, in order."""
+    """Join consecutive deltas of one answer."""
     if len(deltas) == 1:
         return deltas[0]
     return replace(

@@ -1,6 +1,6 @@
-"""Limits on the requests in flight: what exceeds them is refused before any work is done.
+"""Limits on the requests in flight; requests beyond a limit are refused before any work is done.
 
-Knows nothing of the scheduler, which decides when an admitted sequence runs.
+The scheduler decides when an admitted sequence runs.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from model.engine.request import SamplingParams
 from model.errors import OverloadedError, RequestError
 from model.phi3v.inputs.processing import PromptInputs
 
-MOST_ALTERNATIVES = 1_000_000  # tokens whose log probabilities a request may be told
-BYTES_OF_ALTERNATIVE = 128  # as it is told, in JSON
+MOST_ALTERNATIVES = 1_000_000  # log probabilities that one request may ask for
+BYTES_OF_ALTERNATIVE = 128  # in JSON
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a request holds in memory while it is in flight.
+    """What a request in flight takes.
 
     Attributes:
         tokens: of its prompt.
         image_bytes: of its image.
-        logprob_bytes: of its answers' log probabilities, if those become as long as they may.
+        logprob_bytes: of its answers' log probabilities, at the maximum answer length.
     """
 
     tokens: int
@@ -32,15 +32,15 @@ class Footprint:
 
     @property
     def bytes(self) -> int:
-        """Of all its parts."""
+        """Bytes of images and log probabilities."""
         return self.image_bytes + self.logprob_bytes
 
     @classmethod
     def of(cls, inputs: PromptInputs, params: SamplingParams, longest: int) -> Footprint:
-        """The footprint of ``inputs``, and of answers of up to ``longest`` tokens.
+        """The footprint of ``inputs`` and of answers of up to ``longest`` tokens.
 
         Raises:
-            RequestError: there would be too many log probabilities.
+            RequestError: the request asks for too many log probabilities.
         """
         image_bytes = 0 if inputs.image is None else inputs.image.pixels.nbytes
         alternatives = 0
@@ -48,10 +48,10 @@ class Footprint:
             alternatives = params.n * longest * (1 + params.logprobs)
         if alternatives > MOST_ALTERNATIVES:
             raise RequestError(
-                f"n={params.n} answers of up to {longest} tokens (max_tokens) with the log "
-                f"probabilities of each and of {params.logprobs} more (top_logprobs) are "
-                f"{alternatives} log probabilities; the limit is {MOST_ALTERNATIVES}: ask for fewer "
-                "answers, tokens or alternatives",
+                f"n={params.n} answers of up to {longest} tokens (max_tokens), each token with "
+                f"{params.logprobs} alternatives (top_logprobs), have {alternatives} log "
+                f"probabilities; the limit is {MOST_ALTERNATIVES}: ask for fewer answers, tokens or "
+                "alternatives",
                 ("top_logprobs",),
                 params.logprobs,
             )
@@ -59,10 +59,10 @@ class Footprint:
 
 
 class InFlight:
-    """Counts the sequences being prepared, waiting or running, and their footprint.
+    """Counts the sequences in flight and their footprint.
 
     Attributes:
-        sequences: how many are in flight; each of a request's ``n`` answers is one.
+        sequences: number in flight; each of a request's ``n`` answers is one.
         tokens: of their prompts.
         bytes: of their images and log probabilities.
     """
@@ -74,53 +74,52 @@ class InFlight:
         self.bytes = 0
 
     def add(self, n: int) -> None:
-        """Admit ``n`` sequences, until ``remove``.
+        """Admit ``n`` sequences; ``remove`` takes them out.
 
         Raises:
-            RequestError: those would be too many even if there were no others.
-            OverloadedError: too many others are in flight.
+            RequestError: ``n`` alone exceeds the limit.
+            OverloadedError: too many sequences are in flight.
         """
         limit = self._config.max_num_seqs + self._config.max_waiting
         if n > limit:
             raise RequestError(
-                f"n asks for {n} answers; this server makes at most {limit} at a time", ("n",), n
+                f"n is {n}; this server generates at most {limit} answers at a time", ("n",), n
             )
         if self.sequences + n > limit:
             raise OverloadedError(
-                f"{self.sequences} answers are in the making and the limit is {limit}; "
-                "try again in a moment"
+                f"{self.sequences} answers are in flight, the limit is {limit}; try again in a moment"
             )
         self.sequences += n
 
     def remove(self, n: int) -> None:
-        """Take ``n`` sequences out."""
+        """Take out ``n`` sequences."""
         self.sequences -= n
 
     def hold(self, footprint: Footprint) -> None:
-        """Admit a request's footprint, until ``release``.
+        """Admit a request's footprint; ``release`` takes it out.
 
-        A request that is alone is admitted whatever its footprint.
+        The only request in flight is always admitted.
 
         Raises:
-            OverloadedError: together with the others' it is beyond a limit.
+            OverloadedError: the footprint of all requests would exceed a limit.
         """
         if self.tokens:
             config = self._config
             if self.tokens + footprint.tokens > config.max_waiting_tokens:
                 raise OverloadedError(
-                    f"prompts of {self.tokens} tokens are in the making, this one has {footprint.tokens} "
-                    f"and the limit is {config.max_waiting_tokens}; try again in a moment"
+                    f"{self.tokens} prompt tokens are in flight and this request has {footprint.tokens}, "
+                    f"the limit is {config.max_waiting_tokens}; try again in a moment"
                 )
             if footprint.bytes and self.bytes + footprint.bytes > config.max_waiting_bytes:
                 raise OverloadedError(
-                    f"images and log probabilities of {self.bytes} bytes are in the making, this "
-                    f"request's take {footprint.bytes} and the limit is {config.max_waiting_bytes}; "
-                    "try again in a moment"
+                    f"images and log probabilities in flight take {self.bytes} bytes and this request's "
+                    f"take {footprint.bytes}, the limit is {config.max_waiting_bytes}; try again in a "
+                    "moment"
                 )
         self.tokens += footprint.tokens
         self.bytes += footprint.bytes
 
     def release(self, footprint: Footprint) -> None:
-        """Take a request's footprint out."""
+        """Take out a request's footprint."""
         self.tokens -= footprint.tokens
         self.bytes -= footprint.bytes

@@ -1,8 +1,8 @@
-"""Which shortcuts the engine may take.
+"""Which optimizations the engine may use.
 
-By default a sequence is computed in whatever way is fastest in the batch that it happens to be in,
-and results may differ in their last bits from batch to batch. In deterministic mode it is computed
-in the same way in any batch, at the cost of speed.
+By default a sequence is computed in whatever way is fastest in its current batch, so the last bits of
+results may depend on the batch. In deterministic mode results are bit-identical regardless of
+batching, at the cost of speed.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ from model.engine.config import EngineConfig
 from model.engine.grammars.follower import STALL_SECONDS
 
 MOST_TOGETHER = 32  # tokens that one step may add to a sequence
-GRAMMAR_PATIENCE = 0.05  # seconds that a step waits for grammars, at most; all its streams pause
+GRAMMAR_PATIENCE = 0.05  # seconds that a step waits for grammars, pausing all its streams
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the options allow.
+    """The optimizations that the options allow.
 
     Attributes:
-        prefix_caching: whether a prompt starts from blocks of earlier ones that start alike.
-        shared_prompts: whether one sequence computes the prompt for all answers of a request.
-        prompt_lookup: whether tokens are guessed, and verified several in a step.
-        jump_ahead: whether tokens that a grammar forces are appended without a step for each.
-        most_together: most tokens that may come to a sequence at once and are still computed as
-            decoding, not as a prompt.
-        fixed_chunks: whether prompts are always cut at the same positions, ``prefill_chunk`` apart,
-            and all other tokens computed one at a time.
-        fixed_rows: when positive, sequences that compute one token are always computed in a batch of
-            that many rows, and chunks of prompts alone.
-        graph_rows: numbers of rows that CUDA graphs are captured for, ascending.
-        single_images: whether each image goes through the vision tower alone.
-        grammar_patience: seconds that a step waits for grammars at most; sequences whose grammar is
-            later than that sit the step out.
+        prefix_caching: reuse cached blocks for prompts that begin alike.
+        shared_prompts: compute the prompt once for all answers of a request.
+        prompt_lookup: guess tokens and verify several per step.
+        jump_ahead: append tokens that a grammar forces without a step for each.
+        most_together: maximum number of pending tokens that count as decoding, not as prefill.
+        fixed_chunks: always cut prompts at multiples of ``prefill_chunk``, and compute all other
+            tokens one at a time.
+        fixed_rows: if positive, pad batches of single tokens to this many rows, and compute chunks of
+            prompts alone.
+        graph_rows: batch sizes with CUDA graphs, ascending.
+        single_images: run the vision tower on one image at a time.
+        grammar_patience: maximum seconds that a step waits for grammars; sequences with later
+            grammars skip the step.
     """
 
     prefix_caching: bool
@@ -54,16 +53,16 @@ class Policy:
         rows = config.max_num_seqs
         if config.deterministic:
             return cls(
-                prefix_caching=False,  # a hit changes how the rest is cut
+                prefix_caching=False,  # a hit changes where the rest is cut
                 shared_prompts=False,
                 prompt_lookup=False,
                 jump_ahead=False,
-                most_together=1,  # what is lost in a preemption comes singly again
+                most_together=1,  # after a preemption tokens are recomputed one at a time
                 fixed_chunks=True,
                 fixed_rows=rows,
                 graph_rows=(rows,),
                 single_images=True,
-                # Long enough for every grammar: sitting a step out would change its chunks.
+                # Long enough for every grammar: skipping a step would change the chunks.
                 grammar_patience=2 * STALL_SECONDS,
             )
         powers_of_two = [1 << exponent for exponent in range((rows - 1).bit_length())]

@@ -1,7 +1,7 @@
-"""Threads that prepare requests, and callers that take turns at them.
+"""Thread pools that prepare requests, shared fairly between callers.
 
-Each kind of work has a pool of its own, so that none waits for another kind. A caller with much to
-do waits for its own work; others are let in between.
+Each kind of work has its own pool, so that it never waits for other kinds. Callers take turns, so that
+one with many requests does not delay the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """So many seats; where all are taken, callers get the next free one in turn. Event loop only."""
+    """A semaphore whose waiting callers take turns (round robin). Event loop only."""
 
     def __init__(self, seats: int) -> None:
         self._free = seats
@@ -31,7 +31,7 @@ class Turns:
 
     @contextlib.asynccontextmanager
     async def taken(self, caller: str) -> AsyncIterator[None]:
-        """Have a seat."""
+        """Hold a seat for the duration of the context."""
         if self._free:
             self._free -= 1
         else:
@@ -48,11 +48,11 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._pass_on()  # it had just been given the seat
+                self._pass_on()  # it has just received the seat
             raise
 
     def _pass_on(self) -> None:
-        """Give a seat to the caller that has waited longest since it had one."""
+        """Give the seat to the caller whose last turn is longest ago."""
         while self._waiting:
             caller, turns = next(iter(self._waiting.items()))
             turn = turns.popleft()
@@ -67,14 +67,14 @@ class Turns:
 
 
 class Pool:
-    """Threads for one kind of work. Used on the event loop.
+    """A thread pool for one kind of work. Used on the event loop.
 
     Args:
-        name: of its threads.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, name: str) -> None:
-        # At least two: work that takes long leaves one to others.
+        # At least two, so that slow work leaves a thread for others.
         workers = max(2, (os.cpu_count() or 1) // 2)
         self._threads = ThreadPoolExecutor(workers, name, initializer=_step_back)
         self._turns = Turns(workers)
@@ -82,15 +82,15 @@ class Pool:
     async def run(
         self, caller: str, work: Callable[[], T], unwanted: threading.Event | None = None
     ) -> T:
-        """Do ``work`` on a thread when it is the caller's turn.
+        """Run ``work`` in a thread when it is the caller's turn.
 
-        A call that is cancelled ends when the work has ended, so that what it holds counts until
+        A cancelled call returns only when the work has ended, so that it counts as in flight until
         then.
 
         Args:
-            caller: whose work it is.
-            work: raises what is raised.
-            unwanted: set when the call is cancelled, for work that can stop early.
+            caller: who the work is for.
+            work: its exceptions propagate.
+            unwanted: set when the call is cancelled, so that work can stop early.
         """
         async with self._turns.taken(caller):
             running = asyncio.wrap_future(self._threads.submit(work))
@@ -103,22 +103,22 @@ class Pool:
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([running])
                 if not running.cancelled():
-                    running.exception()  # nobody asks for it
+                    running.exception()  # marks the exception as retrieved
                 raise
 
     def close(self) -> None:
-        """End the threads once their work is done."""
+        """End the threads after their current work."""
         self._threads.shutdown(cancel_futures=True)
 
 
 def _step_back() -> None:
-    """Make this thread's work on images yield to the steps of running answers, where that is allowed."""
-    torch.get_num_threads()  # which a thread's first use of torch would otherwise set again
+    """Lower this thread's priority below that of the engine's steps, if the system permits it."""
+    torch.get_num_threads()  # otherwise the thread's first use of torch resets it
     threadpool_limits(1, user_api="openmp")
-    if sys.platform == "linux":  # where a thread has a priority of its own
+    if sys.platform == "linux":  # where threads have their own priority
         thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # sandboxes refuse it, or system calls altogether
+        with contextlib.suppress(OSError):  # sandboxes may forbid it
             os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19))
         with contextlib.suppress(OSError):
-            # Wakes without pushing in.
+            # A batch thread does not preempt others when it wakes.
             os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

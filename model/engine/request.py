@@ -1,4 +1,4 @@
-"""What travels into the engine and out of it: immutable, torch-free."""
+"""Inputs and outputs of the engine: immutable values. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ class GrammarSpec:
     """What an answer must match.
 
     Attributes:
-        kind: what ``source`` is.
-        source: a JSON schema as JSON text, a regular expression, or a grammar in Lark's or GBNF's
-            syntax.
-        loc: where it stands in the request, for errors.
+        kind: format of ``source``.
+        source: a JSON schema as JSON text, a regular expression, or a grammar in Lark or GBNF syntax.
+        loc: path of its field in the request, for errors.
     """
 
     kind: Literal["json_schema", "regex", "grammar"]
@@ -28,7 +27,7 @@ class GrammarSpec:
     loc: tuple[str | int, ...] = ()
 
     def error(self, reason: str, place: tuple[str | int, ...] = ()) -> GrammarError:
-        """That it cannot be used, and why; ``place`` is the part of ``source`` at fault."""
+        """The error for an invalid grammar; ``place`` is the path of the invalid part in ``source``."""
         loc = (*self.loc, *place)
         name = ".".join(map(str, loc)) or "the grammar"
         return GrammarError(f"{name} cannot be used: {reason}", loc)
@@ -36,29 +35,28 @@ class GrammarSpec:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen and when an answer ends. Values are validated at the server's door.
+    """How tokens are sampled and when an answer ends. The server validates the values.
 
     Attributes:
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_p: keep the most probable tokens up to this mass.
-        top_k: keep this many most probable tokens; 0 keeps all.
-        min_p: keep tokens at least this probable relative to the most probable one.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_p: keep the most probable tokens up to this cumulative probability.
+        top_k: keep this many of the most probable tokens; 0 keeps all.
+        min_p: keep tokens with at least this probability relative to the most probable one.
         presence_penalty: subtracted from the logit of every token generated so far.
-        frequency_penalty: the same, times how often it was generated.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen so far,
-            prompt included; 1 changes nothing.
+        frequency_penalty: the same, times the token's number of occurrences.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt
+            and the answer; 1 disables it.
         logit_bias: added to the logits of these token ids.
-        seed: same seed, same prompt, same answer; None draws one.
-        max_tokens: None is the engine's default; never beyond the context window.
-        min_tokens: no stop token before this many tokens.
+        seed: makes sampling reproducible; None draws a random seed.
+        max_tokens: maximum answer length; None is the engine's default. The context window limits it.
+        min_tokens: forbid stop tokens before this many tokens.
         stop: strings that end the answer and are not part of it.
-        stop_token_ids: further ids that end the answer.
+        stop_token_ids: additional token ids that end the answer.
         ignore_eos: generate past the checkpoint's own stop tokens.
-        logprobs: how many alternatives to report per token; None reports nothing.
-        grammar: what the answer must match, whatever the other parameters; a stop string or stop
-            token that comes before its end cuts it off.
-        n: answers to the same prompt; answer i is sampled with ``seed + i``.
-        cache_salt: what is computed of the prompt is shared with requests of the same salt only.
+        logprobs: number of alternatives to report per token; None reports no log probabilities.
+        grammar: what the answer must match; a stop string or stop token may still end it early.
+        n: number of answers to the prompt; answer i is sampled with ``seed + i``.
+        cache_salt: only requests with the same salt share cached prompts, images and grammars.
     """
 
     temperature: float = 1.0
@@ -81,13 +79,13 @@ class SamplingParams:
     cache_salt: str = ""
 
     def check_tokens(self, vocabulary: int) -> None:
-        """Raise RequestError for ids of tokens that are not in a vocabulary of that size."""
+        """Raise RequestError for token ids outside a vocabulary of this size."""
         named = {"logit_bias": self.logit_bias, "stop_token_ids": self.stop_token_ids}
         for field_name, token_ids in named.items():
             for token_id in token_ids:
                 if not 0 <= token_id < vocabulary:
                     raise RequestError(
-                        f"{field_name} names token {token_id}; ids go from 0 to {vocabulary - 1}",
+                        f"{field_name} has token id {token_id}; valid ids are 0 to {vocabulary - 1}",
                         (field_name,),
                         token_id,
                     )
@@ -95,7 +93,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token the model might have chosen: its text, its bytes and its log probability."""
+    """A candidate token: its text, bytes and log probability."""
 
     text: str
     bytes: bytes
@@ -107,12 +105,12 @@ Describe = Callable[[int], tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The chosen token and the most probable ones, from the raw logits in float32.
+    """Log probabilities of the sampled token and the most probable ones, from raw float32 logits.
 
     Attributes:
-        token_ids: the chosen one, then the most probable ones, best first.
-        logprobs: theirs.
-        describe: from a token's id to its text and its bytes.
+        token_ids: the sampled one, then the most probable ones, best first.
+        logprobs: of ``token_ids``.
+        describe: maps a token id to its text and bytes.
     """
 
     token_ids: array[int]
@@ -121,12 +119,12 @@ class TokenLogprob:
 
     @property
     def chosen(self) -> Alternative:
-        """The chosen token."""
+        """The sampled token."""
         return self._alternative(0)
 
     @property
     def top(self) -> tuple[Alternative, ...]:
-        """The most probable ones."""
+        """The most probable tokens."""
         return tuple(map(self._alternative, range(1, len(self.token_ids))))
 
     def _alternative(self, position: int) -> Alternative:
@@ -135,15 +133,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """What one step added to one answer.
+    """What a step added to an answer.
 
     Attributes:
         index: which of the ``n`` answers.
-        text: new text; may be empty while a character or a possible stop string is incomplete.
-        token_ids: tokens generated, also those that add no text.
+        text: new text; empty while a character or a possible stop string is incomplete.
+        token_ids: generated tokens, including those without text.
         finish_reason: set on the last delta of an answer.
-        logprobs: of ``token_ids``, when asked for.
-        cached_tokens: how many of the prompt's tokens were found computed when it was begun.
+        logprobs: of ``token_ids``, if requested.
+        cached_tokens: number of prompt tokens from the prefix cache.
     """
 
     index: int
@@ -160,7 +158,7 @@ Result = TextDelta | ModelError
 
 @dataclass(frozen=True)
 class Output:
-    """What a step yields for one sequence: a delta, or the error that ended it."""
+    """A step's output for one sequence: a delta, or the error that ended it."""
 
     key: SequenceKey
     result: Result

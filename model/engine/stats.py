@@ -1,7 +1,7 @@
-"""What the engine is doing and has done, in numbers. Plain values; imports no torch.
+"""Statistics of the engine. Plain values; does not import torch.
 
-Written by the engine's thread and read by others: single numbers are never half written, and a
-reader can live with a count that is one step behind another.
+The engine thread writes them and other threads read them without locks: single numbers are atomic, and
+counts may be one step apart.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ SECONDS = (
 
 @dataclass
 class Histogram:
-    """How often durations fell between bounds.
+    """A histogram of durations.
 
     Attributes:
-        counts: observations up to each bound of ``SECONDS`` and above the one before, then those
-            above the last.
-        total: sum of all, in seconds.
+        counts: observations in each bucket; ``SECONDS`` are the upper bounds, and the last bucket
+            has none.
+        total: sum of all durations, in seconds.
     """
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS) + 1))
     total: float = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count a duration."""
+        """Add a duration."""
         self.counts[bisect_left(SECONDS, seconds)] += 1
         self.total += seconds
 
 
 @dataclass
 class Totals:
-    """What has happened since the start.
+    """Counters since the start.
 
     Attributes:
-        finished: answers by finish reason, with ``abort`` and ``error`` for those cut short.
-        prompt_tokens: of the answers that were begun; ``cached_tokens`` of them were found computed.
-        generated_tokens: of all answers; ``forced_tokens`` of them were forced by a grammar and
-            computed together with others, and ``guessed_right`` of ``guessed_tokens`` by lookup.
+        finished: answers by finish reason, including ``abort`` and ``error``.
+        prompt_tokens: of all started answers.
+        cached_tokens: those of ``prompt_tokens`` from the prefix cache.
+        generated_tokens: of all answers.
+        forced_tokens: those of ``generated_tokens`` from jump-ahead.
+        guessed_tokens, guessed_right: tokens guessed by prompt lookup, and those that were right.
         failed_steps: steps of the decoder or the vision tower that raised.
         ttft: from a request's arrival to the first token of each answer.
         itl: between tokens of one answer.
-        e2e: from a request's arrival to the end of each answer that was not cut short.
-        queued: from a request's arrival to the first step that computes an answer.
+        e2e: from a request's arrival to the end of each answer that finished.
+        queued: from a request's arrival to an answer's first step.
     """
 
     finished: Counter[str] = field(default_factory=Counter)
@@ -64,22 +66,22 @@ class Totals:
     queued: Histogram = field(default_factory=Histogram)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all counters to zero."""
         vars(self).update(vars(Totals()))
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What an engine runs on, and what it holds at a moment: for the log, and to find leaks.
+    """The implementations an engine uses and what it holds, for the log and to find leaks.
 
     Attributes:
-        decoder, kv_cache: names of their classes, which tell whether the fast ones were chosen.
-        graph_rows: numbers of rows that CUDA graphs were captured for.
-        sequences: waiting or running.
+        decoder, kv_cache: class names, which show whether the fast ones are used.
+        graph_rows: batch sizes with CUDA graphs.
+        sequences: waiting or running sequences.
         blocks_used: KV blocks that they hold.
-        requests: whose answers somebody may still read; of an ``AsyncEngine`` alone, like what follows.
-        in_flight: sequences being prepared, waiting or running.
-        in_flight_tokens, in_flight_bytes: what these are counted with.
+        requests: open generations; this and the following are set only by ``AsyncEngine``.
+        in_flight: sequences in flight.
+        in_flight_tokens, in_flight_bytes: their footprint.
     """
 
     decoder: str
@@ -94,26 +96,26 @@ class Diagnostics:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is held for anybody."""
+        """Whether the engine holds nothing for any request."""
         held = (self.sequences, self.blocks_used, self.requests)
         return not any((*held, self.in_flight, self.in_flight_tokens, self.in_flight_bytes))
 
 
 @dataclass(frozen=True)
 class Stats:
-    """The engine at a moment, and its totals.
+    """Current state of the engine, and its totals.
 
     Attributes:
-        running, waiting: sequences.
-        blocks_used, blocks_free, blocks_cached: KV blocks; cached ones are filed under a prefix
-            hash, and may be free (their memory is taken when needed) or used.
+        running, waiting: number of sequences.
+        blocks_used, blocks_free, blocks_cached: number of KV blocks; cached ones have a prefix hash,
+            and are used, or free and evicted when needed.
         block_size: tokens in a block.
-        preemptions: sequences that had to give up their blocks and be computed again.
-        regime_recomputes: sequences computed again because they crossed the rope boundary.
-        images_computed: images that went through the vision tower.
-        embedding_hits: images whose embedding was still there.
-        embedding_bytes: memory of the embeddings kept.
-        totals: since the start.
+        preemptions: sequences that lost their blocks and were recomputed.
+        regime_recomputes: sequences recomputed because their rope regime changed.
+        images_computed: images computed by the vision tower.
+        embedding_hits: images whose embedding was cached.
+        embedding_bytes: size of the cached embeddings.
+        totals: counters since the start.
     """
 
     running: int

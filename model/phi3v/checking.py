@@ -1,7 +1,6 @@
-"""Whether a directory holds a checkpoint that can be served, without loading its weights.
+"""Check whether a directory holds a supported checkpoint, without loading its weights.
 
-Looks at everything that loading would trip over, and at all of it: loading ends at the first problem.
-Of weights only the headers of the safetensors files are read.
+Reports all problems, while loading stops at the first. Reads only the headers of safetensors files.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from model.phi3v.modeling import IGNORED_ON_LOAD, official_shapes
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
-ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}  # of the dtypes that weights are taken in
+ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}  # bytes of the supported dtypes
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Finding:
 
     Attributes:
         subject: a file, or a tensor.
-        ok: whether it can be used.
+        ok: whether it is valid.
         text: what was found, or what is wrong.
     """
 
@@ -43,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of a tensor."""
+    """A tensor's entry in the header of a safetensors file."""
 
     file: str
     shape: tuple[int, ...]
@@ -51,11 +50,11 @@ class Header:
 
 
 def check_files(directory: Path) -> list[Finding]:
-    """Every file of a checkpoint, and every problem; never raises for what is wrong with them."""
+    """Check every file; returns all findings, and never raises for an invalid file."""
     if not directory.is_dir():
-        return [Finding(str(directory), False, "is no directory")]
+        return [Finding(str(directory), False, "is not a directory")]
     findings = [
-        Finding(name, False, "is a pickle, which could run code; remove it")
+        Finding(name, False, "is a pickle, which can run code when loaded; remove it")
         for name in pickles(directory)
     ]
     config, found = _check_config(directory)
@@ -88,15 +87,15 @@ def _check_config(directory: Path) -> tuple[Phi3VConfig | None, Finding]:
     try:
         raw = read_json(directory / CONFIG)
         if raw.get("model_type") != "phi3_v":
-            text = f"is of a {raw.get('model_type')!r} model; this server runs 'phi3_v' only"
+            text = f"is for a {raw.get('model_type')!r} model; this server runs 'phi3_v' only"
             return None, Finding(CONFIG, False, text)
         config = Phi3VConfig(**raw)
         _ = config.vision_config
-    except Exception as error:  # the library has many
+    except Exception as error:  # the library raises many kinds
         return None, Finding(CONFIG, False, first_line(error))
     text = (
         f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"window of {config.context_window} tokens"
+        f"context window of {config.context_window} tokens"
     )
     return config, Finding(CONFIG, True, text)
 
@@ -105,11 +104,11 @@ def _check_tokenizer(directory: Path, config: Phi3VConfig | None) -> Finding:
     name = "tokenizer.json"
     try:
         tokenizer = Phi3VTokenizer(directory)
-    except Exception as error:  # the library has many
+    except Exception as error:  # the library raises many kinds
         return Finding(name, False, first_line(error))
     highest = tokenizer.highest_id
     if config is not None and highest >= config.vocab_size:
-        text = f"has ids up to {highest}, and vocab_size in {CONFIG} is {config.vocab_size}"
+        text = f"has ids up to {highest}, but vocab_size in {CONFIG} is {config.vocab_size}"
         return Finding(name, False, text)
     return Finding(name, True, f"ids up to {highest}, with Phi-3's control tokens")
 
@@ -120,11 +119,11 @@ def _check_image_processor(directory: Path) -> Finding:
         processor = ImageProcessor.from_checkpoint(directory)
     except CheckpointError as error:
         return Finding(name, False, first_line(error))
-    return Finding(name, True, f"up to {processor.num_crops} crops of an image")
+    return Finding(name, True, f"up to {processor.num_crops} crops per image")
 
 
 def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Finding]:
-    """Files against the index, tensors against the architecture."""
+    """Compare files with the index, and tensors with the architecture."""
     files, index, problems = _weight_files(directory)
     yield from problems
     tensors: dict[str, Header] = {}
@@ -132,7 +131,7 @@ def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Find
         try:
             headers = _read_headers(directory / file)
         except (OSError, SafetensorError) as error:
-            yield Finding(file, False, f"cannot be read, download it again: {first_line(error)}")
+            yield Finding(file, False, f"cannot be read ({first_line(error)}); download it again")
             continue
         size = (directory / file).stat().st_size
         yield Finding(file, True, f"{len(headers)} tensors, {size / 1e9:.2f} GB")
@@ -147,8 +146,8 @@ def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Find
 
 
 def _weight_files(directory: Path) -> tuple[list[str], dict[str, str] | None, list[Finding]]:
-    """Files to read, where the index says tensors are, and what is wrong with the index."""
-    if (directory / WEIGHTS).exists():  # which transformers prefers to an index
+    """Files to read, the index from tensors to files, and problems with the index."""
+    if (directory / WEIGHTS).exists():  # transformers prefers it to an index
         return [WEIGHTS], None, []
     if not (directory / INDEX).exists():
         return [], None, [Finding(WEIGHTS, False, f"is missing, and so is {INDEX}")]
@@ -160,12 +159,12 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str] | None, li
         return [], None, [Finding(INDEX, False, "has no weight_map from tensors to files")]
     files = sorted(set(places.values()))
     missing = [file for file in files if not (directory / file).is_file()]
-    problems = [Finding(file, False, f"is missing; {INDEX} names it") for file in missing]
+    problems = [Finding(file, False, f"is missing, but listed in {INDEX}") for file in missing]
     return [file for file in files if file not in missing], places, problems
 
 
 def _read_headers(file: Path) -> dict[str, Header]:
-    """Shapes and dtypes; the library checks that the file's size is what they need."""
+    """Read shapes and dtypes; the library checks the file's size."""
     with safe_open(file, framework="pt") as opened:
         names = opened.keys()
         slices: dict[str, Any] = {name: opened.get_slice(name) for name in names}
@@ -176,13 +175,13 @@ def _read_headers(file: Path) -> dict[str, Header]:
 
 
 def _check_index(index: dict[str, str], tensors: dict[str, Header]) -> Iterator[Finding]:
-    """Tensors that are elsewhere than the index says. Those that are nowhere are told as missing."""
+    """Report tensors in other files than the index says; ``_check_tensors`` reports missing ones."""
     wrong = False
     for name, header in tensors.items():
         if index.get(name) != header.file:
             wrong = True
-            told = f"in {index[name]}" if name in index else "nowhere"
-            yield Finding(name, False, f"is in {header.file}; {INDEX} says {told}")
+            listed = f"lists it in {index[name]}" if name in index else "does not list it"
+            yield Finding(name, False, f"is in {header.file}, but {INDEX} {listed}")
     if not wrong:
         yield Finding(INDEX, True, f"{len(index)} tensors")
 
@@ -191,24 +190,26 @@ def _check_tensors(tensors: dict[str, Header], config: Phi3VConfig) -> Iterator[
     """Names, shapes and dtypes."""
     try:
         expected = official_shapes(config)
-    except Exception as error:  # sizes that do not go together
-        yield Finding(CONFIG, False, f"cannot be built: {first_line(error)}")
+    except Exception as error:  # inconsistent sizes
+        yield Finding(CONFIG, False, f"has inconsistent sizes: {first_line(error)}")
         return
     ignored = [re.compile(pattern) for pattern in IGNORED_ON_LOAD]
     good = 0
     for name in sorted(expected.keys() | tensors.keys()):
         header = tensors.get(name)
         if header is None:
-            yield Finding(name, False, f"is missing; its shape is {list(expected[name])}")
+            yield Finding(name, False, f"is missing; expected shape {list(expected[name])}")
         elif name not in expected:
             if not any(pattern.search(name) for pattern in ignored):
-                yield Finding(name, False, f"does not belong here ({header.file})")
+                yield Finding(name, False, f"is not a tensor of this model ({header.file})")
         elif header.shape != expected[name]:
-            text = f"has the shape {list(header.shape)}, it should be {list(expected[name])}"
+            text = f"has the shape {list(header.shape)}, expected {list(expected[name])}"
             yield Finding(name, False, text)
         elif header.dtype not in ITEM_SIZES:
             known = ", ".join(ITEM_SIZES)
-            yield Finding(name, False, f"is of dtype {header.dtype}; those taken are {known}")
+            yield Finding(
+                name, False, f"has the unsupported dtype {header.dtype}; supported are {known}"
+            )
         else:
             good += 1
     if good == len(expected):

@@ -31,12 +31,12 @@ _STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as
 def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
     """Why the kernels are of no use for this model on this machine; None if they are."""
     if model.dtype not in (torch.float32, torch.bfloat16):
-        return f"they compute in float32 and bfloat16, not in {model.dtype}"
+        return f"the kernels support float32 and bfloat16, not {model.dtype}"
     if not microkernel.supported(model.dtype is torch.bfloat16):
-        return "this CPU has no AVX-512 for them, or has AMX, which oneDNN uses better"
+        return "this CPU lacks AVX-512, or has AMX, which oneDNN uses better"
     config = model.config
     if config.hidden_act != "silu" or config.hidden_size % 2 or config.intermediate_size % 2:
-        return "the decoder has another activation than SiLU, or odd sizes"
+        return "the decoder has an activation other than SiLU, or odd sizes"
     if any(layer.self_attn.qkv_proj.bias is not None for layer in model.model.layers):
         return "the decoder has biases"
     return None
@@ -218,7 +218,7 @@ def _pack_vision(model: Phi3VForCausalLM) -> None:
     vision = model.model.vision_embed_tokens
     config = model.config.vision_config
     linears = [name for name, module in vision.named_modules() if isinstance(module, nn.Linear)]
-    for name in tqdm(linears, desc="Packing the tower"):
+    for name in tqdm(linears, desc="Packing vision weights"):
         linear = vision.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         gelu = name.endswith("fc1") and config.hidden_act == "quick_gelu"

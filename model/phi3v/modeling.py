@@ -50,7 +50,7 @@ class Phi3VModel(Phi3Model):
         filled = sum(len(image) for image in images)
         if int(places.sum()) != filled:
             raise ValueError(
-                f"the prompt has {int(places.sum())} image positions, the images fill {filled}"
+                f"the prompt has {int(places.sum())} image positions, but the images have {filled}"
             )
         if images:
             embeddings[places] = torch.cat(images).to(embeddings.device, embeddings.dtype)

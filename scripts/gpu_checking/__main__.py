@@ -20,7 +20,7 @@ from scripts.gpu_checking import parity, paths, speed
 from scripts.gpu_checking.device import describe, fast_dtype, why_no_gpu
 from scripts.gpu_checking.paths import LONGEST_REASON
 
-ENOUGH = 14e9  # bytes of GPU memory for random weights of the official size, and some more
+ENOUGH = 14e9  # bytes of free GPU memory to run a model of the official size
 
 
 def main() -> int:
@@ -31,13 +31,13 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag = parser.add_argument
-    flag("--device", choices=["cuda", "cpu"], default="cuda", help="what is checked")
-    flag("--model", type=Path, help="checkpoint to measure the speed of, instead of a random one")
+    flag("--device", choices=["cuda", "cpu"], default="cuda", help="device to check")
+    flag("--model", type=Path, help="checkpoint for the speed test; default: a random one")
     flag(
         "--preset",
         choices=sorted(PRESETS),
-        help="size of the random one: full (8.3 GB, in the folder for temporary files) where the GPU "
-        "has room for it, else large (1.3 GB)",
+        help="size of the random checkpoint; default: full (8.3 GB, written to the temporary "
+        "directory) if it fits on the GPU, else large (1.3 GB)",
     )
     args = parser.parse_args()
     if args.device == "cuda" and (reason := why_no_gpu()):
@@ -69,10 +69,10 @@ def main() -> int:
 
 
 def _done(name: str, check: Callable[[], Report]) -> bool:
-    """Run a part and print its report at once: what comes after it may end the process."""
+    """Run a part and print its report at once, because a later part may kill the process."""
     try:
         report = check()
-    except Exception as error:  # what is wrong with a GPU has many forms, and is the finding
+    except Exception as error:  # any failure is a result to report
         traceback.print_exc()
         said = textwrap.shorten(str(error), LONGEST_REASON)
         print(f"## {name}: stopped by {type(error).__name__}: {said}\n", flush=True)

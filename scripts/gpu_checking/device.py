@@ -1,4 +1,4 @@
-"""The GPU and what torch knows of it."""
+"""The GPU, its driver and torch's support for it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from scripts.benchmarks.harness import machine
 
 
 def why_no_gpu() -> str | None:
-    """Why there is nothing to check, as a sentence; None where there is."""
+    """Why torch finds no GPU; None if it finds one."""
     if torch.cuda.is_available():
         return None
     version = f"torch {torch.__version__}"
     if torch.version.cuda is None:
-        return f"{version} is a build for CPUs and finds no GPU"
+        return f"{version} is a CPU build and finds no GPU"
     return (
-        f"{version} finds no GPU: the driver is missing or older than CUDA {torch.version.cuda} wants, "
-        "see nvidia-smi"
+        f"{version} finds no GPU: the driver is missing or too old for CUDA {torch.version.cuda}; "
+        "run nvidia-smi"
     )
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """What one would serve in: bfloat16, or float16 on GPUs that compute no bfloat16."""
+    """The fastest dtype: bfloat16, or float16 on GPUs without bfloat16."""
     return torch.float16 if device.type == "cuda" and not has_bfloat16(device) else torch.bfloat16
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """As ``--dtype`` has it."""
+    """The dtype's name for ``--dtype``."""
     return str(dtype).removeprefix("torch.")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def describe(device: torch.device) -> str:
-    """The machine, as a list in Markdown."""
+    """Describe the machine as a Markdown list."""
     facts = {
         "CPU": machine.describe(),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
@@ -55,7 +55,7 @@ def describe(device: torch.device) -> str:
         )
         facts["CUDA"] = f"{torch.version.cuda}, driver {_driver()}"
     else:
-        facts["GPU"] = "none was checked: the CPU stood in for it"
+        facts["GPU"] = "none (the CPU was checked instead)"
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
 

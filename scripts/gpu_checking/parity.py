@@ -1,4 +1,4 @@
-"""Whether a device answers as the CPU does, token for token in float32, and truly in a faster dtype."""
+"""Compare a device's answers with the CPU's in float32, and check them in a faster dtype."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from scripts.benchmarks.harness.driver import answer, greedy, load, random_promp
 from scripts.benchmarks.harness.report import Figure, Report
 from scripts.gpu_checking.device import name_of
 
-# Of the tiny checkpoint, whose rope regimes change at 1024 tokens: one crosses, one is beyond.
+# Prompt lengths for the tiny checkpoint, whose rope regime changes at 1024 tokens: one answer crosses
+# it, and one prompt is beyond.
 LENGTHS = (1, 17, 300, 1018, 1100)
 NEW_TOKENS = 24
 WINDOW = 2048
 
-# Pictures of a shape at a place, a question and the word that its true answer has.
+# A shape, its colour and position, a question, and a word that the right answer contains.
 CASES = (
     ("ellipse", "red", (60, 60, 240, 240), "What colour is the circle?", "red"),
     ("rectangle", "blue", (60, 60, 240, 240), "What colour is the square?", "blue"),
@@ -33,12 +34,12 @@ CASES = (
 
 
 def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
-    """Answers of the tiny checkpoint and of the demo, on the CPU and on the device."""
+    """Compare answers of the tiny checkpoint and of the demo on the CPU and on the device."""
     report = Report(
         "parity",
         f"greedy answers on {device.type} and on the CPU",
         [
-            "demo, asked",
+            "demo question",
             "CPU, float32",
             f"{device.type}, float32",
             f"{device.type}, {name_of(dtype)}",
@@ -68,7 +69,7 @@ def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
             "at most",
             0,
         ),
-        Figure(f"true {name_of(dtype)} answers of the demo", _true(fast), "at least", len(CASES)),
+        Figure(f"right {name_of(dtype)} answers of the demo", _true(fast), "at least", len(CASES)),
     ]
     return report
 
@@ -78,7 +79,7 @@ def _true(answers: list[str]) -> int:
 
 
 def random_answers(tiny: Path, device: str, gpus: int = 1) -> list[list[int]]:
-    """Token ids of float32 answers to random texts and to a picture, all computed together."""
+    """Token ids of float32 answers to random texts and an image, computed in one batch."""
     engine = load(tiny, "float32", WINDOW, device=device, pipeline_parallel_size=gpus)
     prompts = [random_prompts(1, length, length)[0] for length in LENGTHS]
     prompts.append(_prompt(engine, lambda: Image.linear_gradient("L"), "look"))
@@ -86,7 +87,7 @@ def random_answers(tiny: Path, device: str, gpus: int = 1) -> list[list[int]]:
 
 
 def demo_answers(device: str, dtype: str) -> list[str]:
-    """What the demo says of the pictures."""
+    """The demo's answers about the images of ``CASES``."""
     engine = load(CHECKPOINT, dtype, WINDOW, device=device)
     prompts = [
         _prompt(engine, partial(draw, shape, colour, box), question)
@@ -104,7 +105,7 @@ def demo_answers(device: str, dtype: str) -> list[str]:
 
 
 def draw(shape: str, colour: str, box: tuple[int, int, int, int]) -> Image.Image:
-    """A picture of one thing on grey."""
+    """An image of one shape on grey."""
     image = Image.new("RGB", (300, 300), (170, 175, 180))
     getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
     return image

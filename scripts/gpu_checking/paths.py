@@ -1,4 +1,4 @@
-"""Which of the fast paths work on a device, which the engine has chosen, and why not the others."""
+"""Which fast paths work on a device, which the engine uses, and why not the others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking.device import name_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-LONGEST_REASON = 160  # characters; torch may list all its backends
+LONGEST_REASON = 160  # characters; torch's errors may list all backends
 
 
 def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
-    """Probe torch's paged attention in each dtype, and look at what engines run on."""
+    """Probe torch's paged attention in each dtype, and load engines to see what they use."""
     report = Report("paths", f"fast paths on {device.type}", ["path", "dtype", "found"])
     config = Phi3VConfig.from_pretrained(tiny)
     for probed in DTYPES:
@@ -40,7 +40,7 @@ def check(tiny: Path, device: torch.device, dtype: torch.dtype) -> Report:
 
 
 def chosen(engine: Engine) -> dict[str, str]:
-    """What an engine runs on."""
+    """The implementations that an engine uses."""
     made = engine.describe()
     rows = ", ".join(map(str, sorted(made.graph_rows)))
     return {
@@ -64,7 +64,7 @@ def _unsupported_reason(
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What the model's side complains of meanwhile."""
+    """Collect warnings of the ``model`` package."""
     lines: list[str] = []
 
     class Keep(logging.Handler):

@@ -1,4 +1,4 @@
-"""How near tokens come to the memory's speed: each step of an answer reads all weights once."""
+"""Compare decode speed with memory bandwidth: each step reads all weights once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes, more than any cache holds
 
 
 def check(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> Report:
-    """Tokens/s of one answer and of several together, beside the roof of one."""
+    """Measure tokens/s of one and of several answers, and compare with the bandwidth's limit."""
     copied = copy_bandwidth(device)
     engine = load(checkpoint, name_of(dtype), 2048, device=device.type)
     shapes = weight_shapes(engine.network.config)
@@ -27,12 +27,12 @@ def check(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> Report:
     roof = copied / read
     report = Report(
         "speed",
-        f"{checkpoint.name} in {name_of(dtype)}, {read / 1e9:.3g} GB of weights read per step; a copy "
-        f"moves {copied / 1e9:.0f} GB/s, so a step reads them in {1000 / roof:.3g} ms at best",
-        ["answers together", "ms per step", "tokens/s", "of the roof's steps/s"],
+        f"{checkpoint.name} in {name_of(dtype)}, {read / 1e9:.3g} GB of weights per step; memory "
+        f"bandwidth is {copied / 1e9:.0f} GB/s, so a step takes at least {1000 / roof:.3g} ms",
+        ["batch size", "ms per step", "tokens/s", "share of the limit"],
     )
     for batch in BATCHES:
-        step_seconds(engine, batch, 4)  # unmeasured: libraries choose their kernels
+        step_seconds(engine, batch, 4)  # warm up: libraries choose their kernels
         seconds = step_seconds(engine, batch, STEPS)
         share = f"{100 / seconds / roof:.0f} %"
         report.rows.append([batch, 1000 * seconds, batch / seconds, share])
@@ -41,7 +41,7 @@ def check(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> Report:
 
 @torch.inference_mode()
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Bytes per second that a copy reads and writes, in total."""
     size = COPIED[device.type]
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
 

@@ -89,7 +89,9 @@ def test_why_a_path_is_not_taken_is_told(tiny: Path, monkeypatch: pytest.MonkeyP
         DECODER,
     ]
     (note,) = report.notes
-    assert note.startswith("logged, float32: attention gathers keys, has no graphs, and is slower")
+    assert note.startswith(
+        "logged, float32: attention without paging or CUDA graphs, which is slower"
+    )
     assert reason in report.markdown()
 
 

@@ -133,7 +133,7 @@ def test_a_killed_engine_leaves_nobody_waiting(tiny: Path) -> None:
     assert live.process.wait(60) == 1
     (said,) = [line for line in live.log if line.startswith("phi3v-server: ")]
     assert "the engine has failed; exiting" in said
-    check_log("".join(live.log), ["the engine thread ends"])
+    check_log("".join(live.log), ["the engine thread failed"])
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
@@ -168,7 +168,7 @@ def test_a_fault_is_seen_in_the_log(tiny: Path, style: str) -> None:
     found = faults(log)
     assert len(found) == 2, log
     assert all("faulty_server.py" in each for each in found)
-    step, preparation = "a step of 1 sequences failed", "Exception in ASGI application"
+    step, preparation = "a step of 1 sequence failed", "Exception in ASGI application"
     check_log(log, [step, preparation])
     with pytest.raises(AssertionError, match=preparation):
         check_log(log, [step])

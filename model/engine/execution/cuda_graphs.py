@@ -1,10 +1,9 @@
-"""Decoding by CUDA graphs: a step whose sequences compute one token each, replayed.
+"""CUDA graphs for decode steps, in which each sequence computes one token.
 
-The decoder launches hundreds of kernels for a step, each of which takes the host longer to launch
-than the GPU to run when there are few rows. A graph launches them all at once, but repeats exactly
-what was captured: the same kernels, at the same addresses. So there is a graph for each of some
-numbers of rows, all read one static tensor, and rows that are left over compute a token that nobody
-sees, in a block that nobody owns.
+A step launches hundreds of kernels, and with few rows launching a kernel takes longer than running it.
+A graph launches all of them at once, but repeats exactly what was captured: the same kernels at the
+same addresses. So there is one graph per batch size in ``buckets``, all graphs read one static input
+tensor, and padding rows compute a dummy token in the scratch block.
 
 Shape suffixes: R rows of a graph, S sequences sampled, V vocabulary.
 """
@@ -30,33 +29,33 @@ from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
-FIELDS = 3  # of a record before its block table: token id, position, rope regime
+FIELDS = 3  # fields of a record before its block table: token id, position, rope regime
 
 
 class Capture(Protocol):
-    """Records a computation on tensors that stay where they are."""
+    """Captures a computation on tensors with fixed addresses."""
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """A function that repeats ``compute`` and returns the same tensor each time, refilled."""
+        """Return a function that repeats ``compute`` and refills the same output tensor."""
         ...
 
 
 class CudaCapture:
-    """Captures CUDA graphs. They share the memory that they work in, so one is to run at a time."""
+    """Captures CUDA graphs. They share a memory pool, so only one may run at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See ``Capture``."""
-        # What libraries set up at a first call must not become part of the graph.
+        # Warm up first, because a library's one-time setup must not be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device.
+        # thread_local: other threads may keep using the device.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = compute()
 
@@ -68,18 +67,18 @@ class CudaCapture:
 
 
 class DecodeGraphs:
-    """The decoder captured for some numbers of rows.
+    """The decoder captured at several batch sizes.
 
     Args:
         decoder: of the model.
-        cache: whose keys and values it reads and writes.
+        cache: the KV cache.
         rope: of the same model.
-        buckets: numbers of rows, ascending.
-        max_blocks: in a sequence's block table, at most.
-        capture: records one computation.
+        buckets: batch sizes, ascending.
+        max_blocks: maximum length of a sequence's block table.
+        capture: captures one computation.
 
     Attributes:
-        rows: the numbers of rows.
+        rows: the batch sizes.
     """
 
     def __init__(
@@ -95,15 +94,15 @@ class DecodeGraphs:
         self._cache = cache
         self._rope = rope
         self.rows = buckets
-        # A row that stands for no sequence: token 0 at position 0 of the scratch block.
+        # A padding row: token 0 at position 0 of the scratch block.
         self._filler = np.array([0, 0, 0, *[cache.scratch_block] * max_blocks])
         self._records = torch.from_numpy(self._filler).repeat(buckets[-1], 1).to(decoder.device)
-        # The largest first, whose memory then has room for the others.
-        bar = tqdm(reversed(buckets), "Capturing graphs", len(buckets))
+        # The largest first, so that the others reuse its memory.
+        bar = tqdm(reversed(buckets), "Capturing CUDA graphs", len(buckets))
         self._replays = {rows: capture(self._computation(rows)) for rows in bar}
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Compute a text token of each sequence; float32 logits ``(S, V)`` of those that sample."""
+        """Compute one text token per sequence; returns float32 logits ``(S, V)`` of sampling rows."""
         rows = min(rows for rows in self._replays if rows >= len(chunks))
         records = np.tile(self._filler, (rows, 1))
         for record, chunk in zip(records, chunks, strict=False):
@@ -112,11 +111,11 @@ class DecodeGraphs:
             record[FIELDS:][: len(sequence.block_table)] = sequence.block_table
         self._records[:rows].copy_(to_device(torch.from_numpy(records), self._decoder.device))
         logits_RV = self._replays[rows]()
-        # A copy: the next replay overwrites these.
+        # Indexing copies the logits, which the next replay overwrites.
         return logits_RV[[row for row, chunk in enumerate(chunks) if chunk.num_sampled]]
 
     def _computation(self, rows: int) -> Callable[[], Tensor]:
-        """From the first ``rows`` records to their logits."""
+        """The computation from the first ``rows`` records to their logits."""
         records = self._records[:rows]
 
         def compute() -> Tensor:
@@ -137,11 +136,11 @@ def make_decode_graphs(
     rows: Rows[int],
     max_blocks: int,
 ) -> DecodeGraphs | None:
-    """Graphs for these numbers of rows, ascending; None where there are none, which is logged."""
+    """Capture graphs for these batch sizes, ascending; None, with a warning, if that is impossible."""
     if not isinstance(cache, CudaKVCache):
-        return None  # whose making has told why
+        return None  # make_kv_cache has logged why
     try:
         return DecodeGraphs(decoder, cache, rope, rows, max_blocks, CudaCapture())
     except Exception as error:
-        logger.warning("decoding runs without CUDA graphs and so slower: %s", error)
+        logger.warning("decoding without CUDA graphs, which is slower: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""Image embeddings by digest, so that an image seen before skips the vision tower."""
+"""A cache of image embeddings; cached images skip the vision tower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class EmbeddingCache:
-    """The most recently used embeddings, up to a number of bytes; 0 keeps none."""
+    """An LRU cache of embeddings by digest, up to ``max_bytes``; 0 disables it."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -17,7 +17,7 @@ class EmbeddingCache:
         self.num_hits = 0
 
     def get(self, digest: bytes) -> Tensor | None:
-        """The embedding of the image with this digest, counted as used now."""
+        """Look up an embedding and mark it as recently used."""
         embedding = self._embeddings.get(digest)
         if embedding is not None:
             self.num_hits += 1
@@ -25,7 +25,7 @@ class EmbeddingCache:
         return embedding
 
     def put(self, digest: bytes, embedding: Tensor) -> None:
-        """Keep an embedding that is not there yet, if it fits at all, for others less used."""
+        """Add an embedding that is not cached yet, evicting old ones; too large ones are not added."""
         if embedding.nbytes > self._max_bytes:
             return
         self._embeddings[digest] = embedding

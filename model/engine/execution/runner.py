@@ -1,4 +1,4 @@
-"""Runs the decoder on a step's chunks.
+"""Runs the decoder on the chunks of a step.
 
 Shape suffixes: T tokens of the step, E hidden size, H heads, G key-value heads, D head dim, S
 sequences sampled, V vocabulary.
@@ -21,14 +21,14 @@ from model.phi3v.transfer import to_device
 def make_runner(
     decoder: Decoder, cache: PagedCache, rope: LongRope, policy: Policy, max_blocks: int
 ) -> Runner:
-    """The runner of an engine, with CUDA graphs where there are any.
+    """Create an engine's runner, with CUDA graphs if possible.
 
     Args:
         decoder: of the model.
-        cache: of the same sizes.
+        cache: the KV cache.
         rope: of the model.
         policy: of the engine.
-        max_blocks: most blocks of a sequence.
+        max_blocks: maximum number of blocks of a sequence.
     """
     graphs = make_decode_graphs(decoder, cache, rope, policy.graph_rows, max_blocks)
     return Runner(decoder, cache, rope, policy.fixed_rows, graphs)
@@ -38,8 +38,8 @@ class Runner:
     """The decoder with its KV cache.
 
     Args:
-        fixed_rows: see ``Policy``; needless where the decoder is batch invariant by itself.
-        graphs: for steps of single tokens, where there are any.
+        fixed_rows: see ``Policy``; ignored if the decoder is batch invariant.
+        graphs: CUDA graphs for steps of single tokens, if any.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Runner:
 
     @property
     def graph_rows(self) -> tuple[int, ...]:
-        """Numbers of rows that CUDA graphs were captured for."""
+        """Batch sizes with CUDA graphs."""
         return () if self._graphs is None else tuple(self._graphs.rows)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Compute the chunks; returns float32 logits ``(S, V)``: each chunk's ``num_sampled`` rows."""
+        """Compute the chunks; returns float32 logits ``(S, V)``, ``num_sampled`` rows per chunk."""
         if not self._fixed_rows:
             return self._compute(chunks, 0)
         single = [chunk for chunk in chunks if chunk.is_text_token]
@@ -78,7 +78,7 @@ class Runner:
         return torch.stack(found) if found else torch.empty(0)
 
     def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
-        """Logits of the chunks that sample, computed in a batch padded to ``rows`` where that is set."""
+        """Logits of the chunks that sample, computed in a batch padded to ``rows`` if not 0."""
         if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
             return self._graphs.run(chunks)
         hidden_TE = self._embed(chunks)
@@ -100,12 +100,12 @@ class Runner:
             )
         cos_TD, sin_TD = self._rope.cos_sin(position_T, regime_T, self._decoder.dtype)
         hidden_TE = self._decoder(hidden_TE, cos_TD, sin_TD, attend)
-        if rows:  # all of them, however many are wanted
+        if rows:  # a fixed batch size for the head too
             return self._decoder.logits(hidden_TE)[sampled]
         return self._decoder.logits(hidden_TE[sampled])
 
     def _embed(self, chunks: list[Chunk]) -> Tensor:
-        """Embeddings of the chunks' tokens, images' at their positions."""
+        """Embeddings of the chunks' tokens, with image embeddings at image positions."""
         ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
         embedded_TE = self._decoder.embed(self._tensor(ids).clamp(min=0))
         row = 0
@@ -113,7 +113,7 @@ class Runner:
             sequence, span = chunk.sequence, chunk.sequence.image_span
             if span is not None and chunk.start < span.end and span.start < chunk.end:
                 image = sequence.image_embedding
-                assert image is not None, "an image's tokens came before the tower"
+                assert image is not None, "image tokens were scheduled before the tower ran"
                 first, end = max(chunk.start, span.start), min(chunk.end, span.end)
                 at = row + first - chunk.start
                 embedded_TE[at : at + end - first] = image[first - span.start : end - span.start]
@@ -125,7 +125,7 @@ class Runner:
 
 
 class _Padded:
-    """Attention that leaves the rows after the first ``count`` out."""
+    """Attention that skips the padding rows after the first ``count``."""
 
     def __init__(self, attend: Attention, count: int) -> None:
         self._attend = attend

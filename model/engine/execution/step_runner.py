@@ -1,6 +1,6 @@
-"""Computes a step: decoder, grammars' masks, sampler. A fault in it is traced to the rows it is due to.
+"""Computes a step: decoder, token masks, sampler; retries a failed step to find the faulty chunks.
 
-Nothing that is computed here changes a sequence, so that a step may be tried again.
+Nothing here changes a sequence, so a step can be retried.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Computed = tuple[Chunk, list[Sample]]
 
 
 class StepRunner:
-    """The decoder and the sampler.
+    """Runs the decoder and the sampler.
 
     Args:
-        runner: of the decoder.
-        token_masks: what grammars allow.
+        runner: runs the decoder.
+        token_masks: the grammars' masks.
     """
 
     def __init__(self, runner: Runner, token_masks: TokenMasks) -> None:
@@ -33,14 +33,13 @@ class StepRunner:
         self._token_masks = token_masks
 
     def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
-        """Compute the chunks; returns them with what was sampled, and those that failed with why.
+        """Compute the chunks; returns them with their samples, and failed ones with their exceptions.
 
-        Nothing is sampled for those whose grammars are late.
-
-        A step that fails is tried again chunk by chunk, which also takes less memory.
+        Sequences with late grammars get no samples. A failed step is retried chunk by chunk, which
+        also takes less memory.
 
         Raises:
-            torch.AcceleratorError: the device is in a state that only a new process gets out of.
+            torch.AcceleratorError: the device is unusable until the process restarts.
         """
         result = self._attempt(chunks)
         if not isinstance(result, Exception):
@@ -58,7 +57,7 @@ class StepRunner:
         return computed, failed
 
     def _attempt(self, chunks: list[Chunk]) -> list[Computed] | Exception:
-        """The chunks with what was sampled; or why that failed, which is in the log then."""
+        """Compute the chunks once; returns the exception, after logging it, if that fails."""
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
         try:
             logits_SV = self._runner.run(chunks)
@@ -71,7 +70,8 @@ class StepRunner:
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            logger.exception("a step of %d sequences failed", len(chunks))
+            sequences = "1 sequence" if len(chunks) == 1 else f"{len(chunks)} sequences"
+            logger.exception("a step of %s failed", sequences)
             return error
         left = iter(samples)
         return [

@@ -1,8 +1,8 @@
-"""Runs the vision tower for the sequences that need it, a slice of time per step.
+"""Runs the vision tower for waiting sequences, in time slices between steps.
 
-The tower takes as long as hundreds of decode steps. It is run in parts, a layer of a few crops each,
-so that a step ends when others have waited long enough. Images of several sequences share a pass
-where their crops fit; sequences with the same image share its embedding.
+The tower takes as long as hundreds of decode steps. It runs in parts, one layer of a few crops each, so
+that it can pause for running streams. Images of several sequences share a pass if their crops fit;
+sequences with the same image share its embedding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Pass:
-    """Images on their way through the tower together."""
+    """Images that go through the tower together."""
 
     images: dict[bytes, ImageInputs]
     parts: Generator[None, None, list[Tensor]]
@@ -37,10 +37,10 @@ class VisionRunner:
     Args:
         tower: the vision tower.
         cache: of its embeddings.
-        single_images: whether each image goes through it alone.
+        single_images: run the tower on one image at a time.
 
     Attributes:
-        num_images: images that went through the tower.
+        num_images: number of images computed.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class VisionRunner:
         self._tower = tower
         self._pass: _Pass | None = None
         self._single_images = single_images
-        self._alone: set[bytes] = set()  # images that failed in company
+        self._alone: set[bytes] = set()  # images of failed passes, to be retried alone
 
     def advance(
         self, sequences: list[Sequence], seconds: float
     ) -> list[tuple[Sequence, Exception]]:
-        """Work for about ``seconds`` on the images of ``sequences``, the first come first.
+        """Compute images of ``sequences``, in order, for about ``seconds``.
 
-        Sequences whose image is done get its embedding; returns those whose image failed.
+        Sets the embeddings of finished images; returns sequences with failed images.
         """
         deadline = time.perf_counter() + seconds
         failures = []
@@ -85,7 +85,7 @@ class VisionRunner:
     def _work(
         self, wanted: dict[bytes, ImageInputs], deadline: float
     ) -> dict[bytes, Tensor | Exception] | None:
-        """Results of one pass; None when it is not finished by the deadline."""
+        """Results of one pass; None if it is not finished by the deadline."""
         if self._pass is None or not self._pass.images.keys() & wanted.keys():
             self._pass = self._start(wanted)
         digests = list(self._pass.images)
@@ -95,18 +95,19 @@ class VisionRunner:
             while True:
                 next(self._pass.parts)
                 started, now = now, time.perf_counter()
-                if now + (now - started) >= deadline:  # the next part would take as long
+                if now + (now - started) >= deadline:  # the next part would end after it
                     return None
         except StopIteration as end:
             embeddings = end.value
-        except torch.AcceleratorError:  # of no image; see StepRunner
+        except torch.AcceleratorError:  # not caused by an image; see StepRunner
             raise
         except Exception as error:
-            logger.exception("the vision tower failed at %d images", len(digests))
+            images = "1 image" if len(digests) == 1 else f"{len(digests)} images"
+            logger.exception("the vision tower failed on %s", images)
             self._pass = None
             if len(digests) == 1:
                 return {digests[0]: error}
-            self._alone.update(digests)  # to spare the neighbours of the one that fails
+            self._alone.update(digests)  # only the faulty image must fail
             return {}
         self._pass = None
         self.num_images += len(digests)
@@ -116,7 +117,7 @@ class VisionRunner:
         return dict(zip(digests, embeddings, strict=True))
 
     def _start(self, wanted: dict[bytes, ImageInputs]) -> _Pass:
-        """A pass for the first image, and for the next ones as long as their crops fit in."""
+        """Start a pass of the first image, and of the following ones while their crops fit."""
         images: dict[bytes, ImageInputs] = {}
         crops = 0
         for digest, image in wanted.items():

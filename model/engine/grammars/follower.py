@@ -1,7 +1,7 @@
-"""The engine's end of the process that follows the sequences of one grammar.
+"""The engine's connection to the process that follows the sequences of one grammar.
 
-Requests go out in batches, one for a step; masks come back in shared memory. The process says which
-sequence it is busy with: when it dies, that one fails, and another process follows the rest anew.
+The engine sends one batch per step; masks come back in shared memory. The process publishes which
+sequence it is working on: if it dies, that sequence fails, and a new process follows the others.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from numpy.typing import NDArray
 from model.engine.grammars.protocol import COUNT, DROP, HEAD, NOBODY
 from model.errors import OverloadedError
 
-STALL_SECONDS = 20.0  # that a reply may take by the clock, were the process not to run at all
+STALL_SECONDS = 20.0  # wall-clock limit of a reply, for a process that hangs
 READ_SIZE = 1 << 18
 LONGEST = 1 << 16  # bytes of a message
 
 
 class Followed(Protocol):
-    """A sequence, as the process knows it."""
+    """A sequence that the process follows."""
 
     @property
     def accepted(self) -> list[int]:
         """Its tokens so far."""
 
     def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> bool:
-        """Take what the process says next of it, if that makes sense; its masks are in ``mask``."""
+        """Handle the next message about it; False if it is invalid. Masks are in ``mask``."""
 
     def begin_anew(self) -> None:
-        """Forget what the process has said."""
+        """Reset, because a new process starts over."""
 
     def fail(self, reason: str | None) -> None:
-        """What is wrong, in the process's words if it had any."""
+        """Fail with the process's error message, if there is one."""
 
 
 class Follower:
-    """Talks to the process. Used by the engine's thread alone; never blocks.
+    """Communicates with the process. Engine thread only; waits only when told to.
 
     Args:
-        start: starts a process; returns the connection to it, and the rows that it shares.
+        start: starts a process; returns the connection and the shared rows.
     """
 
     _process: socket.socket
@@ -56,9 +56,9 @@ class Follower:
     _batch: array[int]
     _outbox: bytearray
     _inbox: bytearray
-    _awaited: Counter[int]  # how many messages are to come of each sequence
+    _awaited: Counter[int]  # number of messages still to come, by sequence
     _asked_at: float
-    _was_heard: bool  # whether the process has said anything
+    _was_heard: bool  # whether any message has arrived
 
     def __init__(self, start: Callable[[], tuple[socket.socket, NDArray[np.uint8]]]) -> None:
         self._start = start
@@ -67,19 +67,21 @@ class Follower:
 
     @property
     def is_closed(self) -> bool:
-        """Whether there is no process because there are no sequences."""
+        """Whether there are no sequences, and so no process."""
         return self._process.fileno() < 0
 
     def join(self, sequence: Followed) -> int:
-        """Follow another sequence, from its tokens so far; returns its number.
+        """Follow another sequence from its tokens so far; returns its number.
 
         Raises:
-            OverloadedError: there are too many, with those whose clients have just gone away.
+            OverloadedError: too many sequences, including those aborted just now.
         """
-        taken = self._sequences.keys() | +self._awaited  # of others there may still be messages
+        taken = (
+            self._sequences.keys() | +self._awaited
+        )  # messages about aborted ones may still arrive
         number = next(number for number in itertools.count() if number not in taken)
         if number >= len(self._shared) - 1:
-            raise OverloadedError("too many answers to this grammar have been begun; try again")
+            raise OverloadedError("too many answers use this grammar; try again in a moment")
         self._sequences[number] = sequence
         self.ask(number, sequence.accepted)
         return number
@@ -94,25 +96,25 @@ class Follower:
             self._close()
 
     def ask(self, number: int, tokens: list[int]) -> None:
-        """Advance a sequence by some tokens, at the next ``flush``."""
+        """Advance a sequence by tokens; sent by the next ``flush``."""
         self._batch.extend((number, len(tokens), *tokens))
         self._awaited[number] += 2
 
     def flush(self) -> None:
-        """Send what is queued."""
+        """Send queued requests."""
         if self._batch:
             self._outbox += COUNT.pack(len(self._batch)) + self._batch.tobytes()
             self._asked_at = time.monotonic()
             self._batch = array("i")
-        with contextlib.suppress(OSError):  # too full, or gone; that is noticed in receiving
+        with contextlib.suppress(OSError):  # buffer full or process dead; receive() notices
             while self._outbox:
                 del self._outbox[: self._process.send(self._outbox)]
 
     def receive(self, until: float) -> bool:
-        """Hand on what has come, or notice that nothing will; False when it is too late for that.
+        """Handle new messages, or replace a dead process; False if nothing arrives in time.
 
         Args:
-            until: how long to wait, by ``time.monotonic``.
+            until: deadline, by ``time.monotonic``.
         """
         if self.is_closed:
             return False
@@ -136,20 +138,20 @@ class Follower:
         return True
 
     def wait(self, until: float) -> None:
-        """Wait until something has come."""
+        """Wait until a message arrives."""
         if not self.is_closed:
             self.flush()
             self._is_ready(until)
 
     def _is_ready(self, until: float) -> bool:
-        """Wait until there is something to read, or to go on sending."""
+        """Wait until the connection is readable, or writable if there is something to send."""
         poll = select.poll()
         poll.register(self._process, select.POLLIN | (select.POLLOUT if self._outbox else 0))
         return bool(poll.poll(max(0.0, 1000 * (until - time.monotonic()))))
 
     def _close(self) -> None:
         self._process.close()
-        self._shared = self._shared[:0].copy()  # or its memory would stay mapped
+        self._shared = self._shared[:0].copy()  # releases the mapped memory
 
     def _open(self) -> None:
         self._process, self._shared = self._start()
@@ -159,7 +161,7 @@ class Follower:
         self._asked_at = time.monotonic()
 
     def _hand_on(self) -> bool:
-        """Hand on messages that have come whole; whether they make sense."""
+        """Handle complete messages; False if one is invalid."""
         inbox = self._inbox
         while len(inbox) >= HEAD.size:
             number, ends, is_error, size = HEAD.unpack_from(inbox)
@@ -180,16 +182,16 @@ class Follower:
         return True
 
     def _replace(self) -> None:
-        """Switch to a new process; the sequence that the old one was busy with fails."""
+        """Start a new process; the sequence that the old one was working on fails."""
         culprit = int(self._shared[0].view(np.int32)[0])
         self._close()
-        # One that did nothing was not started: the one that starts them may be gone.
+        # If it did nothing it was never started: the process that forks it may be dead.
         if culprit != NOBODY or self._was_heard:
             with contextlib.suppress(OSError):  # too many open files
                 self._open()
         if self.is_closed:
             for sequence in self._sequences.values():
-                sequence.fail("the process that follows its answers has ended; try again")
+                sequence.fail("the grammar's process has died; try again")
             self._sequences.clear()
             return
         for number, sequence in list(self._sequences.items()):

@@ -1,4 +1,4 @@
-"""The grammars of one checkpoint, each compiled in a process that is kept for requests to come."""
+"""Compiles grammars, each in its own process, and caches them for later requests."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from model.engine.request import GrammarSpec
 from model.errors import GrammarError, OverloadedError
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
-WORKER = "model.engine.grammars.worker:prepare"  # not imported here, nor the library behind it
+WORKER = "model.engine.grammars.worker:prepare"  # imported only in the processes, with its library
 LARGEST_SOURCE = 200_000  # characters
-KEPT = 64  # grammars for requests to come,
-KEPT_BYTES = 256 << 20  # of that memory together
-MOST_BYTES = 1 << 30  # of all grammars that requests hold
+KEPT = 64  # cached grammars
+KEPT_BYTES = 256 << 20  # of all cached grammars
+MOST_BYTES = 1 << 30  # of all grammars in use
 LONGEST_REPLY = 20_000  # bytes
-COMPILE_TIMEOUT = 30.0  # seconds by the clock; the processor time is bounded in the process
-LOOK_EVERY = 0.05  # seconds, whether the request is still wanted
+COMPILE_TIMEOUT = 30.0  # wall-clock seconds; the process itself limits CPU time
+LOOK_EVERY = 0.05  # seconds between checks for cancellation
 Key = tuple[str, str, str]
 
 
 class CancelledError(Exception):
-    """Nobody wants the grammar any more."""
+    """The request was cancelled."""
 
 
 class Grammar:
-    """A process that has compiled a grammar; it ends when nobody refers to this any more.
+    """A compiled grammar and its process, which ends when this object is garbage-collected.
 
     Attributes:
-        num_bytes: memory of the process that is its own.
+        num_bytes: the process's private memory.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Grammar:
 
     @property
     def is_alive(self) -> bool:
-        """Whether sequences can be begun."""
+        """Whether the process is alive."""
         return not self._worker.has_ended
 
     def begin(self) -> GrammarState:
-        """A state at the start of the grammar; does not wait. The engine's thread alone."""
+        """A new state at the start of the grammar; does not block. Engine thread only."""
         if self._follower is None or self._follower.is_closed:
             self._follower = Follower(self._fork)
         return GrammarState(self._follower, self._spec)
@@ -79,9 +79,9 @@ class Grammars:
 
     Args:
         tokenizer: of the checkpoint.
-        vocabulary: size of the logits' rows.
-        stop_ids: tokens that may end an answer.
-        max_sequences: most that are in flight at a time.
+        vocabulary: number of logits.
+        stop_ids: tokens that end an answer.
+        max_sequences: maximum number of sequences in flight.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Grammars:
         stop_ids: frozenset[int],
         max_sequences: int,
     ) -> None:
-        # One to say which sequence is being worked on, and two for each sequence: a number is free
-        # again only when all messages about it have been read.
+        # One row for the sequence being worked on, and two per sequence: a number can be reused only
+        # when all messages about it have been read.
         self._rows = 1 + 2 * max_sequences
         self._mask_bytes = mask_bytes(vocabulary)
         words = [tokenizer.token_bytes(i) for i in range(vocabulary)]
@@ -106,20 +106,22 @@ class Grammars:
     def compile(
         self, spec: GrammarSpec, salt: str = "", unwanted: threading.Event | None = None
     ) -> Grammar:
-        """The compiled grammar; may take seconds.
+        """Compile a grammar, or return the cached one; may take seconds.
 
         Args:
-            spec: what is asked for.
-            salt: the grammar is shared with requests of the same salt.
-            unwanted: set when nobody waits for it any more.
+            spec: the grammar's source.
+            salt: only requests with the same salt share the grammar.
+            unwanted: set when the request is cancelled.
 
         Raises:
-            GrammarError: it is broken, not supported, or too complex.
-            OverloadedError: the grammars of other requests take all memory that there is for them.
-            CancelledError: it is unwanted.
+            GrammarError: it is invalid, not supported, or too complex.
+            OverloadedError: the grammars in use take too much memory.
+            CancelledError: the request was cancelled.
         """
         if len(spec.source) > LARGEST_SOURCE:
-            raise spec.error(f"it has {len(spec.source)} characters, the limit is {LARGEST_SOURCE}")
+            raise spec.error(
+                f"it has {len(spec.source)} characters, the limit is {LARGEST_SOURCE}; shorten it"
+            )
         unwanted = unwanted or threading.Event()
         key = (salt, spec.kind, spec.source)
         done: Future[None] = Future()
@@ -144,13 +146,13 @@ class Grammars:
         self._zygote.close()
 
     def _claim(self, key: Key, done: Future[None]) -> Grammar | Future[None]:
-        """The grammar; or what ends when another thread has compiled it; or ``done``, to compile it."""
+        """The cached grammar; or another thread's future; or ``done`` if the caller must compile."""
         with self._lock:
             grammar = self._kept.get(key)
             if grammar is not None and grammar.is_alive:
                 self._kept.move_to_end(key)
                 return grammar
-            self._kept.pop(key, None)  # killed by the system, say
+            self._kept.pop(key, None)  # its process was killed
             return self._compiling.setdefault(key, done)
 
     def _keep(self, key: Key, grammar: Grammar) -> None:
@@ -165,7 +167,7 @@ class Grammars:
             taken = _bytes(self._all)
         if taken > MOST_BYTES:
             raise OverloadedError(
-                f"the grammars of other requests take {taken} bytes and the limit is {MOST_BYTES}; "
+                f"the grammars in use take {taken} bytes, the limit is {MOST_BYTES}; "
                 "try again in a moment"
             )
         try:
@@ -179,7 +181,7 @@ class Grammars:
             if "bytes" in reply:
                 return Grammar(worker, spec, reply["bytes"], self._rows, self._mask_bytes)
             raise self._error(worker, spec, reply["error"], unwanted)
-        except (OSError, EOFError, ValueError, KeyError) as error:  # also what makes no sense
+        except (OSError, EOFError, ValueError, KeyError) as error:  # including an invalid reply
             worker.end()
             raise spec.error(too_complex("compiling it", COMPILE_SECONDS)) from error
         except BaseException:
@@ -191,14 +193,14 @@ class Grammars:
     ) -> GrammarError:
         place: list[str | int] = []
         if spec.kind == "json_schema":
-            # Where in the schema it is may remain unknown.
+            # Finding the invalid part of the schema may fail.
             with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 place = self._receive(worker, unwanted)["place"]
         return spec.error(reason, tuple(place))
 
     @staticmethod
     def _receive(worker: Worker, unwanted: threading.Event) -> dict[str, Any]:
-        """The worker's next message; raises OSError, EOFError, ValueError or CancelledError."""
+        """Receive a message; raises OSError, EOFError, ValueError or CancelledError."""
         deadline = time.monotonic() + COMPILE_TIMEOUT
         while not readable(worker.socket, LOOK_EVERY):
             _require(unwanted)
@@ -206,15 +208,15 @@ class Grammars:
                 raise TimeoutError
         reply = json.loads(worker.connection.recv_bytes(LONGEST_REPLY))
         if not isinstance(reply, dict):
-            raise ValueError("no object")
+            raise ValueError("not a JSON object")
         return reply
 
 
 def _fork(worker: Worker, rows: int, mask_bytes: int) -> tuple[socket.socket, NDArray[np.uint8]]:
-    """Fork a process that follows sequences; returns its connection and shared memory."""
+    """Fork a process that follows sequences; returns the connection and shared memory."""
     mine, theirs = socket.socketpair()
     with theirs, _shared_file(rows * mask_bytes) as file:
-        with contextlib.suppress(OSError):  # nobody will be found at the other end
+        with contextlib.suppress(OSError):  # the worker is dead, which receive() notices
             socket.send_fds(worker.socket, [BEGIN], [theirs.fileno(), file])
         shared = np.frombuffer(mmap.mmap(file, 0), np.uint8).reshape(rows, mask_bytes)
     shared[0].view(np.int32)[0] = NOBODY
@@ -223,7 +225,7 @@ def _fork(worker: Worker, rows: int, mask_bytes: int) -> tuple[socket.socket, ND
 
 @contextlib.contextmanager
 def _shared_file(size: int) -> Iterator[int]:
-    """A file in memory, where the system has such, to be mapped while this is open."""
+    """A file to share memory with, in memory if the system supports that."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("masks")
     else:

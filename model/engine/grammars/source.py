@@ -1,4 +1,4 @@
-"""From what a request asks for to a grammar in llguidance's form. Runs in workers alone."""
+"""Converts a request's grammar to llguidance's format. Runs only in worker processes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 LARGEST_MULTIPLE = 100_000
-SEARCH_SECONDS = 0.5  # for the part of a broken schema that is at fault
+SEARCH_SECONDS = 0.5  # to find the invalid part of a schema
 Kind = Literal["json_schema", "regex", "grammar"]
 Place = tuple[str | int, ...]
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = ("items", "additionalProperties")
-# The way models write JSON; and a fixed way, so that keys and marks can be forced.
+# The whitespace that models usually write; fixed, so that keys and punctuation can be forced.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class BrokenGrammarError(ValueError):
-    """The grammar cannot be used; the text says why."""
+    """The grammar is invalid; the message says why."""
 
 
 def to_llguidance(kind: Kind, source: str) -> str:
-    """The grammar in llguidance's form, with the space before it; raises BrokenGrammarError."""
+    """The grammar in llguidance's format, after a leading space; raises BrokenGrammarError."""
     if kind == "regex":
         regex = regex_to_lark(source, use_ascii="")
         return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: /{regex}/\n')
     if kind == "grammar":
         try:
             lark = any_to_lark(source)
-        except Exception as error:  # its parser raises all kinds
+        except Exception as error:  # its parser raises many kinds
             raise BrokenGrammarError(str(error)) from error
         return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %lark {{\n{lark}\n}}\n')
     schema = json.loads(source)
@@ -44,11 +44,11 @@ def to_llguidance(kind: Kind, source: str) -> str:
 
 
 def culprit(schema: dict[str, Any], is_broken: Callable[[str], bool]) -> Place:
-    """Place of the smallest part of a broken schema that cannot be used by itself.
+    """Path of the smallest invalid part of an invalid schema.
 
     Args:
-        schema: the whole.
-        is_broken: whether a grammar in llguidance's form cannot be compiled.
+        schema: the whole schema.
+        is_broken: whether a grammar in llguidance's format fails to compile.
     """
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     path: Place = ()
@@ -67,7 +67,10 @@ def culprit(schema: dict[str, Any], is_broken: Callable[[str], bool]) -> Place:
 
 
 def _refuse_large_multiples(schema: Any) -> None:
-    """The automaton of a multiple has as many states, also of those that are combined."""
+    """Raise BrokenGrammarError if the common multiple of all multipleOf is too large.
+
+    The automaton for a multiple has that many states.
+    """
     common, waiting = 1, [schema]
     while waiting:
         part = waiting.pop()
@@ -82,7 +85,7 @@ def _refuse_large_multiples(schema: Any) -> None:
                 common = LARGEST_MULTIPLE
     if common >= LARGEST_MULTIPLE:
         raise BrokenGrammarError(
-            f"the common multiple of its multipleOf is not below {LARGEST_MULTIPLE}"
+            f"the common multiple of all multipleOf must be below {LARGEST_MULTIPLE}"
         )
 
 
@@ -92,7 +95,7 @@ def _of_schema(schema: Any) -> str:
 
 
 def _parts(schema: Any) -> Iterator[tuple[Place, Any]]:
-    """The schemas directly in a schema, and their paths."""
+    """The direct subschemas of a schema, with their paths."""
     if not isinstance(schema, dict):
         return
     for key in SCHEMAS_BY_NAME:

@@ -1,4 +1,4 @@
-"""How far one sequence has come in its grammar, as the process that follows it says."""
+"""The state of one sequence in its grammar, as reported by the grammar's process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from model.errors import GrammarError
 
 
 class GrammarState:
-    """The state of one sequence. Used by the engine's thread alone; never waits longer than it is told to.
+    """The state of one sequence. Engine thread only; never blocks beyond the given deadline.
 
     Args:
-        follower: of the grammar's sequences.
-        spec: what the grammar was compiled from, for errors.
+        follower: the connection to the grammar's process.
+        spec: the grammar's source, for errors.
 
     Attributes:
         accepted: the answer's tokens so far.
-        error: what went wrong, if anything: the grammar took too much.
-        is_late: whether the wait for it was in vain; the sequence sits steps out until ``catch_up``.
-        mask: a bit for each token that may come next, the lowest first; None until it has come.
+        error: the error that ended it, if any.
+        is_late: whether a wait timed out; the sequence skips steps until ``catch_up``.
+        mask: one bit per allowed token, lowest first; None until it has arrived.
     """
 
     accepted: list[int]
@@ -33,10 +33,10 @@ class GrammarState:
     is_late: bool
     mask: NDArray[np.uint8] | None
     _forced: deque[int]
-    _has_more: bool  # whether more may be forced after these
+    _has_more: bool  # whether more tokens may be forced after these
     _ends: bool
     _awaits_reply: bool
-    _unneeded: int  # masks still to come that nobody waits for
+    _unneeded: int  # number of outdated masks still to arrive
 
     def __init__(self, follower: Follower, spec: GrammarSpec) -> None:
         self._follower = follower
@@ -48,16 +48,16 @@ class GrammarState:
 
     @property
     def forced(self) -> int | None:
-        """The only token that may come next, where it is known to be the only one."""
+        """The next token if the grammar forces it, else None."""
         return self._forced[0] if self._forced else None
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether the answer is complete: no token may follow."""
         return self._ends and not self._forced and not self._awaits_reply and self.error is None
 
     def accept(self, token_id: int) -> None:
-        """Go on by a token that was allowed, and does not end the answer. ``settle`` comes next."""
+        """Advance by an allowed token that does not end the answer; call ``settle`` next."""
         self.accepted.append(token_id)
         if self.error is not None:
             return
@@ -69,43 +69,43 @@ class GrammarState:
             self._ask([token_id])
 
     def send(self) -> None:
-        """Send the process what was accepted."""
+        """Send accepted tokens to the process."""
         self._follower.flush()
 
     def settle(self, until: float) -> None:
-        """Learn what the accepted token forces; it is late if that is not known.
+        """Wait for the tokens that the accepted one forces; late if they do not arrive.
 
         Args:
-            until: how long to wait, by ``time.monotonic``.
+            until: deadline, by ``time.monotonic``.
         """
         while self._awaits_reply and self.error is None and self._follower.receive(until):
             pass
         self.is_late = self._awaits_reply and self.error is None
 
     def wait_for_mask(self, until: float) -> None:
-        """Get the mask, or a forced token or an error in its place; it is late if there is none."""
+        """Wait for the mask, a forced token or an error; late if none arrives."""
         while not self._can_sample and not self.is_finished and self._follower.receive(until):
             pass
         self.look()
 
     def look(self) -> None:
-        """Update ``is_late``: the mask may have come while others were waited for."""
+        """Update ``is_late``: the mask may have arrived while waiting for others."""
         self.is_late = not self._can_sample
 
     def catch_up(self) -> bool:
-        """Whether what was late has come since; does not wait."""
+        """Update ``is_late`` without waiting; returns whether it is no longer late."""
         self.wait_for_mask(0)
         self.is_late = not (self._can_sample or self.is_finished)
         return not self.is_late
 
     def wait(self, until: float) -> None:
-        """Wait until something has come."""
+        """Wait until a message arrives."""
         self._follower.wait(until)
 
     def close(self) -> None:
         """Stop following the sequence."""
         self._follower.leave(self._number)
-        self.mask = None  # whose memory is the follower's
+        self.mask = None  # releases the follower's memory
 
     def take(self, ends: bool, content: bytes, mask: NDArray[np.uint8]) -> bool:
         """See ``Followed``."""
@@ -122,7 +122,7 @@ class GrammarState:
         return all(0 <= token_id < 8 * mask.size for token_id in ids)
 
     def begin_anew(self) -> None:
-        """See ``Followed``; the sequence sits steps out until it is followed again."""
+        """See ``Followed``; the sequence skips steps until the new process has caught up."""
         self._forced, self._has_more, self._ends = deque(), False, False
         self.mask, self._unneeded = None, 0
         self._awaits_reply = True
@@ -136,7 +136,7 @@ class GrammarState:
 
     @property
     def _can_sample(self) -> bool:
-        """Whether a token can be chosen; after an error any, which nobody sees."""
+        """Whether a token can be sampled; after an error any token, which is discarded."""
         return self.error is not None or bool(self._forced) or self.mask is not None
 
     def _ask(self, tokens: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The work of a grammar's processes: one compiles it, a child of that one follows sequences."""
+"""A grammar's processes: one compiles it, and its child follows sequences."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from model.engine.grammars.protocol import (
 )
 from model.engine.grammars.source import BrokenGrammarError, culprit, to_llguidance
 
-PROCESS_BYTES = 4 << 20  # of a worker, besides what it has compiled
+PROCESS_BYTES = 4 << 20  # of a worker without its grammar
 LONGEST_REASON = 1000  # characters
 MOST_AT_ONCE = 20  # tokens
-# What one grammar may take within the library: some 10 ms to begin with and 3 ms per token.
+# Limits of llguidance per grammar: about 10 ms to start and 3 ms per token.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 50_000,
@@ -48,30 +48,30 @@ LIMITS: dict[str, Any] = {
 
 
 class Words:
-    """A checkpoint's vocabulary in the form that llguidance takes.
+    """A checkpoint's vocabulary in llguidance's format.
 
     Args:
-        words: of each row of the logits, its bytes; none where it adds nothing to a text.
-        stop_ids: tokens that may end an answer.
-        inner: the tokenizer of text that goes on from other text, as JSON.
+        words: bytes of each token; empty if it adds no text.
+        stop_ids: tokens that end an answer.
+        inner: the tokenizer for continued text, as JSON; see ``Phi3VTokenizer.inner_json``.
     """
 
     def __init__(self, words: list[bytes], stop_ids: list[int], inner: str) -> None:
         self.bos_token_id = None
         self.eos_token_id = stop_ids[0]
-        # By llguidance's convention a 0xFF begins the name of what is no text.
+        # llguidance's convention: a name that starts with 0xFF is not text.
         self.tokens = [word or b"\xff<%d>" % i for i, word in enumerate(words)]
         self.special_token_ids = [i for i, word in enumerate(words) if not word]
         self._inner = Tokenizer.from_str(inner)
 
     def __call__(self, text: bytes) -> list[int]:
-        """Token ids of a text that goes on from another."""
+        """Token ids of text that continues other text."""
         ids: list[int] = self._inner.encode(text.decode()).ids
         return ids
 
 
 def prepare(words: list[bytes], stop_ids: list[int], inner: str) -> Work:
-    """What a worker does; called once, before all of them. The arguments are those of ``Words``."""
+    """Return the work of a worker; called once, before forking. For the arguments see ``Words``."""
     wrapped = TokenizerWrapper(Words(words, stop_ids, inner))
     tokenizer = LLTokenizer(wrapped, len(words), stop_ids)
     return partial(_compile_and_begin, tokenizer, mask_bytes(len(words)))
@@ -97,7 +97,7 @@ def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.so
             place = culprit(schema, lambda part: _matcher(tokenizer, part).is_error())
             connection.send_bytes(json.dumps({"place": place}).encode())
         return
-    first = matcher.deep_copy()  # some grammars show only now that they take too much
+    first = matcher.deep_copy()  # some grammars exceed limits only here
     first.consume_tokens(first.compute_ff_tokens())
     first.compute_bitmask()
     if first.is_error():
@@ -125,7 +125,7 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _refuse(connection: Connection, told: str) -> None:
-    """Send llguidance's error, without the copy of the grammar that it adds."""
+    """Send llguidance's error without the copy of the grammar that it contains."""
     reason = told.split("\n   1 | ")[0].removesuffix("<non-verbose/>").strip()
     reason = reason.rpartition("JSON schema: ")[2]
     if len(reason) > LONGEST_REASON:
@@ -138,8 +138,8 @@ class _Follower:
 
     Args:
         start: a matcher at the start of the grammar.
-        num_bytes: of a mask.
-        shared: the file that is shared with the engine.
+        num_bytes: size of a mask.
+        shared: descriptor of the file shared with the engine.
     """
 
     def __init__(self, start: LLMatcher, num_bytes: int, shared: int) -> None:
@@ -161,7 +161,7 @@ class _Follower:
             self._busy_with[0] = NOBODY
 
     def _replies(self, batch: array[int], go_on: list[int]) -> Iterator[bytes]:
-        """Advance the sequences of a batch; adds to ``go_on`` those that need a mask."""
+        """Advance the sequences of a batch; appends those that need a mask to ``go_on``."""
         at = 0
         while at < len(batch):
             number, count = batch[at : at + 2]
@@ -174,7 +174,7 @@ class _Follower:
             matcher = self._matchers.get(number)
             if matcher is None:
                 matcher = self._matchers[number] = self._start.deep_copy()
-            for first in range(0, count, MOST_AT_ONCE):  # many where it goes on for another process
+            for first in range(0, count, MOST_AT_ONCE):  # many if it replaces another process
                 limit_cpu(STEP_SECONDS)
                 matcher.consume_tokens(tokens[first : first + MOST_AT_ONCE])
             forced = _forced(matcher)
@@ -183,7 +183,7 @@ class _Follower:
             yield _message(number, matcher, matcher.is_stopped(), forced)
 
     def _mask(self, number: int) -> bytes:
-        """Compute a mask; it may turn out only now that this takes too much."""
+        """Compute a mask, which may exceed a limit."""
         self._begin_work(number)
         matcher = self._matchers[number]
         address = self._masks + number * self._num_bytes
@@ -196,7 +196,7 @@ class _Follower:
 
 
 def _message(number: int, matcher: LLMatcher, ends: bool, content: bytes) -> bytes:
-    """The message about a sequence: ``content``, or the matcher's error."""
+    """A message about a sequence: ``content``, or the matcher's error."""
     is_error = matcher.is_error()
     if is_error:
         content = matcher.get_error()[:LONGEST_REASON].encode()
@@ -204,7 +204,7 @@ def _message(number: int, matcher: LLMatcher, ends: bool, content: bytes) -> byt
 
 
 def _forced(matcher: LLMatcher) -> bytes:
-    """Take the tokens that are the only ones that may come next, as far as one reply goes."""
+    """Advance by forced tokens, at most ``MOST_FORCED``, and return them."""
     forced: list[int] = []
     while len(forced) < MOST_FORCED and (tokens := matcher.compute_ff_tokens()):
         tokens = tokens[: MOST_FORCED - len(forced)]

@@ -1,8 +1,8 @@
-"""Keys and values of all sequences, and attention over them.
+"""The paged KV cache, and attention over it.
 
-Slots (one position each) lie in blocks; a block table maps a sequence's positions to slots. The
-attention of a step is made once (``attention``) and called by the decoder for each layer. What is
-here runs anywhere torch does; ``cpu`` and ``cuda`` are faster on their devices.
+A block holds the keys and values of ``block_size`` positions (slots); a block table maps a sequence's
+positions to blocks. ``attention`` prepares a step once, and the decoder calls the result for each
+layer. This implementation runs on any torch device; ``cpu`` and ``cuda`` are faster on theirs.
 
 Shape suffixes: T tokens of a step, H query heads, G key-value heads, D head dim, L positions of one
 sequence, Q tokens of one span, N blocks, B slots of a block.
@@ -36,10 +36,10 @@ class Span:
 
 
 class PagedCache(Protocol):
-    """Keys and values of all layers, wherever they are."""
+    """Keys and values of all layers, on one or several devices."""
 
     def attention(self, spans: list[Span]) -> Attention:
-        """The attention of one step over the packed tokens of ``spans``, in order."""
+        """Prepare a step's attention over the packed tokens of ``spans``, in order."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:
@@ -51,8 +51,7 @@ class KVCache:
     """Storage for ``num_blocks`` blocks in every layer.
 
     Attributes:
-        keys: ``(layers, N, G, B, D)``, or ``(layers, N, B, G, D)`` where ``heads_first`` is not
-            set; values likewise.
+        keys, values: ``(layers, N, G, B, D)``, or ``(layers, N, B, G, D)`` if ``heads_first`` is False.
     """
 
     heads_first = True
@@ -71,7 +70,7 @@ class KVCache:
         head_dim = config.hidden_size // config.num_attention_heads
         block = (heads, block_size) if self.heads_first else (block_size, heads)
         shape = (config.num_hidden_layers, num_blocks, *block, head_dim)
-        # Not zeroed: memory is taken from the system only as sequences fill it.
+        # Not zeroed, so that the system provides memory only as sequences fill it.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
 
@@ -82,12 +81,12 @@ class KVCache:
     def gather(
         self, layer: int, blocks: Tensor, length: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of a sequence's first positions in one piece, ``(G, L, D)`` each.
+        """Copy a sequence's first keys and values into contiguous tensors, ``(G, L, D)`` each.
 
         Args:
             layer: which layer.
-            blocks: the sequence's block table as far as it is needed, int64.
-            length: positions.
+            blocks: the needed part of the sequence's block table, int64.
+            length: number of positions.
             dtype: of the results.
         """
 
@@ -103,7 +102,7 @@ class KVCache:
         self.values[:, target] = self.values[:, source]
 
     def slots(self, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-        """Block and offset in it of every token of the spans, int64 ``(T,)``."""
+        """Block and offset within it of every token of the spans, int64 ``(T,)``."""
         blocks, offsets = [], []
         for span in spans:
             position = np.arange(span.start, span.end)
@@ -115,10 +114,10 @@ class KVCache:
 
 
 class SdpaAttention:
-    """Attention of one step by torch's own function, sequence by sequence, anywhere.
+    """A step's attention with torch's ``scaled_dot_product_attention``, sequence by sequence.
 
-    Each sequence's keys are gathered into one piece first. On the CPU they are computed in float32,
-    which is as fast there.
+    Gathers each sequence's keys and values first. On the CPU it computes in float32, which is as fast
+    there.
     """
 
     def __init__(self, cache: KVCache, spans: list[Span]) -> None:
@@ -144,7 +143,7 @@ class SdpaAttention:
 
 
 class PrefillRead:
-    """Attention of one span's queries over its sequence's positions up to each of them."""
+    """Causal attention of one span's queries over its sequence."""
 
     def __init__(self, cache: KVCache, span: Span, dtype: torch.dtype) -> None:
         self._cache = cache
@@ -152,7 +151,7 @@ class PrefillRead:
         self._dtype = dtype
         count = -(-span.end // cache.block_size)
         self._blocks = to_device(torch.tensor(span.blocks[:count]), cache.device)
-        # The first span and single tokens need no mask of their own.
+        # Only later spans of several tokens need an explicit mask.
         self._causal = span.start == 0 and len(span) > 1
         self._mask_QL = None
         if span.start > 0 and len(span) > 1:

@@ -1,4 +1,4 @@
-"""Which KV cache runs on a device: the fast one where it works, else the one that runs anywhere."""
+"""Chooses the KV cache for a device: the fast one if it works, else the generic one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What keys and values are stored in: the model's dtype, but no float16 on the CPU."""
+    """The dtype of keys and values: the model's, except float32 for float16 on the CPU."""
     if device.type == "cpu" and dtype is torch.float16:
         return torch.float32
     return dtype
 
 
 def block_size(device: torch.device) -> int:
-    """Slots of a KV block: few, so that little is unused, but what the device's kernels can read."""
+    """Positions in a KV block: the fewest that the device's kernels support, to waste little."""
     return kv_cache_cuda.BLOCK_SIZE if on_cuda(device) else 16
 
 
 def on_cuda(device: torch.device) -> bool:
-    """Whether a device is a GPU of torch's CUDA kind."""
+    """Whether torch calls a device a CUDA device."""
     return device.type == "cuda"
 
 
@@ -40,7 +40,7 @@ def make_kv_cache(
     dtype: torch.dtype,
     layer_devices: list[torch.device],
 ) -> PagedCache:
-    """A KV cache of the engine's sizes for a model of this dtype with its layers on these devices."""
+    """Create a KV cache for a model of this dtype with its layers on these devices."""
     stages = []
     for device, layers in groupby(layer_devices):
         stage_config = copy.copy(model_config)
@@ -48,7 +48,7 @@ def make_kv_cache(
         stages.append(_make_stage(stage_config, config, dtype, device))
     if len(stages) == 1:
         return stages[0]
-    logger.warning("decoding on %d GPUs runs without CUDA graphs and so slower", len(stages))
+    logger.warning("decoding on %d GPUs without CUDA graphs, which is slower", len(stages))
     return PipelineKVCache(stages)
 
 
@@ -67,7 +67,7 @@ def _make_stage(
             reason = unsupported_reason(model_config, config.block_size)
             if reason is None:
                 return CpuKVCache(model_config, *sizes)
-        logger.warning("attention is not compiled and so slower: %s", reason)
+        logger.warning("using uncompiled attention, which is slower: %s", reason)
     return KVCache(model_config, *sizes)
 
 
@@ -82,5 +82,7 @@ def _make_cuda_cache(
         reason = kv_cache_cuda.unsupported_reason(config, size, dtype, device, varlen_attn)
         if reason is None:
             return kv_cache_cuda.CudaKVCache(config, num_blocks, size, dtype, device, varlen_attn)
-    logger.warning("attention gathers keys, has no graphs, and is slower: varlen_attn: %s", reason)
+    logger.warning(
+        "attention without paging or CUDA graphs, which is slower: varlen_attn: %s", reason
+    )
     return KVCache(config, num_blocks, size, dtype, device)

@@ -1,4 +1,4 @@
-"""The KV cache on the CPU: all attention of a step in one compiled kernel.
+"""The KV cache on the CPU: a compiled kernel computes the attention of a whole step.
 
 Shape suffixes as in ``base``.
 """
@@ -20,7 +20,7 @@ from model.phi3v.decoder import Attention
 
 
 def unsupported_reason(config: Phi3VConfig, block_size: int) -> str | None:
-    """Why the kernel cannot serve a model; None if it can."""
+    """Why the kernel does not support a model; None if it does."""
     head_dim = config.hidden_size // config.num_attention_heads
     if block_size != BLOCK or head_dim % BLOCK:
         return f"blocks of {block_size} and heads of {head_dim} are not multiples of {BLOCK}"
@@ -31,7 +31,7 @@ class CpuKVCache(KVCache):
     """Float32 or bfloat16 storage, read by a compiled kernel.
 
     Attributes:
-        keys: ``(layers, N, G, D, B)``: a block's keys lie across.
+        keys: ``(layers, N, G, D, B)``: a block's keys are transposed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CpuKVCache(KVCache):
 
 
 class CpuAttention:
-    """Attention of one step, all in one kernel."""
+    """A step's attention in one kernel call per layer."""
 
     def __init__(self, cache: CpuKVCache, spans: list[Span]) -> None:
         self._cache = cache
@@ -63,7 +63,7 @@ class CpuAttention:
             starts.append(starts[-1] + len(table))
         tiles = list(tiles_of(spans, starts))
         block_T, offset_T = cache.slots(spans)
-        self._arrays = {  # held here, by address in the records
+        self._arrays = {  # kept alive here, because the records hold addresses
             "block": block_T,
             "offset": offset_T,
             "table": np.array([block for table in tables for block in table], np.int64),
@@ -91,7 +91,7 @@ class CpuAttention:
         self._records["values"] = address(cache.values) + offsets
 
     def bind(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, output_THD: Tensor) -> np.ndarray:
-        """The kernel's records, one for each layer, all using these arrays."""
+        """The kernel's records, one per layer, set to use these arrays."""
         records = self._records
         records["heads"] = q_THD.shape[1]
         records["q"], records["output"] = address(q_THD), address(output_THD)
@@ -109,7 +109,7 @@ class CpuAttention:
 
 
 def tiles_of(spans: list[Span], starts: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Row, size, start in the table and length of each tile; see ``paged_attention``."""
+    """Row, size, table start and length of each tile; see ``paged_attention``."""
     row = 0
     for span, start in zip(spans, starts, strict=False):
         position = span.start

@@ -1,7 +1,7 @@
-"""The KV cache on a GPU: all sequences of a step in one call of torch's paged attention per layer.
+"""The KV cache on a GPU: one call of torch's paged attention per layer for all sequences.
 
-``torch.nn.attention.varlen.varlen_attn`` reads the blocks where they lie. Which GPUs, dtypes and
-sizes it supports is for it to say: ``unsupported_reason`` asks it before the cache is made.
+``torch.nn.attention.varlen.varlen_attn`` reads the blocks in place. ``unsupported_reason`` tests whether
+it supports a GPU, dtype and sizes before the cache is created.
 
 Shape suffixes as in ``base``; S sequences of a step, W blocks in the widest block table.
 """
@@ -22,12 +22,12 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.decoder import Attention
 from model.phi3v.transfer import to_device
 
-BLOCK_SIZE = 256  # FlashAttention 2, which varlen_attn is, pages memory in multiples of this
-TOLERANCE = 0.03  # several roundings to bfloat16; a key misread or left out is far beyond it
+BLOCK_SIZE = 256  # varlen_attn is FlashAttention 2, whose pages are multiples of this
+TOLERANCE = 0.03  # allows bfloat16 rounding; a wrong or missing key exceeds it by far
 
 
 class VarlenAttention(Protocol):
-    """The signature of ``torch.nn.attention.varlen.varlen_attn``, as far as it is used here."""
+    """The signature of ``torch.nn.attention.varlen.varlen_attn``, as used here."""
 
     def __call__(
         self,
@@ -50,22 +50,22 @@ class VarlenAttention(Protocol):
 
 
 def find_varlen_attn() -> VarlenAttention:
-    """Torch's paged attention; ImportError if this torch has none."""
+    """Torch's paged attention; raises ImportError if this version lacks it."""
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn
 
 
 class CudaKVCache(KVCache):
-    """Storage as ``varlen_attn`` reads it, with one block more than the engine gives away.
+    """Storage in ``varlen_attn``'s layout, with an additional scratch block.
 
     Args:
-        varlen_attn: torch's function, or one like it.
+        varlen_attn: torch's function, or a compatible one.
 
     The others are as for ``KVCache``.
 
     Attributes:
-        scratch_block: belongs to no sequence; rows that only fill a batch up write there.
+        scratch_block: belongs to no sequence; padding rows write there.
     """
 
     heads_first = False
@@ -101,14 +101,13 @@ class CudaKVCache(KVCache):
         )
 
     def decode_attention(self, position_S: Tensor, table_SW: Tensor) -> Attention:
-        """The attention of a step with one token per sequence, from tensors on the device alone.
+        """Prepare the attention of a step with one token per sequence, only from device tensors.
 
-        Nothing of it depends on values that the host would have to know, so that it can be part of
-        a CUDA graph.
+        Does not depend on values on the host, so it can be part of a CUDA graph.
 
         Args:
             position_S: int64 positions of the tokens.
-            table_SW: int64 block tables; what lies beyond a sequence's blocks is not read.
+            table_SW: int64 block tables; entries beyond a sequence's blocks are not read.
         """
         block_S = table_SW.gather(1, position_S[:, None] // self.block_size)[:, 0]
         count = len(position_S)
@@ -126,15 +125,15 @@ class CudaKVCache(KVCache):
 
 
 class PagedAttention:
-    """Attention of one step, all sequences in one call per layer.
+    """A step's attention, with one call per layer for all sequences.
 
     Args:
-        cache: where keys and values are stored.
-        slot_T: int64 slots of the tokens, counted through all blocks.
+        cache: stores keys and values.
+        slot_T: int64 slots of the tokens, ``block * block_size + offset``.
         table_SW: int32 block tables.
-        length_S: int32 positions of each sequence, those of this step among them.
-        query_start: int32 ``(S + 1,)``, where each sequence's tokens start.
-        max_query: most tokens of one sequence.
+        length_S: int32 length of each sequence, including this step's tokens.
+        query_start: int32 ``(S + 1,)``, start of each sequence's tokens.
+        max_query: maximum number of tokens of a sequence.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class PagedAttention:
         self._query_start = query_start
         self._max_query = max_query
         self._max_key = table_SW.shape[1] * cache.block_size
-        # FlashAttention 2 wants starts of the keys as well, though the block tables say it all.
+        # FlashAttention 2 requires key starts too, although block tables make them redundant.
         count = torch.arange(len(query_start), dtype=torch.int32, device=cache.device)
         self._key_start = count * self._max_key
 
@@ -170,13 +169,13 @@ class PagedAttention:
             self._key_start,
             self._max_query,
             self._max_key,
-            window_size=(-1, 0),  # causal, with each sequence's last token at its last position
+            window_size=(-1, 0),  # causal, aligned to each sequence's last position
             enable_gqa=q_THD.shape[1] != keys_NBGD.shape[2],
             seqused_k=self._length_S,
             block_table=self._table_SW,
-            # Splitting a sequence's keys would fill a GPU better at small batches, but loses the
-            # rows of all sequences but the first (pytorch issue 194167). Not splitting also makes
-            # the results of a sequence the same bits in any batch.
+            # Splitting keys would use a GPU better at small batch sizes, but returns wrong rows for
+            # all sequences but the first (pytorch issue 194167). Without splitting, results are
+            # also bit-identical regardless of batching.
             num_splits=1,
         )
         return output_THD.to(q_THD.dtype)
@@ -190,10 +189,10 @@ def unsupported_reason(
     device: torch.device,
     varlen_attn: VarlenAttention,
 ) -> str | None:
-    """Why ``varlen_attn`` is of no use for a model on a device; None if it is.
+    """Why ``varlen_attn`` does not support a model on a device; None if it does.
 
-    Two sequences with scattered blocks are prefilled, continued, and decoded, and all results
-    compared with those of the generic cache.
+    Prefills, continues and decodes two sequences with scattered blocks, and compares all results with
+    the generic cache's.
     """
     config = copy.copy(config)
     config.num_hidden_layers = 1
@@ -207,7 +206,7 @@ def unsupported_reason(
     ]
     try:
         generic, paged = KVCache(*sizes), CudaKVCache(*sizes, varlen_attn)
-        for cache in (generic, paged):  # as memory may be found: what is not written must not count
+        for cache in (generic, paged):  # unwritten memory must not influence results
             cache.keys.fill_(torch.nan)
             cache.values.fill_(torch.nan)
         for spans in steps:
@@ -215,10 +214,10 @@ def unsupported_reason(
             expected_THD = generic.attention(spans)(0, q_THD, k_TGD, v_TGD).float()
             found_THD = paged.attention(spans)(0, q_THD, k_TGD, v_TGD).float()
             if found_THD.shape != expected_THD.shape:
-                return f"its result has the shape {tuple(found_THD.shape)}"
+                return f"its result has the wrong shape {tuple(found_THD.shape)}"
             wrong_THD = (found_THD - expected_THD).abs() / (1 + expected_THD.abs())
             worst = float(wrong_THD.max())
-            if not worst <= TOLERANCE:  # NaN is not
+            if not worst <= TOLERANCE:  # also true for NaN
                 return f"its results are off by {worst:.3g}"
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
@@ -228,7 +227,7 @@ def unsupported_reason(
 def _random_inputs(
     config: Phi3VConfig, tokens: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Queries, keys and values of a layer."""
+    """Random queries, keys and values of a layer."""
     heads = config.num_attention_heads
     groups, head_dim = config.num_key_value_heads or heads, config.hidden_size // heads
     generator = torch.Generator().manual_seed(tokens)

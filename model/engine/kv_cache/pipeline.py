@@ -1,4 +1,4 @@
-"""The KV cache of a model whose layers are spread over several GPUs: one cache on each of them.
+"""The KV cache of a model on several GPUs: one cache per GPU.
 
 Shape suffixes as in ``base``.
 """
@@ -17,7 +17,7 @@ class PipelineKVCache:
     """See ``kv_cache.base.PagedCache``.
 
     Args:
-        stages: the caches, each of the layers that follow those of the one before.
+        stages: the caches, in order of layers.
     """
 
     def __init__(self, stages: Sequence[KVCache]) -> None:
@@ -38,7 +38,7 @@ class PipelineKVCache:
 
 
 class _PipelineAttention:
-    """Attention of one step: of each layer, by its stage's under the layer's number there."""
+    """A step's attention; maps each layer to its stage and its index there."""
 
     def __init__(self, layers: list[tuple[Attention, int]]) -> None:
         self._layers = layers

@@ -1,5 +1,6 @@
-"""From a checkpoint's directory to a ready engine: weights, sizes. All that can go wrong with a
-checkpoint becomes one ``CheckpointError`` that says what is wrong and where.
+"""Load an engine from a checkpoint's directory: weights and sizes.
+
+Every problem with a checkpoint becomes a ``CheckpointError`` that says what is wrong and where.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from model.phi3v.weights.quantization import quantize_linears
 logger = logging.getLogger(__name__)
 
 WARM_UP = SamplingParams(temperature=0, max_tokens=1)
-OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the hub has a small i
+OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has a lowercase i
 
 
 def describe(directory: Path, model: str) -> ModelInfo:
-    """Name and provider of a checkpoint, from its ``config.json`` or its own name."""
+    """Name and provider of a model, from ``config.json`` or the checkpoint's name."""
     config = read_json(directory / "config.json")
     name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
@@ -54,12 +55,12 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     """Load a checkpoint and size its KV cache.
 
     Raises:
-        CheckpointError: the files are incomplete or of another model, or the sizes do not fit.
+        CheckpointError: the files are incomplete, of another model, or too large for the memory.
     """
     raw = read_json(directory / "config.json")
     if raw.get("model_type") != "phi3_v":
         raise CheckpointError(
-            f"{directory} holds a {raw.get('model_type')!r} model; "
+            f"{directory} contains a {raw.get('model_type')!r} model; "
             "this server runs Phi-3-vision only (model_type 'phi3_v')"
         )
     devices = devices_for(options)
@@ -78,15 +79,15 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Answer once with one token: weights are mapped files until something reads them.
+    """Generate one token, because memory-mapped weights are read only at first use.
 
-    On a GPU about a picture as well: libraries there choose and load their kernels at first use.
+    On a GPU also answer about an image: libraries choose and load their kernels at first use.
     """
     prompts = [PromptInputs([0])]
     if on_cuda(engine.network.decoder.device):
-        size = 2 * TILE  # several crops, and a prompt of more than a chunk
+        size = 2 * TILE  # several crops, and a prompt longer than a chunk
         picture = MessageImage(lambda: Image.new("RGB", (size, size)))
-        with suppress(RequestError):  # it may be longer than the window
+        with suppress(RequestError):  # it may exceed the context window
             prompts.append(engine.prepare([Message("user", "", (picture,))], WARM_UP)[0])
     for prompt in tqdm(prompts, desc="Warming up"):
         engine.add(-1, prompt, WARM_UP)
@@ -94,23 +95,23 @@ def _warm_up(engine: Engine) -> None:
             for output in engine.step():
                 if isinstance(output.result, ModelError):
                     raise CheckpointError(
-                        f"the model cannot run: {output.result.__cause__ or output.result}"
+                        f"the warm-up failed: {output.result.__cause__ or output.result}"
                     )
-    engine.reset_totals()  # nobody asked for it
+    engine.reset_totals()  # no client sent these requests
 
 
 def _log_choices(engine: Engine) -> None:
     made = engine.describe()
     rows = ", ".join(map(str, sorted(made.graph_rows)))
-    graphs = f", with CUDA graphs for {rows} rows" if rows else ""
-    logger.info("the engine runs on %s and %s%s", made.decoder, made.kv_cache, graphs)
+    graphs = f" with CUDA graphs for {rows} rows" if rows else ""
+    logger.info("using %s and %s%s", made.decoder, made.kv_cache, graphs)
 
 
 def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:
     dtype = DTYPES[options.dtype]
     if options.quantization == "none":
         return _load_model(directory, dtype, places)
-    # In main memory, where the files are only mapped: a GPU may have no room for the whole weights.
+    # Quantize in main memory: the unquantized weights may not fit on the GPU.
     model = _load_model(directory, "auto", {"": "cpu"})
     quantize_linears(model, options.quantization)
     for name, device in places.items():
@@ -121,7 +122,7 @@ def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3
 def _load_model(
     directory: Path, dtype: torch.dtype | Literal["auto"], places: dict[str, str]
 ) -> Phi3VForCausalLM:
-    # It prints a table of all tensors at fault; one of them is named below.
+    # transformers prints a table of all mismatched tensors; the errors below name one.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         loaded: Any = Phi3VForCausalLM.from_pretrained(
@@ -129,7 +130,7 @@ def _load_model(
             dtype=dtype,
             device_map=places,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             use_safetensors=True,
             local_files_only=True,
         )
@@ -140,7 +141,7 @@ def _load_model(
         name, found, expected = min(report["mismatched_keys"])
         raise CheckpointError(
             f"the checkpoint in {directory} does not fit its config.json: {name} has the shape "
-            f"{list(found)} and should have {list(expected)}"
+            f"{list(found)}, expected {list(expected)}"
         )
     for what in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, report[what])):
@@ -149,7 +150,7 @@ def _load_model(
                 f"tensors, e.g. {names[0]}"
             )
     assert isinstance(model, Phi3VForCausalLM)
-    # Accelerate's, for modules that are called; the decoder calls what is in them.
+    # The decoder bypasses the modules that accelerate's hooks wrap.
     remove_hook_from_module(model, recurse=True)
     return model.eval().requires_grad_(False)
 
@@ -164,7 +165,7 @@ def _plan(
     try:
         config, headers = Phi3VConfig(**raw), read_headers(directory)
         _ = config.vision_config
-    except Exception as error:  # the library has many
+    except Exception as error:  # the library raises many kinds
         raise _unloadable(directory, error) from error
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
@@ -177,7 +178,7 @@ def _plan(
         more = _how_many_would_do(lambda count: plan_on(_gpus(count)), devices)
         raise CheckpointError(f"{error}{more}") from error
     logger.info(
-        "memory: %s (%s); longest sequence %d tokens of the model's %d",
+        "memory: %s (%s); longest sequence: %d of the model's %d tokens",
         plan,
         there_is,
         plan.max_model_len,
@@ -187,24 +188,26 @@ def _plan(
 
 
 def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device]) -> str:
-    """Advice to take more GPUs, where there are some and they would make it fit."""
+    """Advice to use more GPUs, if the machine has enough of them for the model to fit."""
     there_are = torch.cuda.device_count() if on_cuda(devices[0]) else 0
     for count in range(len(devices) + 1, there_are + 1):
         with suppress(CheckpointError):
             plan_on(count)
-            return f"; it would on {count} GPUs, with --pipeline-parallel-size {count}"
+            return f"; it would fit on {count} GPUs with --pipeline-parallel-size {count}"
     return ""
 
 
 def devices_for(options: LoadOptions) -> list[torch.device]:
-    """What the layers are spread over; the first has everything else."""
+    """The devices of the decoder's layers; the first also holds everything else."""
     wanted, found = options.pipeline_parallel_size, torch.cuda.device_count()
     if options.device == "cuda" and not found:
-        raise CheckpointError("--device cuda was asked for and torch finds no CUDA device")
+        raise CheckpointError(
+            "--device cuda: torch finds no CUDA device; check the driver, or use --device cpu"
+        )
     gpus = 0 if options.device == "cpu" else found
     if wanted > max(gpus, 1):
         raise CheckpointError(
-            f"--pipeline-parallel-size {wanted} needs as many GPUs, and here the model can use {gpus}"
+            f"--pipeline-parallel-size {wanted} needs {wanted} GPUs, but {gpus} can be used here"
         )
     return _gpus(wanted) if gpus else [torch.device("cpu")]
 
@@ -214,7 +217,7 @@ def _gpus(count: int) -> list[torch.device]:
 
 
 def dtype_for(wanted: DType, devices: list[torch.device], raw: dict[str, Any]) -> DType:
-    """The asked dtype, or the checkpoint's own where the devices have it; else float16 on a GPU and
+    """Resolve ``auto``: the checkpoint's dtype if the devices support it, else float16 on a GPU and
     float32 on a CPU.
     """
     if wanted != "auto":
@@ -226,7 +229,7 @@ def dtype_for(wanted: DType, devices: list[torch.device], raw: dict[str, Any]) -
 
 
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> frozenset[int]:
-    """End-of-sequence ids of ``config.json`` and, where there is one, ``generation_config.json``."""
+    """End-of-sequence ids from ``config.json`` and, if it exists, ``generation_config.json``."""
     path = directory / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     ids: set[int] = set()

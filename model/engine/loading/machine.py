@@ -1,4 +1,4 @@
-"""What memory the machine has for a model: main memory within its control groups, or a GPU's."""
+"""Memory available for a model: main memory within cgroup limits, or GPU memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ROOT = Path("/")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a model is to be loaded.
+    """A device and its memory.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        available: bytes that the model may take.
-        text: what they are, for people.
+        available: bytes that the model may use.
+        text: human-readable description of that memory.
     """
 
     device: torch.device
@@ -30,38 +30,38 @@ class Machine:
 
 
 def probe(device: torch.device, gpu_memory_utilization: float) -> Machine:
-    """The machine as it is now.
+    """Measure the memory available now.
 
     Args:
-        device: where the model will be.
-        gpu_memory_utilization: share of the GPU's free memory that may be taken.
+        device: where to load the model.
+        gpu_memory_utilization: fraction of the GPU's free memory that may be used.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        text = f"{gpu_memory_utilization:g} of {_gib(free)} free GPU memory, {_gib(total)} in all"
+        text = f"{gpu_memory_utilization:g} of {_gib(free)} free GPU memory, {_gib(total)} in total"
         return Machine(device, int(free * gpu_memory_utilization), text)
     free, allowed = psutil.virtual_memory().available, cgroup_left()
     if allowed is not None and allowed < free:
-        return Machine(device, allowed, "left within the memory limit of the control group")
+        return Machine(device, allowed, "left within the cgroup's memory limit")
     return Machine(device, free, "free main memory")
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device itself computes in bfloat16; else it is emulated, slowly."""
+    """Whether the device supports bfloat16 natively; emulation is slow."""
     if device.type == "cuda":
-        # As ``torch.cuda.is_bf16_supported`` has it, of the current device alone: since Ampere.
+        # Since Ampere; ``torch.cuda.is_bf16_supported`` checks only the current device.
         return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def cgroup_left(root: Path = ROOT) -> int | None:
-    """Bytes that the control groups of this process still allow; None where nothing limits them.
+    """Bytes left within this process's cgroup limits (v1 and v2); None if unlimited.
 
-    Both versions are read. Files that are cached do not count: they make room.
+    Cached files do not count as used, because the kernel can evict them.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return None
     return min(
         (left for line in lines for left in _lefts(root / "sys/fs/cgroup", line)), default=None
@@ -69,7 +69,7 @@ def cgroup_left(root: Path = ROOT) -> int | None:
 
 
 def _lefts(mount: Path, line: str) -> Iterator[int]:
-    """What a process's group and each of the groups around it still allow."""
+    """Bytes left in the process's cgroup and in each of its ancestors."""
     _, controllers, path = line.split(":", 2)
     if not controllers:
         base, limit, usage, total = mount, "memory.max", "memory.current", ""
@@ -79,7 +79,7 @@ def _lefts(mount: Path, line: str) -> Iterator[int]:
     else:
         return
     inside = base / path.lstrip("/")
-    # In a container the path may be that of the host, where there is only the mount itself.
+    # In a container the path may be the host's, and then only the mount itself exists.
     for group in {base, *(g for g in (inside, *inside.parents) if g.is_relative_to(base))}:
         try:
             allowed, used = (group / limit).read_text().strip(), int((group / usage).read_text())

@@ -1,7 +1,7 @@
-"""How the memory of a machine will be used, computed before anything is loaded.
+"""Plan the memory use of a model before loading it.
 
-What a model takes follows from the shapes in its files' headers, its config and the options; where
-that is more than there is, the refusal says which flag would make it fit.
+The sizes follow from the shapes in the files' headers, the config and the options. If the model does
+not fit, the error names the flags that would make it fit.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from model.phi3v.weights.quantization import LAYERS, quantized_bytes, unsupporte
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 VISION = ".vision_embed_tokens."
 LAYER = "model.layers."
-# What is not computed below: on a GPU graphs and the workspaces of libraries, else the program's own.
+# Not computed below: CUDA graphs and library workspaces on a GPU, the program itself on a CPU.
 LIBRARIES = {"cuda": GIB, "cpu": GIB // 2}
-CPU_SHARE = 0.25  # of the available memory, most that KV blocks take unless they are asked for
-SHORTEST = 512  # tokens of the window where none is asked for; a shorter one is of no use
+CPU_SHARE = 0.25  # of the available memory: most that the KV cache takes by default
+SHORTEST = 512  # tokens: smallest default of --max-model-len
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes, and what follows from them.
+    """Memory use in bytes, and the sizes that follow from it.
 
     Attributes:
-        weights: of the decoder, its embeddings and its head.
-        vision: weights of the tower, what it works in, and the embeddings kept of images.
-        headroom: what a step works in, and what is not computed; on each GPU.
-        kv_cache: of ``num_blocks`` blocks.
-        available: what there is; of several GPUs, without what is of no use beside the fullest.
+        weights: the decoder with its embeddings and head.
+        vision: the vision tower's weights and working memory, and the embedding cache.
+        headroom: working memory of a step and of libraries, on all GPUs.
+        kv_cache: ``num_blocks`` blocks.
+        available: usable memory; on several GPUs the fullest one bounds the others.
         max_model_len: longest sequence, in tokens.
-        block_size, num_blocks: of the KV cache.
-        layers: of the decoder, on each GPU.
+        block_size, num_blocks: sizes of the KV cache.
+        layers: decoder layers on each GPU.
     """
 
     weights: int
@@ -59,7 +59,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.vision + self.headroom + self.kv_cache
 
     def __str__(self) -> str:
@@ -79,26 +79,26 @@ def plan_memory(
     options: LoadOptions,
     machines: Sequence[Machine],
 ) -> MemoryPlan:
-    """What loading will take.
+    """Plan the memory use of a model.
 
     Args:
         headers: of all tensors of the checkpoint.
         config: of the checkpoint.
-        options: with a dtype that is not ``auto``.
-        machines: what there is: one, or several GPUs that the layers are spread over.
+        options: with a resolved dtype, not ``auto``.
+        machines: one device, or the GPUs that the layers are spread over.
 
     Raises:
-        CheckpointError: it does not fit, or the window asked for is longer than the model's.
+        CheckpointError: the model does not fit, or ``max_model_len`` exceeds its context window.
     """
     if (options.max_model_len or 0) > config.context_window:
         raise CheckpointError(
-            f"--max-model-len {options.max_model_len} is beyond the checkpoint's context window of "
+            f"--max-model-len {options.max_model_len} exceeds the checkpoint's context window of "
             f"{config.context_window} tokens"
         )
     reason = unsupported_reason(config, options.quantization)
     if reason is not None:
         raise CheckpointError(
-            f"--quantization {options.quantization} is not for this model: {reason}"
+            f"--quantization {options.quantization} does not support this model: {reason}"
         )
 
     def plan_with(changes: dict[str, Any]) -> MemoryPlan | None:
@@ -113,7 +113,7 @@ def plan_memory(
         return plan
     changes = list(_changes(options, plan))
     remedies = [change for change in changes if plan_with(change)]
-    if not remedies:  # none alone
+    if not remedies:  # no single flag suffices; try all together
         together = {name: value for change in changes for name, value in change.items()}
         together |= {"max_model_len": None, "kv_cache_memory": None}
         smallest = plan_with(together)
@@ -129,7 +129,7 @@ def _plan(
     options: LoadOptions,
     machines: Sequence[Machine],
 ) -> MemoryPlan:
-    """The plan, perhaps of more than there is: the shortest window that will do is always in it."""
+    """The plan, which may exceed the memory; it always holds the shortest useful window."""
     dtype, device = DTYPES[options.dtype], machines[0].device
     weights = layers = tower = 0
     for name, header in headers.items():
@@ -140,7 +140,7 @@ def _plan(
         if (
             options.quantization != "none"
             and LAYERS.search(name.removesuffix(".weight"))
-            and len(header.shape) == 2  # another is of no such layer, and loading names it
+            and len(header.shape) == 2  # other shapes are an error, which loading reports
         ):
             size = quantized_bytes(header.shape, options.quantization)
         weights += size
@@ -150,7 +150,7 @@ def _plan(
     work = LIBRARIES[device.type] + _step_work(config, options)
     if options.quantization != "none":
         work += work_bytes(config)
-    scratch = slot * size if on_cuda(device) else 0  # the block of nobody, see kv_cache.cuda
+    scratch = slot * size if on_cuda(device) else 0  # the scratch block, see kv_cache.cuda
     counts, left = _room(config, machines, work, vision + weights - layers, layers + scratch)
     used = 1 + sum(count > 0 for count in counts[1:])
     headroom = used * work + scratch
@@ -159,7 +159,7 @@ def _plan(
     budget = left
     if options.kv_cache_bytes is not None:
         budget = options.kv_cache_bytes
-    elif not on_cuda(device):  # requests that wait take of the same memory
+    elif not on_cuda(device):  # waiting requests use the same memory
         budget = min(budget - options.max_waiting_bytes, int(available * CPU_SHARE))
     blocks = max(shortest, budget // (slot * size))
     window = options.max_model_len or min(config.context_window, blocks * size)
@@ -180,26 +180,26 @@ def _plan(
 def _room(
     config: Phi3VConfig, machines: Sequence[Machine], work: int, others: int, layers: int
 ) -> tuple[list[int], int]:
-    """Layers on each machine, and bytes that are left for their keys and values together.
+    """Layers on each device, and the bytes left for the KV cache in total.
 
     Args:
         config: of the checkpoint.
-        machines: what there is.
-        work: bytes taken on each.
-        others: bytes of what is no layer, on the first.
-        layers: bytes of all layers, but for keys and values.
+        machines: the devices.
+        work: bytes used on each device besides weights.
+        others: bytes on the first device of everything but layers.
+        layers: bytes of all layers without keys and values.
     """
     num_layers = config.num_hidden_layers
     rooms = [machine.available - work for machine in machines]
     rooms[0] -= others
     counts = spread(num_layers, rooms)
-    # The fullest says how many positions there are, for all layers.
+    # The fullest device bounds the number of positions in all layers.
     lefts = [
         room * num_layers // count - layers
         for room, count in zip(rooms, counts, strict=True)
         if count
     ]
-    if rooms[0] < 0:  # and so no layers, but there is more than them
+    if rooms[0] < 0:  # the first device gets no layers, and is still too small
         lefts.append(rooms[0])
     return counts, min(lefts)
 
@@ -212,19 +212,19 @@ def _fits(plan: MemoryPlan, options: LoadOptions) -> bool:
 def _complaint(plan: MemoryPlan, options: LoadOptions, machines: Sequence[Machine]) -> str:
     if plan.total <= plan.available:
         return (
-            f"a sequence of {plan.max_model_len} tokens takes {plan.kv_cache / GIB:.3g} GiB of KV "
-            f"cache and --kv-cache-memory allows {options.kv_cache_memory:g} GiB"
+            f"a sequence of {plan.max_model_len} tokens needs {plan.kv_cache / GIB:.3g} GiB of KV "
+            f"cache, but --kv-cache-memory allows {options.kv_cache_memory:g} GiB"
         )
     return f"the model does not fit into memory: {plan} ({texts(machines)})"
 
 
 def texts(machines: Sequence[Machine]) -> str:
-    """What there is, for people."""
+    """Describe the available memory."""
     return "; ".join(machine.text for machine in machines)
 
 
 def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]:
-    """Options that might make it fit, the least loss first; the last of them all that save memory."""
+    """Changes of options that might make the model fit, the least intrusive first."""
     left = plan.available - (plan.total - plan.kv_cache)
     asked = options.kv_cache_bytes
     if options.max_model_len is not None:
@@ -253,7 +253,7 @@ def _changes(options: LoadOptions, plan: MemoryPlan) -> Iterator[dict[str, Any]]
 
 def _advice(remedies: list[dict[str, Any]]) -> str:
     if not remedies:
-        return "no flag would make it fit here"
+        return "no flag would make it fit on this machine"
     flags = [
         " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
         for changes in remedies
@@ -262,14 +262,14 @@ def _advice(remedies: list[dict[str, Any]]) -> str:
 
 
 def _slot_bytes(config: Phi3VConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of keys and values of one position in all layers."""
+    """Bytes of one position's keys and values in all layers."""
     heads = config.num_key_value_heads or config.num_attention_heads
     head_dim = config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * head_dim * storage_dtype(dtype, device).itemsize
 
 
 def _step_work(config: Phi3VConfig, options: LoadOptions) -> int:
-    """Bytes of a step's hidden states, projections and logits, which it has in float32 at most."""
+    """Bytes of a step's hidden states, projections and logits, in float32 at most."""
     heads = config.num_attention_heads + 2 * (config.num_key_value_heads or 0)
     projected = heads * config.hidden_size // config.num_attention_heads
     row = 4 * config.hidden_size + 2 * projected + 3 * config.intermediate_size
@@ -279,7 +279,7 @@ def _step_work(config: Phi3VConfig, options: LoadOptions) -> int:
 
 
 def _tower_work(config: Phi3VConfig, device: torch.device) -> int:
-    """Bytes of what the tower computes together, in float32 on CPUs and half of that on GPUs."""
+    """Bytes of the vision tower's activations: float32 on CPUs, 16 bits on GPUs."""
     sizes: Any = config.vision_config
     patches = (sizes.image_size // sizes.patch_size) ** 2 + 1
     row = 6 * sizes.hidden_size + 2 * sizes.intermediate_size

@@ -1,6 +1,6 @@
-"""Which GPU computes which layers, where a model is spread over several.
+"""Place a model's layers on several GPUs.
 
-The first GPU also has everything that is no layer: embeddings, the vision tower, the head, the sampler.
+The first GPU also holds everything else: embeddings, vision tower, head and sampler.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 
 
 def spread(num_layers: int, rooms: Sequence[int]) -> list[int]:
-    """Layers of each GPU, such that the least room for a layer and its keys and values is largest.
+    """Number of layers of each GPU; maximizes the smallest memory per layer.
 
-    Layers are given out one by one, each to the GPU where it will have the most room (the method of
-    D'Hondt). A GPU may get none.
+    Assigns layers one by one, each to the GPU with the most memory per layer (D'Hondt's method). A
+    GPU may get none.
 
     Args:
         num_layers: of the decoder.
-        rooms: bytes of each GPU for layers and their keys and values.
+        rooms: bytes on each GPU for layers with their keys and values.
     """
     counts = [0] * len(rooms)
     for _ in range(num_layers):
@@ -28,11 +28,11 @@ def spread(num_layers: int, rooms: Sequence[int]) -> list[int]:
 
 
 def device_map(devices: Sequence[torch.device], counts: Sequence[int]) -> dict[str, str]:
-    """Where each module is loaded to, as accelerate takes it.
+    """The device of each module, in accelerate's format.
 
     Args:
         devices: the GPUs.
-        counts: layers of each.
+        counts: number of layers on each.
     """
     others = ("model.embed_tokens", "model.vision_embed_tokens", "model.norm", "model.rotary_emb")
     placed = dict.fromkeys((*others, "lm_head"), str(devices[0]))

@@ -1,4 +1,4 @@
-"""From sampled tokens to what they add to an answer: its tokens, its text, and whether it ends."""
+"""Appends sampled tokens to answers: tokens, text, and the reason if an answer ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 
 class Acceptance:
-    """Makes sequences longer.
+    """Appends sampled and forced tokens to sequences.
 
     Args:
         tokenizer: of the checkpoint.
-        scheduler: told what a right guess has computed.
-        totals: counts what is generated.
-        jump_ahead: whether tokens that a grammar forces are appended without a step for each.
-        patience: seconds that a step waits for grammars at most.
+        scheduler: notified of positions computed by right guesses.
+        totals: counters to update.
+        jump_ahead: append tokens that a grammar forces without a step for each.
+        patience: maximum seconds that a step waits for grammars.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Acceptance:
         self._patience = patience
 
     def announce(self, computed: list[tuple[Chunk, list[Sample]]]) -> float:
-        """Tell the grammars' processes what was sampled, before any of it is accepted.
+        """Send sampled tokens to the grammars' processes, before accepting them.
 
         Returns:
-            until when they may be waited for, by ``time.monotonic``.
+            deadline for their replies, by ``time.monotonic``.
         """
         for chunk, samples in computed:
             state = chunk.sequence.grammar_state
@@ -58,13 +58,13 @@ class Acceptance:
     def __call__(
         self, chunk: Chunk, samples: list[Sample], now: float, until: float
     ) -> TextDelta | ModelError:
-        """Go on by what was sampled, as far as the guess was right, and by what that forces.
+        """Append sampled tokens, as far as the guess was right, and the tokens they force.
 
         Args:
             chunk: of the step.
-            samples: what came after its end, and after each guessed token.
-            now: in seconds, by ``time.perf_counter``.
-            until: what ``announce`` returned.
+            samples: of its end, and of each guessed token.
+            now: when the step ended, by ``time.perf_counter``.
+            until: the deadline from ``announce``.
         """
         sequence = chunk.sequence
         if sequence.grammar_state is not None and sequence.grammar_state.error is not None:
@@ -84,7 +84,7 @@ class Acceptance:
         return self._go_on(sequence, length, text, reason, logprobs, until)
 
     def resume(self, sequence: Sequence) -> TextDelta | ModelError | None:
-        """Go on once a late grammar has said what the newest token forces; None if there is nothing."""
+        """Continue after a late grammar has caught up; None if that adds nothing."""
         state = sequence.grammar_state
         assert state is not None
         if not state.catch_up():
@@ -104,7 +104,7 @@ class Acceptance:
         logprobs: tuple[TokenLogprob, ...],
         until: float,
     ) -> TextDelta | ModelError:
-        """Append what is forced after the first ``length`` tokens; returns all that came after them."""
+        """Append forced tokens; returns a delta of all tokens after the first ``length``."""
         while reason is None and len(sequence) - length < MOST_TOGETHER:
             forced = self._forced(sequence)
             if forced is None:
@@ -120,14 +120,14 @@ class Acceptance:
         return TextDelta(sequence.key[1], text, token_ids, reason, logprobs, cached)
 
     def _forced(self, sequence: Sequence) -> int | None:
-        """What comes next without a step; log probabilities need one for each token."""
+        """The forced next token, if any; log probabilities require a step for each token."""
         state = sequence.grammar_state
         if state is None or not self._jump_ahead or sequence.params.logprobs is not None:
             return None
         return state.forced
 
     def _verified(self, chunk: Chunk, right: int) -> None:
-        """Keep what a right guess computed, and learn from it."""
+        """Keep the positions that right guesses computed, and update the guess length."""
         self._scheduler.computed(chunk.sequence, chunk.end + right)
         self._totals.guessed_tokens += len(chunk.guess)
         self._totals.guessed_right += right
@@ -135,7 +135,7 @@ class Acceptance:
             chunk.sequence.lookup.learn(len(chunk.guess), right)
 
     def _count(self, sequence: Sequence, now: float) -> None:
-        """Account for a token sampled now."""
+        """Update totals for a token sampled now."""
         totals = self._totals
         if sequence.num_output == 0:
             totals.prompt_tokens += sequence.prompt_len
@@ -148,7 +148,7 @@ class Acceptance:
     def _append(
         self, sequence: Sequence, token_id: int, until: float, announced: bool = True
     ) -> tuple[str, FinishReason | None]:
-        """Take a token and turn it into text; the reason if the answer ends with it."""
+        """Append a token; returns its text, and the finish reason if the answer ends."""
         sequence.append(token_id)
         state = sequence.grammar_state
         if token_id in sequence.stop_ids:
@@ -170,7 +170,7 @@ class Acceptance:
 
     @staticmethod
     def _finish(sequence: Sequence, reason: FinishReason = "stop") -> tuple[str, FinishReason]:
-        """What the end adds to the text; a stop string in it is why the answer ends."""
+        """Flush the remaining text; the reason is ``stop`` if it completes a stop string."""
         rest, stopped = sequence.detokenizer.finish()
         return rest, "stop" if stopped else reason
 

@@ -1,7 +1,6 @@
-"""Pure functions that change logits before sampling: bias, penalties, tokens not yet allowed.
+"""Logits processors: bias, penalties and ``min_tokens``.
 
-Each takes the step's logits and its sequences and touches only the rows that ask for it; a row's
-result never depends on its neighbours.
+They change only the rows of sequences that use them; a row never depends on other rows.
 
 Shape suffixes: S sequences sampled in the step, V vocabulary.
 """
@@ -16,11 +15,11 @@ from torch import Tensor
 from model.engine.request import SamplingParams
 from model.engine.scheduling.sequence import Sequence
 
-LARGEST = 1e30  # of a processed logit, either sign: stays finite when divided by a temperature
+LARGEST = 1e30  # magnitude of a processed logit: stays finite when divided by a temperature
 
 
 def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """Logits after all processors, in OpenAI's and vLLM's order; the input is left as it is."""
+    """Apply all processors, in the order of OpenAI and vLLM, to a copy."""
     asking = [row for row, sequence in enumerate(sequences) if _asks(sequence.params)]
     if not asking:
         return logits_SV
@@ -30,7 +29,7 @@ def process(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
         _presence_and_frequency(logits_SV[row], sequences[row])
         _bias(logits_SV[row], sequences[row])
         _not_yet(logits_SV[row], sequences[row])
-        # An infinite logit, or a row of nothing but forbidden tokens, would make NaN of a softmax.
+        # Otherwise an infinite logit, or a row of forbidden tokens only, makes the softmax NaN.
         logits_SV[row].nan_to_num_(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
         logits_SV[row].clamp_(-LARGEST, LARGEST)
     return logits_SV
@@ -72,7 +71,7 @@ def _bias(logits_V: Tensor, sequence: Sequence) -> None:
 
 
 def _not_yet(logits_V: Tensor, sequence: Sequence) -> None:
-    """Forbid the stop tokens until ``min_tokens`` are out."""
+    """Forbid stop tokens before ``min_tokens``."""
     if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
         logits_V[_ids(list(sequence.stop_ids), logits_V)] = -torch.inf
 

@@ -1,10 +1,10 @@
-"""From logits to one token per sequence, all rows at once.
+"""Samples one token per row from a step's logits, all rows at once.
 
-A sampled row draws a single number from its own seed and position and looks it up in its cumulative
-distribution, so that the result never depends on the other rows of the batch nor on the device's
-random state, nor on whether it was guessed. Log probabilities are those of the raw logits, before penalties and temperature.
+A sampled row derives one random number from its seed and position and looks it up in its cumulative
+distribution. So the result does not depend on other rows, on the device's random state, or on whether
+the token was guessed. Log probabilities are of the raw logits, before penalties and temperature.
 
-Shape suffixes: S sequences sampled in the step, R rows of them that are not greedy, V vocabulary,
+Shape suffixes: S sequences sampled in the step, R rows that are not greedy, V vocabulary,
 K candidate tokens.
 """
 
@@ -22,15 +22,15 @@ from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.sequence import Sequence
 
 GREEDY_BELOW = 1e-5  # a temperature below this would overflow the scaled logits
-CANDIDATES = 256  # most probable tokens tried before a row's whole vocabulary is sorted
+CANDIDATES = 256  # most probable tokens; more need a sort of the whole vocabulary
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A chosen token, with log probabilities when they were asked for.
+    """A sampled token, with log probabilities if requested.
 
     Attributes:
-        top: most probable tokens and their log probabilities, best first.
+        top: the most probable tokens and their log probabilities, best first.
     """
 
     token_id: int
@@ -44,13 +44,13 @@ def sample(
     token_masks: TokenMasks | None = None,
     ahead: Rows[int] | None = None,
 ) -> list[Sample]:
-    """Choose the next token of each sequence.
+    """Sample the next token of each row.
 
     Args:
         logits_SV: raw float32 logits of the step.
-        sequences: whose rows they are, in order.
-        token_masks: of those that have grammars.
-        ahead: how many guessed tokens lie between a sequence's end and the row's token.
+        sequences: the sequence of each row.
+        token_masks: masks of sequences with grammars.
+        ahead: number of guessed tokens between a sequence's end and the row's token.
     """
     processed_SV = process(logits_SV, sequences)
     if token_masks is not None:
@@ -97,7 +97,7 @@ def _draw(logits_RV: Tensor, params: Rows[SamplingParams], uniforms: Rows[float]
 
 @dataclass(frozen=True)
 class _Cuts:
-    """Where the tails of some rows are cut off; a ``top_k_R`` of ``vocabulary`` cuts nothing."""
+    """Truncation parameters of some rows; a ``top_k_R`` of ``vocabulary`` keeps all tokens."""
 
     vocabulary: int
     top_k_R: Tensor
@@ -117,10 +117,10 @@ class _Cuts:
         return _Cuts(self.vocabulary, self.top_k_R[which], self.top_p_R[which], self.min_p_R[which])
 
     def weights(self, prob_RK: Tensor) -> Tensor:
-        """Probabilities of candidates, best first, with those that are cut set to 0."""
+        """Probabilities of candidates, best first, with truncated ones set to 0."""
         rank_K = torch.arange(prob_RK.shape[1], device=prob_RK.device)
         weight_RK = prob_RK * (rank_K < self.top_k_R[:, None])
-        # top_p is a share of the mass that top_k leaves.
+        # top_p is relative to the probability that top_k leaves.
         before_RK = weight_RK.cumsum(-1) - weight_RK
         mass_R = torch.where(self.top_k_R == self.vocabulary, 1.0, weight_RK.sum(-1))
         in_top_p_RK = before_RK < (self.top_p_R * mass_R)[:, None]
@@ -130,12 +130,12 @@ class _Cuts:
 
 
 def _draw_cut(scaled_RV: Tensor, uniform_R: Tensor, params: Rows[SamplingParams]) -> Tensor:
-    """Sample rows with a cut, from their most probable tokens where those are enough."""
+    """Sample truncated rows, from their most probable tokens if those suffice."""
     vocabulary = scaled_RV.shape[-1]
     cuts = _Cuts.of(params, vocabulary, scaled_RV.device)
     prob_RV = scaled_RV.softmax(-1)
     best = prob_RV.topk(min(CANDIDATES, vocabulary))
-    # Enough: top_k ends within the candidates, or nothing is cut by it and they pass top_p.
+    # They suffice if top_k is within the candidates, or if it is unset and they reach top_p.
     enough_R = (cuts.top_k_R <= best.values.shape[1]) | (
         (cuts.top_k_R == vocabulary) & (best.values.sum(-1) > cuts.top_p_R)
     )
@@ -154,17 +154,17 @@ def _draw_cut(scaled_RV: Tensor, uniform_R: Tensor, params: Rows[SamplingParams]
 
 
 def _invert(weight_RK: Tensor, uniform_R: Tensor) -> Tensor:
-    """Index at which each row's cumulative weight passes its uniform number's share."""
+    """Index at which each row's cumulative weight exceeds its uniform number times the total."""
     cumulative_RK = weight_RK.double().cumsum(-1)
     total_R = cumulative_RK[:, -1]
     target_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
     index_R = torch.searchsorted(cumulative_RK, target_R[:, None], right=True)[:, 0]
-    # No share of NaN weights is passed; the row may be nonsense, its token must exist.
+    # With NaN weights the search returns the end; the index must still be valid.
     return index_R.clamp_(max=weight_RK.shape[1] - 1)
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on the seed and the position alone (SplitMix64)."""
+    """A number in [0, 1) that depends only on seed and position (SplitMix64)."""
     mask = (1 << 64) - 1
     z = (_mix(seed & mask) + 0x9E3779B97F4A7C15 * (position + 1)) & mask
     return (_mix(z) >> 11) / (1 << 53)

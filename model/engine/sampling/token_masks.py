@@ -1,7 +1,6 @@
-"""What the grammars of a step's sequences allow, applied to its logits.
+"""Applies the token masks of grammars to a step's logits.
 
-The masks come from the grammars' processes, which compute them while the decoder runs. They are
-applied to all rows at once, with a grammar or without.
+The grammars' processes compute the masks while the decoder runs.
 
 Shape suffixes: S sequences sampled in the step, G those with a grammar, V vocabulary, B its bytes
 in a mask.
@@ -24,30 +23,29 @@ from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
-FORBIDDEN = 3e38  # below it no logit is
+FORBIDDEN = 3e38  # beyond any processed logit
 MaskKernel = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class TokenMasks:
-    """The masks of a step's sequences that have grammars.
+    """The token masks of a step's sequences.
 
     Args:
-        rows: most sequences in a step.
-        vocabulary: size of the logits' rows.
-        device: where they are.
-        patience: seconds that a step waits for masks at most.
+        rows: maximum number of sequences in a step.
+        vocabulary: number of logits.
+        device: of the logits.
+        patience: maximum seconds that a step waits for masks.
     """
 
     def __init__(self, rows: int, vocabulary: int, device: torch.device, patience: float) -> None:
         self._patience = patience
         num_bytes = mask_bytes(vocabulary)
-        # Made once: the system hands out fresh memory of this size page by page, which takes longer
-        # than what is done with it.
+        # Allocated once, because page faults in new memory take longer than filling it.
         self._masks = torch.empty(rows, num_bytes, dtype=torch.uint8)
         self._kernel = make_mask_kernel(rows, num_bytes, device)
 
     def wait(self, sequences: Rows[Sequence]) -> None:
-        """Have the masks of the sequences come; those that do not come soon are late."""
+        """Wait for the sequences' masks, at most ``patience``; missing ones are late."""
         until = time.monotonic() + self._patience
         states = [s.grammar_state for s in sequences if s.grammar_state is not None]
         for state in states:
@@ -56,10 +54,10 @@ class TokenMasks:
             state.look()
 
     def apply(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
-        """The logits, with those that a row's grammar forbids below all others.
+        """Set forbidden logits of rows with a grammar below all others.
 
-        Whatever the weights: nothing that is allowed is NaN or as low as what is not. Written where the
-        logits are, unless those are to be reported too.
+        Allowed logits are clamped and NaN replaced, so that they are always higher. Changes the logits
+        in place, unless log probabilities are requested.
         """
         rows = [i for i, s in enumerate(sequences) if s.grammar_state is not None]
         if not rows:
@@ -84,40 +82,40 @@ class TokenMasks:
             if state.forced is None and state.mask is not None:
                 masks[row] = state.mask
                 continue
-            masks[row] = 0  # of a sequence that ends with an error
+            masks[row] = 0  # also for a sequence that ends with an error
             if state.forced is not None:
                 masks[row, state.forced // 8] = 1 << state.forced % 8
         return masks_GB
 
 
 def make_mask_kernel(rows: int, num_bytes: int, device: torch.device) -> MaskKernel:
-    """Writes masked logits: ``(logits (G, V), masks on the CPU (G, B), out (G, V)) -> None``.
+    """Create a kernel ``(logits (G, V), masks on the CPU (G, B), out (G, V)) -> None``.
 
-    Compiled where that works.
+    Compiled on the CPU if possible.
     """
     highest = highest_by_byte()
     if device.type == "cpu":
         try:
             from model.cpu.token_masks import CpuMaskKernel
         except ImportError as error:
-            logger.warning("masks of grammars are not compiled and so slower: %s", error)
+            logger.warning("using uncompiled token masks, which is slower: %s", error)
         else:
             return CpuMaskKernel(highest, LARGEST)
     return TorchMaskKernel(highest.to(device), rows * num_bytes)
 
 
 def highest_by_byte() -> Tensor:
-    """For each byte of a mask, what its eight logits may be at most, ``(256, 8)``."""
+    """Upper limits of the eight logits of each byte of a mask, ``(256, 8)``."""
     bits = torch.arange(256)[:, None] >> torch.arange(8)[None, :] & 1
     return torch.where(bits == 1, FORBIDDEN, -FORBIDDEN)
 
 
 class TorchMaskKernel:
-    """Masks by torch's operators.
+    """Applies masks with torch's operators.
 
     Args:
         highest: see ``highest_by_byte``.
-        most_bytes: of the masks of a step.
+        most_bytes: maximum size of a step's masks.
     """
 
     def __init__(self, highest: Tensor, most_bytes: int) -> None:

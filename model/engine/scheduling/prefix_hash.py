@@ -1,9 +1,8 @@
-"""The name of a block's content: everything that its keys and values depend on.
+"""Hashes that identify a block's content: everything that its keys and values depend on.
 
-Each hash covers the block's tokens and, through its predecessor's hash, all tokens before; the
-digest of the image wherever its positions begin; the rope regime; and the salt, which keeps those
-apart who must not learn from a faster answer what others have asked. Sequences with equal hashes can
-share the block.
+A hash covers the block's tokens and, through the previous block's hash, all tokens before; the digest of
+an image at its positions; the rope regime; and the cache salt, which keeps callers from learning
+others' prompts through timing. Sequences with equal hashes share the block.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from model.phi3v.rope import RopeRegime
 
 
 def salt_digest(salt: str) -> bytes:
-    """Of a length that nobody who chooses the salt can choose, as what follows it in a hash must be."""
+    """Digest of a salt; its fixed length keeps salts from imitating the data hashed after it."""
     return hashlib.sha256(salt.encode()).digest()
 
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """Which image stands at positions ``start`` to ``end``; its digest is salted."""
+    """An image at positions ``start`` to ``end``; the digest is salted."""
 
     start: int
     end: int
@@ -45,11 +44,11 @@ def prefix_hashes(
         known: hashes of the first blocks, from an earlier call for the same sequence and regime;
             extended in place.
         token_ids: of the sequence, at least ``count * block_size``.
-        image: where its image stands, and which.
+        image: its image, if any.
         regime: of the sequence.
-        salt: of its request, by ``salt_digest``.
+        salt: of its request, from ``salt_digest``.
         block_size: tokens in a block.
-        count: how many hashes.
+        count: number of hashes.
     """
     for index in range(len(known), count):
         start, end = index * block_size, (index + 1) * block_size

@@ -1,8 +1,8 @@
-"""Which tokens are computed in the next step: decode first, then prefill up to a budget.
+"""Chooses the tokens of the next step: decoding first, then prefill up to a budget.
 
-First come, first served; a sequence is admitted when blocks for all its tokens are free, and the
-youngest is preempted (recomputed later) when the running ones need more. What is in the cache
-already is not computed again. Knows neither tensors nor texts.
+First come, first served. A sequence is admitted when blocks for all its tokens are free; the youngest is
+preempted (and recomputed later) when running sequences need more. Cached prefixes are not recomputed.
+Handles neither tensors nor text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from model.phi3v.rope import LongRope
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one sequence to compute in a step: positions ``start`` to ``end``, and a guess.
+    """Tokens of a sequence to compute in a step: positions ``start`` to ``end``, and a guess.
 
     Attributes:
-        guess: how the sequence may go on at its end; verified in the same step.
+        guess: guessed next tokens, verified in the same step.
     """
 
     sequence: Sequence
@@ -43,17 +43,17 @@ class Chunk:
 
     @property
     def num_sampled(self) -> int:
-        """How many next tokens the step yields, if the guess is right."""
+        """Number of tokens that the step samples, if the guess is right."""
         return 1 + len(self.guess) if self.end == len(self.sequence) else 0
 
     @property
     def decodes(self) -> bool:
-        """Whether it is a decoding step of its sequence, and computed up to the next token."""
+        """Whether its sequence is decoding and samples in this step."""
         return self.num_sampled > 0 and self.sequence.is_decoding
 
     @property
     def is_text_token(self) -> bool:
-        """Whether it is a single token, and not one of an image, whose embedding is another."""
+        """Whether it is a single text token, not an image position."""
         return len(self) == 1 and self.sequence.token_ids[self.start] >= 0
 
 
@@ -64,8 +64,8 @@ class Scheduler:
         config: sizes.
         policy: whether chunks are fixed.
         blocks: the KV blocks.
-        rope: says which regime a length is in.
-        pacing: says how much prefill a step takes on.
+        rope: maps a length to its rope regime.
+        pacing: limits the prefill of a step.
         copy_block: copies a block's content, (source, target).
     """
 
@@ -116,8 +116,7 @@ class Scheduler:
         self.blocks.release(sequence.block_table)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks; none only when all that is left waits for the vision tower or its
-        grammar."""
+        """The next step's chunks; empty only if all sequences wait for the vision tower or a grammar."""
         for sequence in list(self.running):
             if sequence.status is Status.RUNNING:
                 self._choose_regime(sequence)
@@ -135,7 +134,7 @@ class Scheduler:
         return chunks
 
     def computed(self, sequence: Sequence, end: int) -> None:
-        """Take note that a sequence's keys and values are in the cache up to ``end``."""
+        """Record that a sequence's keys and values are computed up to ``end``."""
         start, sequence.num_computed = sequence.num_computed, end
         if self.blocks.caching:
             size = self.blocks.block_size
@@ -147,7 +146,7 @@ class Scheduler:
             self._release_followers(sequence)
 
     def _decode(self, decoding: list[Sequence]) -> list[Chunk]:
-        """Chunks of the decoding sequences, with guesses as far as the step can spare."""
+        """Chunks of decoding sequences, with guesses within the step's spare tokens."""
         spare = self._pacing.spare_tokens(len(decoding))
         chunks = []
         for number, sequence in enumerate(decoding):
@@ -163,7 +162,7 @@ class Scheduler:
         return chunks
 
     def _most_guessed(self, sequence: Sequence, share: int) -> int:
-        """How many tokens may be guessed: within the answer, its rope regime, and its share."""
+        """Maximum number of guessed tokens: limited by answer length, rope regime, blocks and share."""
         length = len(sequence)
         most = min(share, sequence.max_tokens - sequence.num_output - 1, LONGEST_GUESS)
         while most > 0 and (
@@ -179,20 +178,20 @@ class Scheduler:
         end = most = min(start + budget, sequence.computable_to)
         if self._policy.fixed_chunks:
             end = self._fixed_end(sequence)
-        if end <= start or end > most:  # waits for the tower; or for a step with room for it all
+        if end <= start or end > most:  # waits for the tower, or for a step with enough budget
             return 0
         chunks.append(Chunk(sequence, start, end))
         return end - start
 
     def _fixed_end(self, sequence: Sequence) -> int:
-        """Where a chunk ends whatever the company: chunks of one size, then single tokens."""
+        """The end of a chunk, independent of the batch: fixed sizes, then single tokens."""
         start, size = sequence.num_computed, self._config.prefill_chunk
         if start >= sequence.prompt_len:
             return start + 1
         return min(start - start % size + size, sequence.prompt_len)
 
     def _choose_regime(self, sequence: Sequence) -> None:
-        """Set the rope regime of the sequence's length; keys of another regime are recomputed."""
+        """Update the sequence's rope regime; if it changes, everything is recomputed."""
         regime = self._rope.regime(len(sequence))
         if regime is sequence.regime:
             return
@@ -202,7 +201,7 @@ class Scheduler:
         self._find_prefix(sequence)
 
     def _find_prefix(self, sequence: Sequence) -> None:
-        """Start a sequence without blocks from those of its prefix that are in the cache."""
+        """Give a sequence without blocks the cached blocks of its prefix."""
         if not self.blocks.caching:
             return
         size = self.blocks.block_size
@@ -213,7 +212,7 @@ class Scheduler:
         sequence.num_computed = len(found) * size
 
     def _make_room(self, sequence: Sequence) -> None:
-        """Get blocks for the newest tokens, preempting the youngest (perhaps itself) for them."""
+        """Allocate blocks for new tokens, preempting the youngest sequences (perhaps this one)."""
         while sequence.status is Status.RUNNING:
             if self.blocks.can_grow(sequence.block_table, len(sequence)):
                 self.blocks.grow(sequence.block_table, len(sequence))
@@ -222,7 +221,7 @@ class Scheduler:
                 self._preempt(self.running[-1])
 
     def _take_from_waiting(self, but: Sequence) -> bool:
-        """Free the blocks of the last waiting sequence that holds some; whether there was one."""
+        """Free the blocks of the last waiting sequence that holds any; returns whether one did."""
         for sequence in reversed(self.waiting):
             if sequence.block_table and sequence is not but:
                 self.blocks.release(sequence.block_table)
@@ -239,7 +238,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _admit(self) -> bool:
-        """Move the oldest waiting sequence to the running ones, if it fits."""
+        """Admit the oldest waiting sequence if it fits; returns whether it did."""
         if not self.waiting or len(self.running) >= self._config.max_num_seqs:
             return False
         sequence = self.waiting[0]
@@ -260,7 +259,7 @@ class Scheduler:
         return True
 
     def _release_followers(self, leader: Sequence) -> None:
-        """Queue a sequence's followers, with its blocks as far as they are computed."""
+        """Queue a leader's followers; they share its blocks if the prompt is computed."""
         followers, leader.followers = leader.followers, []
         for follower in followers:
             follower.leader = None
@@ -270,9 +269,9 @@ class Scheduler:
         self.waiting.extendleft(reversed(followers))
 
     def _fork(self, leader: Sequence, follower: Sequence) -> None:
-        """Share the prompt's blocks; the last, which both go on to write in, is copied.
+        """Share the prompt's full blocks and copy the last one, which both will write to.
 
-        The prompt's last token is left to compute, for its logits.
+        The follower computes the prompt's last token itself, for its logits.
         """
         follower.regime = leader.regime
         follower.image_embedding = leader.image_embedding

@@ -21,35 +21,35 @@ from model.phi3v.rope import RopeRegime
 
 
 class Status(enum.Enum):
-    """Where a sequence is in its life; a preempted one waits again."""
+    """State of a sequence; a preempted one is waiting again."""
 
-    FOLLOWING = enum.auto()  # its leader computes the prompt first
+    FOLLOWING = enum.auto()  # waits for its leader to compute the prompt
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
 
 
 class Sequence:
-    """A prompt and the tokens generated after it, and how far they are computed.
+    """A prompt, the tokens generated after it, and the state of their computation.
 
     Attributes:
         token_ids: prompt, then generated tokens.
-        num_computed: positions whose keys and values are in the cache.
-        num_cached: prompt positions that were found computed when it started; None before.
+        num_computed: positions whose keys and values are computed.
+        num_cached: prompt positions from the prefix cache; None before admission.
         block_table: its KV blocks, in order of position.
-        image_span: where its image stands.
-        image: its crops, until the tower has run.
-        image_embedding: ``(image tokens, hidden)``, from then to the end.
-        followers: sequences of the same prompt, which share its blocks once it is computed.
-        leader: whose follower it is.
-        counts, output_counts: of its tokens, and of those generated.
-        seed: of its sampling.
-        grammar: what it must match, if anything.
-        grammar_state: how far it has come in that, from its first step on.
-        lookup: guesses its next tokens, if it may be guessed.
+        image_span: positions of its image.
+        image: crops of its image, until the tower has run.
+        image_embedding: ``(image tokens, hidden)``, set by the tower.
+        followers: sequences with the same prompt, which will share its blocks.
+        leader: the sequence that computes its prompt.
+        counts, output_counts: token counts of the whole sequence and of the answer.
+        seed: for sampling.
+        grammar: what the answer must match, if anything.
+        grammar_state: state in the grammar, from the first step on.
+        lookup: guesses its next tokens, if that is allowed.
         most_together: see ``Policy``.
-        arrived, newest_at: when its request came and its newest token, in seconds.
-        begun_at: when a step first computed some of it; None before.
+        arrived, newest_at: arrival of its request and of its newest token, in seconds.
+        begun_at: time of its first step, in seconds; None before.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Sequence:
         if inputs.image is not None:
             start = self.token_ids.index(IMAGE_TOKEN_ID)
             end = start + inputs.image.num_tokens
-            # The embedding cache goes by it too, and images on their way through the tower.
+            # Salted, because the embedding cache and the vision runner use it as a key too.
             self.image_span = ImageSpan(start, end, self._salt + inputs.image.digest)
         self.image_embedding: Tensor | None = None
         self.status = Status.WAITING
@@ -110,19 +110,19 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     def append(self, token_id: int) -> None:
-        """Take a sampled token."""
+        """Append a generated token."""
         self.token_ids.append(token_id)
 
     @property
     def is_decoding(self) -> bool:
-        """Whether it is decoding, not prefilling: the next token is all that is missing, or a few
-        that came together.
+        """Whether it is decoding, not prefilling: only one token is pending, or a few that were
+        appended together.
         """
         together = self.num_computed >= self.prompt_len and self.num_pending <= self.most_together
         return self.num_pending == 1 or together
 
     def begin_grammar(self) -> ModelError | None:
-        """Have the grammar followed, if there is one; returns why that cannot be."""
+        """Start following the grammar, if any; returns the error if that fails."""
         try:
             if self.grammar is not None:
                 self.grammar_state = self.grammar.begin()
@@ -137,19 +137,19 @@ class Sequence:
 
     @property
     def needs_tower(self) -> bool:
-        """Whether an image whose embedding is not there yet is to be computed."""
+        """Whether it waits for its image's embedding."""
         span = self.image_span
         return span is not None and self.image_embedding is None and self.num_computed < span.end
 
     @property
     def computable_to(self) -> int:
-        """How far it can be computed now: to its image where that waits for the tower."""
+        """Position up to which it can be computed now: at most to an image without embedding."""
         if self.needs_tower and self.image_span is not None:
             return self.image_span.start
         return len(self)
 
     def hashes(self, count: int, block_size: int) -> list[bytes]:
-        """Prefix hashes of its first ``count`` blocks, which must be full."""
+        """Prefix hashes of the first ``count`` blocks, which must be full."""
         return prefix_hashes(
             self._hashes,
             self.token_ids,
@@ -161,7 +161,7 @@ class Sequence:
         )
 
     def change_regime(self, regime: RopeRegime) -> None:
-        """Enter a rope regime, in which nothing is computed yet."""
+        """Change the rope regime, which invalidates everything computed."""
         self.regime = regime
         self.num_computed = 0
         self._hashes.clear()

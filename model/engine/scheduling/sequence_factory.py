@@ -1,4 +1,4 @@
-"""From a request to its sequences, one for each of its answers."""
+"""Creates the sequences of a request, one for each answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 
 class SequenceFactory:
-    """Makes the sequences of requests.
+    """Creates sequences.
 
     Args:
         tokenizer: of the checkpoint.
@@ -43,9 +43,9 @@ class SequenceFactory:
         arrived: float,
         grammar: Grammar | None,
     ) -> list[Sequence]:
-        """The sequences of a request; the first leads where they share the prompt.
+        """Create a request's sequences; the first is the leader if they share the prompt.
 
-        The arguments are those of ``Engine.add``.
+        For the arguments see ``Engine.add``.
         """
         max_tokens = self._config.longest_answer(len(inputs.token_ids), params.max_tokens)
         stop_ids = self._all_stop_ids(params)
@@ -71,17 +71,17 @@ class SequenceFactory:
 
     def _all_stop_ids(self, params: SamplingParams) -> frozenset[int]:
         own = () if params.ignore_eos else self._stop_ids
-        # A stop string that names a control token never shows in the text; its id ends the answer.
+        # Control tokens never appear in the text, so a stop string that names one becomes a stop id.
         named = {self._tokenizer.special_id(string) for string in params.stop} - {None}
         return frozenset([*own, *params.stop_token_ids, *named])
 
     def _may_guess(self, params: SamplingParams) -> bool:
-        """Whether a sequence's logits depend on nothing but its tokens so far, in order."""
+        """Whether prompt lookup is allowed: the logits must depend only on the tokens so far."""
         changing = params.presence_penalty or params.frequency_penalty or params.min_tokens
         plain = not changing and params.repetition_penalty == 1 and params.grammar is None
         return plain and self._policy.prompt_lookup
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
-        # Half a character at the end of an answer that was cut off would not match its grammar.
+        # A replacement character at the end of a truncated answer would violate its grammar.
         half = REPLACEMENT if params.grammar is None else ""
         return Detokenizer(self._tokenizer, params.stop, half)

@@ -1,4 +1,4 @@
-"""How often each token occurs in a sequence, kept from step to step.
+"""Token counts of a sequence, updated from step to step.
 
 Shape suffix: V vocabulary.
 """
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Counts:
-    """How often each token occurs in a sequence that only grows.
+    """Token counts of a growing sequence.
 
     Args:
-        start: the position from which on they are counted.
+        start: position of the first token to count.
     """
 
     def __init__(self, start: int) -> None:
@@ -21,7 +21,7 @@ class Counts:
         self._counts_V: Tensor | None = None
 
     def __call__(self, token_ids: list[int], logits_V: Tensor) -> Tensor:
-        """The counts ``(V,)`` in the type of the logits and where those are; only what is new costs."""
+        """The counts ``(V,)``, in the dtype and on the device of the logits; adds only new tokens."""
         if self._counts_V is None:
             self._counts_V = torch.zeros_like(logits_V)
         new = [token_id for token_id in token_ids[self._counted :] if token_id >= 0]

@@ -1,8 +1,8 @@
-"""Token ids to text, piece by piece: never half a character, never part of a stop string.
+"""Incremental detokenization: never returns part of a character or of a stop string.
 
-The pieces of one answer add up to what the tokenizer's own decoder makes of all its tokens, cut at
-the first stop string. One exception: bytes that are complete characters are given out at once, even
-if a stray byte follows, where the tokenizers library would then blank them as well.
+The pieces of an answer add up to the text that the tokenizer decodes from all its tokens, cut at the
+first stop string. One exception: complete characters made of byte tokens are returned at once, while
+the tokenizers library replaces them if an invalid byte follows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Detokenizer:
     Args:
         tokenizer: of the checkpoint.
         stop: strings that end the answer.
-        partial: what stands at the end for each byte of an incomplete character.
+        partial: replacement for each byte of an incomplete character.
     """
 
     def __init__(
@@ -27,21 +27,21 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = stop
         self._partial = partial
-        self._bytes = b""  # byte tokens that are not yet characters
+        self._bytes = b""  # byte tokens of an incomplete character
         self._held = ""  # text that may be the start of a stop string
         self._at_start = True  # the decoder drops one space at the start of an answer
 
     def add(self, token_id: int) -> tuple[str, bool]:
-        """Take a token; returns the text that is now certain, and whether a stop string came."""
+        """Add a token; returns the text that is now final, and whether a stop string was found."""
         if self._tokenizer.is_byte(token_id):
             return self._release(self._take_byte(self._tokenizer.token_bytes(token_id)))
         text = self._tokenizer.token_bytes(token_id).decode()
         return self._release(self._end_bytes() + text)
 
     def finish(self) -> tuple[str, bool]:
-        """The rest: incomplete characters as U+FFFD, and text held back for a stop string.
+        """Return the rest: replacements of incomplete characters, and held back text.
 
-        Those characters may themselves complete a stop string; then the flag is True.
+        The flag is True if the replacements complete a stop string.
         """
         text, stopped = self._release(self._end_bytes())
         if stopped:
@@ -59,7 +59,7 @@ class Detokenizer:
         return text
 
     def _end_bytes(self) -> str:
-        """A run of byte tokens ended without forming characters: one mark for each byte."""
+        """Replace bytes that form no character, one replacement per byte."""
         text = self._partial * len(self._bytes)
         self._bytes = b""
         return text
@@ -80,7 +80,7 @@ class Detokenizer:
         return certain, False
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the held text that starts a stop string."""
         longest = max(map(len, self._stop), default=0)
         for length in range(min(longest - 1, len(self._held)), 0, -1):
             end = self._held[-length:]

@@ -140,14 +140,14 @@ def _check_images(message: Message, position: int) -> None:
     loc = ("messages", position, "content")
     if len(message.images) > 1:
         raise TooManyImagesError(
-            f"message {position} holds {len(message.images)} images; Phi-3-vision takes one image "
-            "per turn and keeps only the last one of the conversation: send one",
+            f"message {position} has {len(message.images)} images; Phi-3-vision takes one image per "
+            "turn, and only the last one of a conversation counts: send one",
             loc,
         )
     if message.images and message.role != "user":
         raise ModalityError(
-            f"message {position} has the role {message.role!r} and holds an image; "
-            "put the image into a user message",
+            f"message {position} has the role {message.role!r} and an image; send images in user "
+            "messages only",
             loc,
         )
 

@@ -25,8 +25,8 @@ def check_sides(size: tuple[int, int], longest_ratio: float) -> None:
     ratio = max(size) / max(min(size), 1)
     if ratio > longest_ratio:
         raise ImageError(
-            f"the image is {width}x{height} pixels: its sides are in a ratio of {ratio:.0f} to 1, "
-            f"the limit is {longest_ratio:.0f} to 1; crop it or pad its short side"
+            f"the image is {width}x{height} pixels, an aspect ratio of {ratio:.0f} to 1; the limit is "
+            f"{longest_ratio:.0f} to 1: crop it or pad its short side"
         )
 
 

@@ -41,7 +41,7 @@ def use_onednn(model: Phi3VForCausalLM) -> None:
     """
     reason = _unsupported_reason(model.dtype)
     if reason is not None:
-        logger.warning("linear layers are not packed and so slower: %s", reason)
+        logger.warning("using unpacked linear layers, which is slower: %s", reason)
         return
     shared = model.model.embed_tokens.weight
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -61,5 +61,5 @@ def _unsupported_reason(dtype: torch.dtype) -> str | None:
     except (AttributeError, RuntimeError) as error:
         return first_line(error)
     if float(difference.abs().max()) > 0.1:
-        return "packed layers compute something else on this machine"
+        return "packed layers return wrong results on this machine"
     return None

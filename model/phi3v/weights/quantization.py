@@ -56,7 +56,7 @@ def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
     multiple = GROUP if scheme == "int4" else 2
     for inputs in (config.hidden_size, config.intermediate_size, attended):
         if inputs % multiple:
-            return f"it has layers of {inputs} inputs, which is no multiple of {multiple}"
+            return f"it has layers with {inputs} inputs, which is not a multiple of {multiple}"
     return None
 
 
@@ -193,7 +193,7 @@ def use_torch_kernels(model: Phi3VForCausalLM) -> None:
         reason = _unsupported_kernel_reason(kind, set(shapes.values()), model.dtype, device)
         if reason is None:
             continue
-        logger.warning("quantized weights are made anew at each use, which is slow: %s", reason)
+        logger.warning("dequantizing weights at each use, which is slow: %s", reason)
         return
     for name in shapes:
         quantized = model.get_submodule(name)
@@ -211,10 +211,10 @@ def _unsupported_kernel_reason(
 ) -> str | None:
     """Try layers of all inputs and of a few outputs; None if they work and are right."""
     if dtype is not torch.bfloat16:  # others are many times slower, or not there
-        return f"torch's kernels are for bfloat16, not for {dtype}"
+        return f"torch's kernels support bfloat16, not {dtype}"
     for _, inputs in shapes:
         if inputs % STEP:
-            return f"torch's kernels take {STEP} inputs at a time, and a layer has {inputs}"
+            return f"torch's kernels need multiples of {STEP} inputs, and a layer has {inputs}"
     generator = torch.Generator().manual_seed(0)
     # Kernels differ in what is left of the outputs when they are cut into tiles, of 64 at most.
     for outputs, inputs in sorted({(64 + outputs % 64, inputs) for outputs, inputs in shapes}):

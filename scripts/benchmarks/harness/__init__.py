@@ -1,1 +1,1 @@
-"""What benchmarks share: machines, processes, load, arithmetic, reports."""
+"""Shared by all benchmarks: machine limits, processes, load, arithmetic, reports."""

@@ -1,17 +1,17 @@
-"""How many multiplications and additions the answer to an image takes, from the sizes alone.
+"""Floating-point operations up to the first token of an answer about an image, from the sizes.
 
-A product of ``(M, K)`` with ``(K, N)`` counts as ``2 M K N``; norms, activations, softmax and
-rotations, all less than a percent, count as nothing. What the answer does not need is not counted:
-the tower's last layer, half of the causal attention, all logits but one token's.
+A product of ``(M, K)`` with ``(K, N)`` counts as ``2 M K N``. Norms, activations, softmax and
+rotations are below one percent and not counted. Neither is what the answer does not need: the tower's
+last layer, half of the causal attention, and all logits but one token's.
 
-Per crop of ``N`` = 577 positions, tower width ``W``, MLP width ``I``, ``L`` layers in all:
+Per crop of ``N`` = 577 positions, tower width ``W``, MLP width ``I``, ``L`` layers in total:
     patches            2 (N - 1) (3 * 14 * 14) W
     L - 1 layers of    8 N W^2  (q, k, v, out)  +  4 N W I  (MLP)  +  4 N^2 W  (attention)
 Projector, per image token:    2 (4 W) E + 2 E^2
 Decoder of ``L`` layers, hidden size ``E``, MLP width ``I``, on ``T`` tokens:
     L layers of        8 T E^2  (qkv, o)  +  6 T E I  (gate, up, down)  +  2 T^2 E  (attention)
     logits             2 E V
-with fewer keys and values where heads share them. torch's ``FlopCounterMode`` counts the same.
+with fewer keys and values for grouped heads. torch's ``FlopCounterMode`` counts the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Operations:
 
 
 def operations(config: Phi3VConfig, crops: int, image_tokens: int, tokens: int) -> Operations:
-    """Of a prompt of ``tokens`` with one image of ``crops`` crops and ``image_tokens`` tokens."""
+    """Count those of a prompt of ``tokens`` tokens with one image."""
     vision = config.vision_config
     W, I = vision.hidden_size, vision.intermediate_size  # noqa: E741 - as in the formula
     side, patch = vision.image_size, vision.patch_size  # of squares
@@ -57,7 +57,7 @@ def _decoder(config: Phi3VConfig, tokens: int) -> float:
 
 
 def weight_shapes(config: Phi3VConfig) -> list[tuple[int, int]]:
-    """Outputs and inputs of every matrix that a decode step reads, the logits' last."""
+    """Outputs and inputs of every matrix that a decode step reads; the head comes last."""
     E, I = config.hidden_size, config.intermediate_size  # noqa: E741
     heads = config.num_attention_heads
     shared = config.num_key_value_heads or heads

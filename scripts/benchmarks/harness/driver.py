@@ -1,4 +1,4 @@
-"""Feeds an engine as a number of clients would, and notes when each token came."""
+"""Drive an engine like concurrent clients, and record when each token arrives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model.phi3v.inputs.processing import PromptInputs
 
 @dataclass
 class Answer:
-    """One answer as its reader saw it; times are those of ``time.perf_counter``."""
+    """One answer and the times of its tokens, by ``time.perf_counter``."""
 
     asked: float
     token_ids: list[int] = field(default_factory=list)
@@ -38,19 +38,19 @@ class Answer:
 
 
 def load(directory: Path, dtype: str, max_model_len: int = 4096, **changes: Any) -> Engine:
-    """An engine that computes every token of every prompt, unless ``changes`` say otherwise."""
+    """Load an engine; prefix caching and prompt lookup are off unless set in ``changes``."""
     plain: dict[str, Any] = {"dtype": dtype, "prefix_caching": False, "prompt_lookup": False}
     sizes = {"max_model_len": max_model_len, **plain, **changes}
     return load_engine(directory, LoadOptions(model=str(directory), **sizes))
 
 
 def greedy(new_tokens: int) -> SamplingParams:
-    """Always the most probable token, and always as many of them."""
+    """Greedy decoding of exactly ``new_tokens`` tokens."""
     return SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
 
 
 def random_prompts(count: int, length: int, seed: int) -> list[PromptInputs]:
-    """Prompts of random text tokens, none like another."""
+    """Distinct prompts of random text tokens."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(300, 32000, (count, length), generator=generator)
     return [PromptInputs(row) for row in ids.tolist()]
@@ -62,7 +62,7 @@ def answer(
     params: SamplingParams,
     concurrency: int | None = None,
 ) -> list[Answer]:
-    """Answer all prompts, ``concurrency`` (or all) at a time; the next starts when one ends."""
+    """Answer all prompts, at most ``concurrency`` (default: all) at a time."""
     answers: dict[int, Answer] = {}
 
     def ask() -> None:

@@ -1,8 +1,8 @@
-"""The engine without HTTP: jobs come in as lines of JSON, measurements go out as ``load`` makes them.
+"""The engine without HTTP: reads jobs as lines of JSON, and prints measurements like ``load``'s.
 
     python -m scripts.benchmarks.harness.engine_worker CHECKPOINT DTYPE
 
-Same prompts as the load client sends, tokenized beforehand, and as many at a time.
+Uses the load client's prompts and concurrency; tokenizes before measuring.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scripts.benchmarks.harness.load import text
 
 
 def work(engine: Engine, job: dict[str, int]) -> dict[str, Any]:
-    """Answer the prompts of a job."""
+    """Run one job."""
     prompts = [
         engine.processor([Message("user", text(job["prompt_tokens"], job["seed"], number))], 4096)
         for number in range(-2, job["requests"])
     ]
-    answer(engine, prompts[:2], greedy(4))  # unmeasured, as in the client
+    answer(engine, prompts[:2], greedy(4))  # warm up, as in the client
     started = time.perf_counter()
     answers = answer(engine, prompts[2:], greedy(job["new_tokens"]), job["concurrency"])
     seconds = time.perf_counter() - started

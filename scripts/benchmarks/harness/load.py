@@ -1,12 +1,12 @@
-"""The load client: some readers of streamed chat answers, each asking anew when its answer ends.
+"""The load client: concurrent readers of streamed chat answers, each sending one request at a time.
 
     python -m scripts.benchmarks.harness.load --url http://127.0.0.1:8000/v1 --concurrency 4 --requests 8
 
-Runs in a process of its own, the same for every server, and prints one JSON object: seconds in all,
-and of each request the seconds to its first content, between its pieces of content, and the token
-counts from ``usage``. Prompts are random words of two letters, each a token of the random
-checkpoints' tokenizer; greedy, past end-of-sequence tokens, so that all answers are equally long.
-Imports neither torch nor the project, to start quickly.
+Runs as a separate process, the same for every server, and prints one JSON object: total seconds, and
+for each request the seconds to its first content, the seconds between pieces of content, and the
+token counts from ``usage``. Prompts are random two-letter words, each one token of the random
+checkpoints' tokenizer. Decoding is greedy and ignores end-of-sequence tokens, so that all answers have
+the same length. Imports neither torch nor the project, to start quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPLATE_TOKENS = 8  # around the text: <s>, roles, line ends
 
 
 def text(tokens: int, seed: int, number: int) -> str:
-    """A text of about that many tokens less the template's, like no other of that seed."""
+    """A unique text of about ``tokens`` tokens, including the chat template's."""
     generator = random.Random(f"{seed}/{number}")
     count = tokens - TEMPLATE_TOKENS
     return " ".join("".join(generator.choices(ascii_lowercase, k=2)) for _ in range(count))
@@ -47,7 +47,7 @@ def body(content: str, new_tokens: int, model: str = "default") -> bytes:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, payload: bytes) -> dict[str, Any]:
-    """Times and counts of one answer; of a refusal its status, seconds and text."""
+    """Send one request; returns times and token counts, or a refusal's status, seconds and text."""
     started = time.perf_counter()
     reads: list[tuple[float, bytes]] = []
     async with session.post(f"{url}/chat/completions", data=payload) as response:
@@ -60,7 +60,7 @@ async def ask(session: aiohttp.ClientSession, url: str, payload: bytes) -> dict[
     stamps: list[float] = []
     usage: dict[str, int] = {}
     ended = False
-    # Taken apart only now: client and server share the machine.
+    # Parse afterwards, because client and server share the machine.
     for stamp, line in lines(reads):
         ended = ended or line.rstrip() == b"data: [DONE]"
         if not line.startswith(b"data: {"):
@@ -72,7 +72,7 @@ async def ask(session: aiohttp.ClientSession, url: str, payload: bytes) -> dict[
         if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
             stamps.append(stamp)
     if not ended:
-        raise RuntimeError("a stream was not finished")
+        raise RuntimeError("a stream ended early")
     return {
         "status": 200,
         "ttft": stamps[0] - started,
@@ -92,7 +92,7 @@ def lines(reads: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
 
 
 async def load(args: argparse.Namespace) -> dict[str, Any]:
-    """Ask everything and return what was measured."""
+    """Send all requests and return the measurements."""
 
     def payload(number: int, new_tokens: int) -> bytes:
         return body(text(args.prompt_tokens, args.seed, number), new_tokens, args.model)
@@ -105,7 +105,7 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
     async with aiohttp.ClientSession(
         headers=headers, timeout=timeout, connector=connector
     ) as session:
-        # Unmeasured: a server that was paused reads its weights and wakes its threads again.
+        # Unmeasured: a server resumed from SIGSTOP first wakes its threads and reads its weights.
         await asyncio.gather(*(ask(session, args.url, payload(-1 - i, 4)) for i in range(2)))
         waiting = iter(payloads)
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True, help="of the API, /v1 included")
+    parser.add_argument("--url", required=True, help="base URL of the API, including /v1")
     parser.add_argument("--model", default="default")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--requests", type=int, default=8)

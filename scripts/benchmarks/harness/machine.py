@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured with torch: the limits that figures are held against."""
+"""The machine's limits, measured with torch, for comparison."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MATRIX_SIZES = (1024, 2048, 4096)
 
 
 def describe() -> str:
-    """The processor and what torch uses of it."""
+    """The processor, torch's threads and its version."""
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - one line of it is read
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - reads only one line
             name = next(
                 line.split(":")[1].strip() for line in file if line.startswith("model name")
             )
@@ -26,7 +26,7 @@ def describe() -> str:
 
 
 def fastest(call: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the fastest of several calls, after one that warms up."""
+    """Seconds of the fastest of several calls, after a warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -38,7 +38,7 @@ def fastest(call: Callable[[], object], repeats: int = 3) -> float:
 
 @torch.inference_mode()
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations per second of the best of a few large matrix products."""
+    """Highest FLOP/s of a few large matrix products."""
     rates = []
     for size in MATRIX_SIZES:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
@@ -47,10 +47,10 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 class WeightReader:
-    """Reads weights as a decode step at batch 1 must: one product with a vector for each.
+    """Reads weights like a decode step at batch size 1: one matrix-vector product for each.
 
     Args:
-        shapes: of the weights, outputs and inputs; their content does not matter.
+        shapes: outputs and inputs of each weight; the values are random.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
@@ -61,7 +61,7 @@ class WeightReader:
 
     @torch.inference_mode()
     def seconds(self) -> dict[str, float]:
-        """Seconds that a pass over all weights takes, by method."""
+        """Seconds of one pass over all weights, by method."""
         return {
             "nn.functional.linear": fastest(lambda: self._over(self._plain, linear)),
             "oneDNN, packed": fastest(lambda: self._over(self._packed, _packed_linear)),
@@ -69,7 +69,7 @@ class WeightReader:
 
     @torch.inference_mode()
     def bandwidth(self) -> float:
-        """Bytes per second of merely summing the weights up as integers."""
+        """Bytes per second when summing the weights as integers."""
         words = [weight.view(torch.int64) for weight in self._plain]
         return self.num_bytes / fastest(lambda: [word.sum() for word in words])
 

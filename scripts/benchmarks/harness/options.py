@@ -1,4 +1,4 @@
-"""What a run measures: settings from the command line, and the checkpoints they name."""
+"""Settings of a run, from the command line, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.demo.random_checkpoint import PRESETS, write_checkpoint
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a run; the command line explains them."""
+    """Settings of a run; see ``scripts/bench --help``."""
 
     dtype: str
     rounds: int
@@ -28,14 +28,14 @@ class Options:
     checkpoints: Path
 
     def checkpoint(self, preset: str, text_only: bool = False, **changes: int) -> Path:
-        """Directory of a random checkpoint, written at first use."""
+        """The directory of a random checkpoint, which is written at first use."""
         if self.smoke:
             preset = "tiny"
         marks = [f"{key}-{value}" for key, value in changes.items()]
         if text_only:
             marks.append("text")
         directory = self.checkpoints / "-".join([preset, *marks])
-        last = ("model.safetensors", "model.safetensors.index.json")  # what is written last
+        last = ("model.safetensors", "model.safetensors.index.json")  # written last
         if not any((directory / name).exists() for name in last):
             write_checkpoint(
                 directory, PRESETS[preset], name=f"phi3v-{preset}", text_only=text_only, **changes

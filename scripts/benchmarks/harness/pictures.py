@@ -1,4 +1,4 @@
-"""Pictures that nothing has seen before: smooth noise, as a JPEG file that must be decoded."""
+"""Random images that no cache holds: smooth noise in JPEG files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LARGE = (1900, 1069)  # width and height; about 2,500 tokens
 
 
 def picture(size: tuple[int, int], seed: int) -> MessageImage:
-    """A picture of that size, different for every seed."""
+    """An image of the given size, different for every seed."""
     file = jpeg(size, seed)
     return MessageImage(lambda: Image.open(io.BytesIO(file)))
 
 
 def jpeg(size: tuple[int, int], seed: int) -> bytes:
-    """The file of such a picture."""
+    """A JPEG file of such an image."""
     width, height = size
     noise = np.random.default_rng(seed).integers(
         0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8

@@ -1,4 +1,4 @@
-"""Servers as processes of their own, of which all but one stand still while that one is measured."""
+"""Server processes; all but the measured one are paused (SIGSTOP)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[3]
-NAME = "default"  # of the model, at every server
+NAME = "default"  # of the model, on every server
 START_SECONDS = 600
 
 
 @dataclass
 class Process:
-    """A running process and its children, which form a group.
+    """A running process and its children, in one process group.
 
     Attributes:
         popen: the process.
-        port: where it listens; 0 if it does not.
-        idle_cpu: cores that it kept busy while nothing was asked of it.
-        seconds_to_listen: from the start until it answered at all.
-        seconds_to_ready: from the start until it took requests.
+        port: where it listens, or 0.
+        idle_cpu: CPU cores that it used while idle.
+        seconds_to_listen: from its start to the first response.
+        seconds_to_ready: from its start until it accepted requests.
     """
 
     popen: subprocess.Popen[str]
@@ -44,7 +44,7 @@ class Process:
 
     @property
     def url(self) -> str:
-        """Of its OpenAI API."""
+        """Base URL of its OpenAI API."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def signal(self, number: signal.Signals) -> None:
@@ -54,7 +54,7 @@ class Process:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Let it run for a while."""
+        """Resume it for the duration of the context."""
         self.signal(signal.SIGCONT)
         try:
             yield
@@ -83,7 +83,7 @@ class Process:
 
 
 def start(command: list[str], log: Path, environment: Mapping[str, str], **pipes: Any) -> Process:
-    """Start a process in a group of its own; what it says goes to ``log``."""
+    """Start a process in its own group; its output goes to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         popen = subprocess.Popen(
@@ -100,7 +100,7 @@ def start(command: list[str], log: Path, environment: Mapping[str, str], **pipes
 def start_server(
     command: Callable[[int], list[str]], log: Path, environment: Mapping[str, str]
 ) -> Process:
-    """Start the server that ``command`` makes for a port, wait until it is ready, and pause it."""
+    """Start ``command(port)`` on a free port, wait until it is ready, and pause it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -111,7 +111,7 @@ def start_server(
         seconds = time.monotonic() - started
         if process.popen.poll() is not None or seconds > START_SECONDS:
             process.stop()
-            raise RuntimeError(f"the server did not start; see {log}")
+            raise RuntimeError(f"the server failed to start; see {log}")
         if status is not None:
             process.seconds_to_listen = process.seconds_to_listen or seconds
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def start_server(
 
 
 def _status(url: str) -> int | None:
-    """The status of an answer; None where nothing answers."""
+    """The response's status; None if there is no response."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return int(response.status)
@@ -147,9 +147,9 @@ def ours(checkpoint: Path, dtype: str, flags: list[str], log: Path) -> Process:
 def vllm(
     python: Path, checkpoint: Path, dtype: str, preload: list[Path] | None, log: Path
 ) -> Process:
-    """vLLM on the CPU, as fast as it is known to be set up.
+    """vLLM on the CPU, with the fastest known settings.
 
-    The window is 4096 because beyond it vLLM takes LongRoPE's long factors for short prompts too.
+    The context window is 4096: with a longer one vLLM uses LongRoPE's long factors for all prompts.
     """
     home = python.absolute().parents[1]
     if preload is None:
@@ -177,7 +177,7 @@ def vllm(
 
 
 class Worker:
-    """The engine without HTTP, in a process of its own; see ``engine_worker``."""
+    """The engine without HTTP, in a separate process; see ``engine_worker``."""
 
     def __init__(self, checkpoint: Path, dtype: str, log: Path) -> None:
         module = "scripts.benchmarks.harness.engine_worker"
@@ -192,11 +192,11 @@ class Worker:
             )
         if self._read() != "ready":
             self.process.stop()
-            raise RuntimeError(f"the engine did not start; see {log}")
+            raise RuntimeError(f"the engine failed to start; see {log}")
         self.process.signal(signal.SIGSTOP)
 
     def ask(self, **job: int) -> Any:
-        """Do a job while everything else stands still."""
+        """Run a job while all other processes are paused."""
         assert self.process.popen.stdin is not None
         with self.process.awake():
             self.process.popen.stdin.write(json.dumps(job) + "\n")
@@ -207,12 +207,12 @@ class Worker:
         assert self.process.popen.stdout is not None
         line = self.process.popen.stdout.readline()
         if not line:
-            raise RuntimeError("the engine without HTTP has ended")
+            raise RuntimeError("the engine process has died")
         return json.loads(line)
 
 
 def ask_server(process: Process, **job: int) -> Any:
-    """Load a server with a job, from a client process, while everything else stands still."""
+    """Run a job against a server from a client process while all others are paused."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in job.items()]
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""What a benchmark found: a table, figures beside their targets, panels of a plot, raw data."""
+"""A benchmark's results: a table, figures with targets, plots and raw data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 Bound = Literal["at least", "at most"]
-Series = Mapping[Any, Sequence[float]]  # by x, the values of all rounds
+Series = Mapping[Any, Sequence[float]]  # x to the values of all rounds
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that has a target."""
+    """A number with a target."""
 
     what: str
     value: float
@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram: medians of the rounds, with their range; x values that are names make bars."""
+    """One plot of medians and ranges; names as x values make a bar chart."""
 
     title: str
     x: str
@@ -40,7 +40,7 @@ class Panel:
 
 @dataclass
 class Report:
-    """What one benchmark found."""
+    """The results of one benchmark."""
 
     name: str
     title: str
@@ -52,7 +52,7 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self) -> str:
-        """Title, table, figures with their targets, and notes."""
+        """Title, table, figures with targets, and notes."""
         verdicts = [
             [f.what, f"{f.value:.3g}", f"{f.bound} {f.target:g}", "yes" if f.met else "**no**"]
             for f in self.figures
@@ -77,12 +77,12 @@ class Report:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle of the rounds."""
+    """The median of the rounds."""
     return statistics.median(values)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that ``percent`` of the values do not exceed."""
+    """The given percentile (nearest rank)."""
     ordered = sorted(values)
     return ordered[round(percent / 100 * (len(ordered) - 1))]
 

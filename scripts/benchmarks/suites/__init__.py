@@ -1,1 +1,1 @@
-"""One file per benchmark: ``run(options)`` measures and returns a report."""
+"""One module per benchmark; ``run(options)`` measures and returns a report."""

@@ -1,10 +1,9 @@
-"""Requests from a file by ``phi3v-server batch``, and the same requests through HTTP.
+"""Throughput of ``phi3v-server batch`` compared with the same requests over HTTP.
 
-The server stays up for the whole run and stands still (SIGSTOP) while a batch runs; a batch is a
-process of its own each time, and is measured from the moment its model is loaded, by itself. The
-clients ask for whole answers, each anew when its answer has come: as many as the server computes at a
-time, and twice as many, so that the next ones already wait there as they do in a batch.
-The batch computes more at a time, by its own default.
+The server runs throughout, and is paused (SIGSTOP) while a batch runs. Each batch is a new process,
+which measures itself from when its model is loaded. HTTP clients request whole answers, one at a time:
+as many clients as the server's batch size, and twice as many, so that requests always wait as in a
+batch. The batch command has a larger default batch size.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from scripts.benchmarks.harness.processes import ours, start
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 
 REQUESTS, SMOKE_REQUESTS = 128, 8
-COMPUTED = 16  # answers at a time, by the server's default
+COMPUTED = 16  # the server's default --max-num-seqs
 SENTENCE = re.compile(
     r"(\d+) answered, 0 failed, 0 left, 0 by earlier runs; (\d+) tokens in ([\d.]+) s"
 )
@@ -47,7 +46,7 @@ def run(options: Options) -> Report:
     server = ours(checkpoint, options.dtype, options.server_flags, log)
     try:
         with server.awake():
-            asyncio.run(ask_all(server.url, bodies(options, -1), COMPUTED))  # unmeasured
+            asyncio.run(ask_all(server.url, bodies(options, -1), COMPUTED))  # warm up
         for number in tqdm(range(options.rounds), desc=BATCH):
             asked = bodies(options, number)
             expected: dict[str, str] = {}
@@ -64,7 +63,7 @@ def run(options: Options) -> Report:
 
 
 def bodies(options: Options, seed: int) -> Bodies:
-    """Requests whose answers are all equally long."""
+    """Requests whose answers all have the same length."""
     count = SMOKE_REQUESTS if options.smoke else REQUESTS
     return {
         f"request {number}": {
@@ -82,7 +81,7 @@ def tokens(asked: Bodies) -> int:
 
 
 async def ask_all(url: str, asked: Bodies, clients: int) -> tuple[float, dict[str, str]]:
-    """Seconds that the server takes for all requests, and its answers."""
+    """Seconds until the server has answered all requests, and its answers."""
     answers: dict[str, str] = {}
 
     async def client(waiting: Iterator[tuple[str, dict[str, Any]]]) -> None:
@@ -100,7 +99,7 @@ async def ask_all(url: str, asked: Bodies, clients: int) -> tuple[float, dict[st
 
 
 def run_batch(checkpoint: Path, asked: Bodies, options: Options) -> tuple[float, dict[str, str]]:
-    """Seconds that a batch takes for all requests once its model is loaded, and its answers."""
+    """Seconds until a batch has answered all requests, without loading, and its answers."""
     source, target = options.out / "batch-in.jsonl", options.out / "batch-out.jsonl"
     with source.open("w") as file:
         for name, body in asked.items():
@@ -127,7 +126,7 @@ def run_batch(checkpoint: Path, asked: Bodies, options: Options) -> tuple[float,
         process.stop()
     found = SENTENCE.match(said)
     if found is None or (int(found[1]), int(found[2])) != (len(asked), tokens(asked)):
-        raise RuntimeError(f"the batch said {said!r}; see {log}")
+        raise RuntimeError(f"unexpected batch output {said!r}; see {log}")
     results = [json.loads(line) for line in target.open()]
     answers = {r["custom_id"]: answer_of(r["response"]["body"]) for r in results}
     return float(found[3]), answers
@@ -144,14 +143,14 @@ def report_on(speeds: dict[str, list[float]], different: int, options: Options) 
         BATCH,
         f"{len(bodies(options, 0))} requests, {options.new_tokens} new tokens each; "
         f"{options.dtype}; {describe()}",
-        ["", "output tok/s", "batch / this"],
+        ["side", "output tok/s", "batch / this"],
         [[name, speed, middle[BATCH] / speed] for name, speed in middle.items()],
     )
     best = max(speed for name, speed in middle.items() if name != BATCH)
-    what = "tok/s, batch / the better of HTTP"
+    what = "tok/s, batch / best of HTTP"
     report.figures = [Figure(what, middle[BATCH] / best, "at least", 1.1)]
     if options.dtype == "float32":
-        report.figures.append(Figure("answers other than HTTP's", different, "at most", 0))
+        report.figures.append(Figure("answers that differ from HTTP's", different, "at most", 0))
     report.panels = [Panel("Throughput", "", "output tokens/s", {"": speeds})]
     report.data = {"tokens_per_second": speeds, "different": different}
     return report

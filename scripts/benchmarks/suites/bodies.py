@@ -1,9 +1,9 @@
-"""How long a stream pauses while the server looks at a body that is large to a parser.
+"""How long a stream pauses while the server parses a large request body.
 
-One client reads streams without pause; another sends bodies that are small on the wire and large to a
-validator, some refused unparsed, some parsed because they are within the bounds. The worst pause is
-the longest between two tokens from when a body was sent until the stream went on after its answer;
-the normal one is the longest of as many tokens while nothing was sent.
+One client reads streams continuously; another sends bodies that are costly to parse. Some are within
+the limits and parsed, others refused unparsed. The pause is the longest inter-token gap between sending
+a body and the first tokens after its response; the normal pause is measured the same way without a
+body.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.processes import ours
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 
-TOKENS = 2000  # of a stream
-AFTER = 10  # tokens that a stream goes on for
+TOKENS = 2000  # per stream
+AFTER = 10  # tokens of the stream before and after each body
 NORMAL = "nothing"
 
 
@@ -58,13 +58,13 @@ def run(options: Options) -> Report:
         server.stop()
     report = Report(
         "bodies",
-        f"the longest pause of a stream, of {options.rounds} rounds; {describe()}",
-        ["what is sent beside it", "median, ms", "worst, ms"],
+        f"longest pause of a stream, {options.rounds} rounds; {describe()}",
+        ["body sent meanwhile", "median, ms", "worst, ms"],
     )
     for name, found in pauses.items():
         report.rows.append([name, 1000 * median(found), 1000 * max(found)])
     worst = max(median(found) for found in pauses.values())
-    report.figures = [Figure("the longest pause, seconds", worst, "at most", 0.2)]
+    report.figures = [Figure("longest pause, seconds", worst, "at most", 0.2)]
     bars = {name: [1000 * seconds for seconds in found] for name, found in pauses.items()}
     report.panels = [Panel("Pauses of a stream", "", "ms", {"": bars})]
     report.data = dict(pauses)
@@ -72,7 +72,7 @@ def run(options: Options) -> Report:
 
 
 async def measure(url: str, options: Options) -> dict[str, list[float]]:
-    """Seconds of the longest pause beside each body, in each round."""
+    """Seconds of the longest pause for each body, in each round."""
     pauses: dict[str, list[float]] = {name: [] for name in BODIES}
     headers = {"Content-Type": "application/json"}
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -93,12 +93,12 @@ async def measure(url: str, options: Options) -> dict[str, list[float]]:
 
 
 async def reach(stamps: list[float], count: int) -> None:
-    while len(stamps) < count:  # noqa: ASYNC110 - the stream's reader knows no event
+    while len(stamps) < count:  # noqa: ASYNC110 - the reader sets no event
         await asyncio.sleep(0.001)
 
 
 async def read(session: aiohttp.ClientSession, url: str, stamps: list[float]) -> None:
-    """When each token of streams came, one stream after another."""
+    """Append the arrival times of tokens, of one stream after another."""
     async for stamp in tokens(session, url):
         stamps.append(stamp)
 

@@ -1,10 +1,10 @@
-"""How far next-token distributions are from float32's, in bfloat16 and with quantized weights.
+"""How far next-token distributions in bfloat16 and with quantized weights are from float32's.
 
-No text is generated: every side reads the same sequences, and its distributions after each token are
-compared. On the demo checkpoint these are questions about pictures that it has never seen, with their
-true answers; a question counts as right when each token of the answer is the most probable one,
-which is when a greedy answer is that answer to the letter. On the random checkpoint they are random
-tokens; nothing was learnt there that rounding could spare, so that it is the harder test.
+No text is generated: every side reads the same sequences, and the distributions after each token are
+compared. The demo checkpoint reads questions about held-out pictures with their right answers; a
+question counts as right if every token of the answer is the most probable one, so that greedy decoding
+would generate exactly this answer. The random checkpoint reads random tokens, which is the harder
+test, because untrained weights are less robust to rounding.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Text:
     """A sequence to read.
 
     Attributes:
-        inputs: all of it, and its image.
-        start: how many tokens come before the first whose distribution counts.
+        inputs: its tokens and its image.
+        start: position of the first token that is compared.
     """
 
     inputs: PromptInputs
@@ -61,7 +61,7 @@ class Text:
 
 @dataclass
 class Found:
-    """What one side's distributions say of all texts."""
+    """One side's results for all texts."""
 
     divergences: list[float] = field(default_factory=list)
     agreements: list[bool] = field(default_factory=list)
@@ -74,7 +74,7 @@ def run(options: Options) -> Report:
     count = 8 if options.smoke else 40
     report = Report(
         "drift",
-        f"next-token distributions beside {REFERENCE}'s; {describe()}",
+        f"next-token distributions compared with {REFERENCE}; {describe()}",
         ["checkpoint", "weights", "mean KL, nats", "same top token", "perplexity", "right answers"],
     )
     for name, directory in (("demo", CHECKPOINT), ("random", options.checkpoint("bench"))):
@@ -110,7 +110,7 @@ def run(options: Options) -> Report:
 
 
 def _question(processor: Processor, case: Case) -> Text:
-    """A question with its true answer, up to the token that ends it."""
+    """A question with its right answer, up to the stop token."""
     asked = list(_messages(case.messages))
     prompt = processor(asked, WINDOW)
     answered = [*asked, Message("assistant", case.expected), Message("user", "?")]
@@ -122,7 +122,7 @@ def _question(processor: Processor, case: Case) -> Text:
 
 
 def _messages(messages: Sequence[dict[str, Any]]) -> Iterator[Message]:
-    """Messages in the API's form as the model takes them."""
+    """Convert messages from the API's format to the model's."""
     for message in messages:
         content = message["content"]
         parts: list[dict[str, Any]] = content
@@ -139,7 +139,7 @@ def _image(url: str) -> MessageImage:
 
 
 def _measure(directory: Path, texts: list[Text]) -> dict[str, Found]:
-    """All sides, one after the other; the reference comes first."""
+    """Measure all sides, the reference first."""
     expected: list[Tensor] = []
     found = {}
     for side, flags in SIDES.items():
@@ -165,7 +165,7 @@ def _compare(expected_TV: Tensor, logits_TV: Tensor, text: Text, found: Found) -
 
 @torch.inference_mode()
 def _logits(engine: Engine, text: Text) -> Tensor:
-    """Logits after each token from the one before ``start`` to the last but one."""
+    """Logits that predict each token from ``start`` on."""
     decoder, network = engine.network.decoder, engine.network
     ids, image = text.inputs.token_ids, text.inputs.image
     token_T = torch.tensor(ids, device=decoder.device)

@@ -1,10 +1,10 @@
-"""Output tokens/s of the engine and of transformers on the same weights, in one process.
+"""Output tokens/s of the engine and of transformers with the same weights, in one process.
 
-``generate()`` answers the prompts one by one, on the class that the engine loads. transformers'
-``ContinuousBatchingManager`` gets all of them at once, on the text-only twin, with the fastest of
-its settings on a CPU (tried: ``sdpa`` is twice as fast as ``paged|eager``, the page size does not
-matter, ``torch.compile`` recompiles until it is twenty times slower). No side keeps prefixes. In
-float32 every answer must be the same on all sides; in bfloat16 they may part ways.
+``generate()`` answers the prompts one by one, with the class that the engine loads. transformers'
+``ContinuousBatchingManager`` gets all prompts at once, with the text-only checkpoint and its fastest
+settings on a CPU (``sdpa`` is twice as fast as ``paged|eager``; the page size does not matter;
+``torch.compile`` keeps recompiling and is twenty times slower). Prefix caching is off on all sides. In
+float32 all answers must be the same; in bfloat16 they may differ.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def run(options: Options) -> Report:
     total = options.rounds * sum(options.concurrency)
     if options.dtype == "float32":
         report.figures += [
-            Figure(f"answers other than {name}'s, of {total}", number, "at most", 0)
+            Figure(f"answers that differ from {name}, of {total}", number, "at most", 0)
             for name, number in different.items()
         ]
     else:
         report.notes.append(
-            f"of {total} answers, other than the engine's (not promised in {options.dtype}): "
-            + ", ".join(f"{number} of {name}" for name, number in different.items())
+            f"answers that differ from the engine's, of {total} (expected in {options.dtype}): "
+            + ", ".join(f"{name} {number}" for name, number in different.items())
         )
     report.panels = [Panel("Throughput", "concurrent requests", "output tokens/s", speeds)]
     report.data = {"tokens_per_second": speeds, "different": different}
@@ -83,12 +83,12 @@ def run(options: Options) -> Report:
 def measure(
     sides: dict[str, Side], options: Options
 ) -> tuple[dict[str, dict[int, list[float]]], dict[str, int]]:
-    """Speeds by side and concurrency, and how many answers of a side are not the engine's."""
+    """Speeds by side and concurrency, and how many answers of each side differ from the engine's."""
     speeds: dict[str, dict[int, list[float]]] = {
         name: {count: [] for count in options.concurrency} for name in sides
     }
     different = dict.fromkeys([name for name in sides if name != ENGINE], 0)
-    for side in sides.values():  # once unmeasured: compilers and allocators warm up
+    for side in sides.values():  # warm up compilers and allocators
         side(token_ids(4, options.prompt_tokens, seed=1_000_000))
     with tqdm(total=options.rounds * len(options.concurrency) * len(sides), desc="engine") as bar:
         for number in range(options.rounds):
@@ -145,7 +145,7 @@ def generate_side(directory: Path, dtype: torch.dtype, new_tokens: int) -> Side:
 
 
 class ContinuousBatching:
-    """transformers' continuous batching; its thread sleeps while it has nothing to do."""
+    """transformers' continuous batching; its thread sleeps while idle."""
 
     def __init__(self, twin: Path, dtype: torch.dtype, new_tokens: int) -> None:
         network: Any = AutoModelForCausalLM.from_pretrained(
@@ -167,7 +167,7 @@ class ContinuousBatching:
             result = self._manager.get_result(timeout=1)
             if result is None:
                 if not self._manager.is_running():
-                    raise RuntimeError("transformers' continuous batching has ended")
+                    raise RuntimeError("transformers' continuous batching has stopped")
             elif result.error is not None:
                 raise RuntimeError(result.error)
             elif result.is_finished():

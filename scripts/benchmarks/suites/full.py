@@ -1,11 +1,11 @@
-"""A random checkpoint of the official size behind the server, from its files to an orderly end.
+"""The server with a random checkpoint of the official size, from startup to a clean shutdown.
 
-The checkpoint is written first, unless ``--checkpoints`` has it. The server starts, is asked about
-one large picture, and then answers short texts, one and eight at a time. A step must read all
-matrices of the decoder once, so their size and the speed at which the machine reads such matrices
-(as in ``stream``, while the server stands still) bound the tokens per second. Memory is the largest
-that the server had resident at any time: weights, everything else, and of the KV cache what was used.
-Files that are in the page cache, such as have just been written, make it start sooner.
+Writes the checkpoint first, unless ``--checkpoints`` has it. The server starts, answers a question about
+one large image, and then short texts at batch sizes 1 and 8. A step reads all of the decoder's matrices
+once, so their size and the machine's bandwidth for such matrices (measured as in ``stream``, while the
+server is paused) bound the tokens per second. Memory is the server's peak resident memory: weights, the
+used part of the KV cache, and everything else. Startup is faster if the files are in the page cache, as
+after writing them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from scripts.benchmarks.harness.processes import NAME, Process, ask_server, ours
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 
 GIB = 1 << 30
-WINDOW_GIB = 0.75  # for 4096 tokens of the official model, for each byte of a number
-BESIDE = 2 * GIB  # bytes of memory for the measuring
-LAYERS_READ = 4  # whose matrices exceed the caches of any CPU
+WINDOW_GIB = 0.75  # KV cache of 4096 tokens of the official model, per byte of the dtype
+BESIDE = 2 * GIB  # bytes for the benchmark itself
+LAYERS_READ = 4  # enough to exceed the caches of any CPU
 BATCHES = (1, 8)
 
 
@@ -66,17 +66,17 @@ def run(options: Options) -> Report:
 
 
 def require_memory(size: int) -> None:
-    """End with a sentence where the machine would swap."""
+    """Exit with an error if the machine would swap."""
     needed, there = size + BESIDE, psutil.virtual_memory().available
     if there < needed:
         raise SystemExit(
-            f"full: {there / GIB:.1f} GiB of memory are available and {needed / GIB:.1f} are needed; "
-            "end other programs, or name a smaller --preset"
+            f"full: needs {needed / GIB:.1f} GiB of memory, but {there / GIB:.1f} GiB are available; "
+            "stop other programs, or choose a smaller --preset"
         )
 
 
 def measure(server: Process, directory: Path, options: Options) -> dict[str, Any]:
-    """Everything that is asked of the running server, and the limits beside it."""
+    """Measure the running server, and the machine's limits."""
     config = Phi3VConfig(**json.loads((directory / "config.json").read_text("utf-8")))
     shapes = weight_shapes(config)
     read = shapes[: 4 * LAYERS_READ]  # each layer has four
@@ -104,7 +104,7 @@ def measure(server: Process, directory: Path, options: Options) -> dict[str, Any
 
 
 async def ask_about_picture(server: Process) -> dict[str, Any]:
-    """Ask about one large picture; what ``load.ask`` returns."""
+    """Ask about one large image; returns what ``load.ask`` does."""
     url = "data:image/jpeg;base64," + base64.b64encode(jpeg(LARGE, 0)).decode()
     content = [
         {"type": "text", "text": "What is in this picture?"},
@@ -126,7 +126,7 @@ async def ask_about_picture(server: Process) -> dict[str, Any]:
 
 
 def decode_speed(requests: list[dict[str, Any]]) -> float:
-    """Output tokens/s of answers that were asked for together, from the first token of all on."""
+    """Output tokens/s of concurrent answers, from when all have a first token."""
     stamps = [list(accumulate([request["ttft"], *request["gaps"]])) for request in requests]
     begin = max(times[0] for times in stamps)
     end = max(times[-1] for times in stamps)
@@ -136,7 +136,7 @@ def decode_speed(requests: list[dict[str, Any]]) -> float:
 
 
 def peak_memory(server: Process) -> int:
-    """Bytes that the server had resident at most; its image decoders not counted."""
+    """Peak resident bytes of the server, without its image processes."""
     status = Path(f"/proc/{server.popen.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
@@ -152,28 +152,28 @@ def report_on(found: dict[str, Any], server: Process, options: Options) -> Repor
     report = Report(
         "full",
         f"a checkpoint of {found['weights'] / 1e9:.2f} GB ({found['checkpoint']}), "
-        f"{found['kv_cache'] / 1e9:.2f} GB for keys and values; {options.dtype}; {describe()}",
-        ["", "measured"],
+        f"KV cache of {found['kv_cache'] / 1e9:.2f} GB; {options.dtype}; {describe()}",
+        ["quantity", "measured"],
         [
-            ["writing the checkpoint, s", found["written"]],
-            ["until the server listens, s", server.seconds_to_listen],
-            ["from there until it is ready, s", server.seconds_to_ready - server.seconds_to_listen],
+            ["time to write the checkpoint, s", found["written"]],
+            ["time until the server listens, s", server.seconds_to_listen],
+            ["time from listening to ready, s", server.seconds_to_ready - server.seconds_to_listen],
             ["time to ready, s", server.seconds_to_ready],
             ["peak resident memory, GB", found["peak"] / 1e9],
             ["peak resident memory / weights", found["peak"] / found["weights"]],
-            [f"a picture of {LARGE[0]}x{LARGE[1]}, prompt tokens", picture["prompt_tokens"]],
-            ["its time to first token, s", picture["ttft"]],
-            ["its following tokens/s", decode_speed([picture])],
+            [f"{LARGE[0]}x{LARGE[1]} image, prompt tokens", picture["prompt_tokens"]],
+            ["image, time to first token, s", picture["ttft"]],
+            ["image, decoding, tokens/s", decode_speed([picture])],
             ["tokens/s, batch 1", one],
             ["tokens/s, batch 8", eight],
-            [f"limit of reading {found['step_bytes'] / 1e9:.2f} GB a step, tokens/s", limit],
+            [f"limit of reading {found['step_bytes'] / 1e9:.2f} GB per step, tokens/s", limit],
         ],
     )
     report.figures = [
         Figure("peak memory / (weights + KV cache)", found["peak"] / room, "at most", 1.15),
         Figure("tokens/s, batch 1 / limit of reading the weights", one / limit, "at least", 0.85),
         Figure("tokens/s, batch 8 / batch 1", eight / one, "at least", 5.0),
-        Figure("failed ends (exit status other than 0)", int(found["status"] != 0), "at most", 0),
+        Figure("failed shutdowns (nonzero exit status)", int(found["status"] != 0), "at most", 0),
     ]
     bars = {f"batch {batch}": values for batch, values in found["speeds"].items()}
     bars["limit, batch 1"] = found["limits"]

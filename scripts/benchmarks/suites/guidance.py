@@ -1,8 +1,7 @@
-"""What a grammar costs per step, and what it saves where it forces tokens.
+"""What a grammar costs per step, and what jump-ahead saves.
 
-Saved: answers that match a JSON schema, with and without jumping over the tokens that the schema
-forces; the answers are the same. Cost: decode steps of answers to a schema that forces nothing,
-beside steps of as many answers without one.
+Savings: answers to a JSON schema with and without jump-ahead; the answers are the same. Cost: decode
+steps with a schema that forces no tokens, compared with steps without a grammar.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ RECORD = {
     "additionalProperties": False,
 }
 ENDLESS = {"type": "array", "items": {"type": "string"}, "minItems": 100_000}
-JUMPING, WALKING = "jumping over what is forced", "one token a step"
-GUIDED, FREE = "with a grammar", "without"
+JUMPING, WALKING = "with jump-ahead", "without jump-ahead"
+GUIDED, FREE = "with a grammar", "without a grammar"
 
 
 def run(options: Options) -> Report:
@@ -62,8 +61,8 @@ def run(options: Options) -> Report:
             costs[name].append(1000 * seconds / taken)
     report = Report(
         "guidance",
-        f"{BATCH} answers at once; {options.dtype}; {describe()}",
-        ["", "steps for answers to a schema", "output tokens/s"],
+        f"batch size {BATCH}; {options.dtype}; {describe()}",
+        ["side", "steps for answers to a schema", "output tokens/s"],
     )
     for name in (WALKING, JUMPING):
         report.rows.append([name, median(steps[name]), median(speeds[name])])
@@ -77,9 +76,9 @@ def run(options: Options) -> Report:
             "at least",
             1.0,
         ),
-        Figure("what a grammar adds to a step", cost, "at most", 0.05),
+        Figure("relative cost of a grammar per step", cost, "at most", 0.05),
         Figure(
-            "answers that jumping changed",
+            "answers changed by jump-ahead",
             different,
             "at most",
             0 if options.dtype == "float32" else BATCH,
@@ -97,7 +96,7 @@ def run(options: Options) -> Report:
 
 
 def sibling(engine: Engine, **changes: bool) -> Engine:
-    """Another engine on the same weights."""
+    """Another engine with the same weights."""
     config = replace(engine.config, **changes)
     return Engine(engine.network, engine.processor, engine.stop_ids, config)
 
@@ -105,7 +104,7 @@ def sibling(engine: Engine, **changes: bool) -> Engine:
 def ask(
     engine: Engine, count: int, schema: object, tokens: int, seed: int = 0
 ) -> tuple[list[list[int]], int, float]:
-    """Answers, and the steps and the seconds from their first token on."""
+    """Answers, and the steps and seconds from when all have a first token."""
     grammar = None if schema is None else GrammarSpec("json_schema", json.dumps(schema))
     for number, inputs in enumerate(random_prompts(count, 32, seed)):
         params = SamplingParams(

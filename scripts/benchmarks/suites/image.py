@@ -1,10 +1,9 @@
-"""Time to first token of a large picture before the official tower, and of a second turn about it.
+"""Time to first token of a large image with a tower of the official size, and of a second turn.
 
-A turn starts with the JPEG file and the text, so decoding and cutting into crops count, and ends
-with the first token out of the engine. The limit is the time that the turn's arithmetic (see
-``arithmetic``) would take if all of it ran as fast as the best of a few large matrix products of
-the same dtype in torch, measured in the same round. The second turn repeats the first one with its
-answer and a further question, with the prefix cache and the embedding cache on.
+A turn starts with the JPEG file and the text, so it includes decoding and cutting into crops, and ends
+with the engine's first token. The limit is the time of the turn's arithmetic (see ``arithmetic``) at the
+speed of the fastest of a few large torch matrix products of the same dtype, measured in the same round.
+The second turn appends the answer and another question, with prefix cache and embedding cache on.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ FIRST, LIMIT, SECOND = "first turn", "its arithmetic", "second turn"
 
 @dataclass
 class Turn:
-    """One turn: seconds of preparation, and to the first token in all; what it took and said."""
+    """One turn: seconds of preparation and to the first token, its operations and its answer."""
 
     prepared: float
     ttft: float
@@ -63,8 +62,8 @@ def run(options: Options) -> Report:
     middle = {name: median(values) for name, values in seconds.items()}
     report = Report(
         "image",
-        f"time to first token of a {LARGE[0]}x{LARGE[1]} picture; {options.dtype}; {describe()}",
-        ["", "seconds", "of them preparing", "prompt tokens"],
+        f"time to first token of a {LARGE[0]}x{LARGE[1]} image; {options.dtype}; {describe()}",
+        ["turn", "seconds", "of which preparation", "prompt tokens"],
     )
     for name, turns in ((FIRST, first), (SECOND, second)):
         prepared = median([turn.prepared for turn in turns])
@@ -84,7 +83,7 @@ def run(options: Options) -> Report:
 
 
 def ask(engine: Engine, messages: list[Message]) -> Turn:
-    """Take a turn, alone."""
+    """Run one turn alone."""
     started = time.perf_counter()
     inputs = engine.processor(messages, engine.config.max_model_len)
     prepared = time.perf_counter() - started

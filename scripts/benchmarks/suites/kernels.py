@@ -1,7 +1,7 @@
-"""What the CPU's compiled kernels gain over torch's operators: decode steps, and a prompt.
+"""Speedup of the compiled CPU kernels over torch's operators, for decode steps and a prompt.
 
-Both sides have the same weights and compute the same answers. Without kernels the decoder runs by
-torch's operators (oneDNN), and attention gathers the keys of each sequence.
+Both sides have the same weights and compute the same answers. Without the kernels the decoder uses
+torch's operators (oneDNN), and attention gathers each sequence's keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 from scripts.benchmarks.suites.stream import step_seconds
 
 KERNELS, TORCH = "kernels", "torch"
-# Imported when an engine is made; without them it does what it does where they cannot be compiled.
+# Imported when an engine is created; without them it falls back to torch.
 MODULES = ("model.phi3v.decoder_cpu", "model.engine.kv_cache.cpu")
 BATCHES = (1, 8, 16)
 PROMPT_TOKENS = 2048
@@ -33,7 +33,7 @@ def run(options: Options) -> Report:
     engines = {KERNELS: load(directory, options.dtype), TORCH: _without_kernels(directory, options)}
     seconds: dict[str, dict[str, list[float]]] = {side: {} for side in engines}
     for engine in engines.values():
-        _seconds(engine, 4)  # unmeasured
+        _seconds(engine, 4)  # warm up
     for _ in tqdm(range(options.rounds), desc="kernels"):
         for side, engine in engines.items():
             for what, found in _seconds(engine, options.new_tokens).items():
@@ -41,12 +41,12 @@ def run(options: Options) -> Report:
     report = Report(
         "kernels",
         f"the decoder of {directory.name} in {options.dtype}; {describe()}",
-        ["", f"{KERNELS}, ms", f"{TORCH}, ms", "times as fast"],
+        ["", f"{KERNELS}, ms", f"{TORCH}, ms", "speedup"],
     )
     for what in seconds[KERNELS]:
         ours, theirs = (median(seconds[side][what]) for side in (KERNELS, TORCH))
         report.rows.append([what, 1000 * ours, 1000 * theirs, theirs / ours])
-        report.figures.append(Figure(f"{what}: times as fast", theirs / ours, "at least", 1.0))
+        report.figures.append(Figure(f"{what}: speedup", theirs / ours, "at least", 1.0))
     report.panels = [
         Panel(
             what,
@@ -66,8 +66,10 @@ def _without_kernels(directory: Path, options: Options) -> Engine:
 
 
 def _seconds(engine: Engine, steps: int) -> dict[str, float]:
-    """Of a step for each batch, and of a prompt."""
-    found = {f"a step for {batch}": step_seconds(engine, batch, steps) for batch in BATCHES}
+    """Seconds of a step at each batch size, and of a prompt."""
+    found = {
+        f"a step at batch size {batch}": step_seconds(engine, batch, steps) for batch in BATCHES
+    }
     prompts = random_prompts(1, PROMPT_TOKENS, PROMPT_TOKENS)
     started = time.perf_counter()
     answer(engine, prompts, greedy(1))

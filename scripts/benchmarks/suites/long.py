@@ -1,8 +1,8 @@
-"""Peak memory while a long prompt is prefilled, on the tiny checkpoint with a longer window.
+"""Peak memory while prefilling a long prompt, on the tiny checkpoint with a longer context window.
 
-Each prompt runs in a fresh process. What counts is how far the process grows beyond its size after
-a short prompt, sampled every few milliseconds: the KV blocks that the prompt fills, which are linear
-in its length, and whatever a step needs, which must not be quadratic.
+Each prompt runs in a new process. The figure is the growth of its memory after a short prompt, sampled
+every few milliseconds: the prompt's KV blocks, which are linear in its length, and a step's working
+memory, which must not be quadratic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(options: Options) -> Report:
     seconds: dict[int, list[float]] = {length: [] for length in options.lengths}
     fresh = ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    )  # a process's memory is only ever partly given back, so none is used twice
+    )  # a process never returns all its memory, so none is reused
     with fresh, tqdm(total=options.rounds * len(growth), desc="long") as bar:
         for _ in range(options.rounds):
             for length in growth:
@@ -62,7 +62,7 @@ def run(options: Options) -> Report:
 
 
 def prefill(directory: Path, dtype: str, length: int) -> tuple[float, float]:
-    """In a process of its own: MiB that it grows by, and seconds to the first token."""
+    """MiB that the process grows by, and seconds to the first token; run in a new process."""
     from scripts.benchmarks.harness.driver import answer, greedy, load, random_prompts
 
     engine = load(directory, dtype, length + 16)

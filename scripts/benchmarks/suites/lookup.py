@@ -1,8 +1,8 @@
-"""Decode speed with and without prompt lookup: on answers that copy, and on such as never repeat.
+"""Decode speed with and without prompt lookup, on answers that copy and answers that never repeat.
 
-The checkpoint's answers go round in a circle of known tokens (``model.demo.repeating``); a step
-costs what it costs on any other. To copy, the prompt shows the circle; to never repeat, the circle
-is longer than the answer. A random checkpoint's samples repeat a little by chance.
+The checkpoint's answers cycle through known tokens (``model.demo.repeating``), at the usual cost of a
+step. For copying, the prompt contains the cycle; for answers that never repeat, the cycle is longer
+than the answer. Samples of a random checkpoint repeat a little by chance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 from scripts.benchmarks.suites.guidance import sibling
 
-COPIED = 200  # tokens that are copied again and again
+COPIED = 200  # length of the cycle that is copied
 COPYING, FRESH, NOISE = "copying", "never repeating", "noise"
 LEAST = {COPYING: 1.8, FRESH: 0.97, NOISE: 0.97}
 
@@ -35,12 +35,12 @@ def run(options: Options) -> Report:
         NOISE: pair(options.checkpoint("bench"), options),
     }
     speeds: dict[str, dict[str, list[float]]] = {"with": {}, "without": {}}
-    rounds = 2 * options.rounds + 1  # the differences are small beside the machine's own
+    rounds = 2 * options.rounds + 1  # more, because the differences are smaller than the noise
     different = 0
     report = Report(
         "lookup",
         f"output tokens/s, {4 * options.new_tokens} new; {options.dtype}; {describe()}",
-        ["answers", "concurrent", "with", "without", "ratio", "guessed right"],
+        ["answers", "concurrent", "with", "without", "ratio", "correct guesses"],
     )
     counts = [count for count in options.concurrency if count in (1, 4, 16)]
     with tqdm(total=len(engines) * len(counts) * rounds, desc="lookup") as bar:
@@ -66,7 +66,7 @@ def run(options: Options) -> Report:
                     what = f"with / without, {kind}, {count} concurrent"
                     report.figures.append(Figure(what, ratio, "at least", LEAST[kind]))
     most = 0 if options.dtype == "float32" else rounds
-    report.figures.append(Figure("answers that guessing changed", different, "at most", most))
+    report.figures.append(Figure("answers changed by guessing", different, "at most", most))
     report.panels = [Panel("Prompt lookup", "", "output tokens/s", speeds)]
     report.data = {"tokens_per_second": speeds}
     return report
@@ -89,7 +89,7 @@ def pair(directory: Path, options: Options) -> dict[str, Engine]:
 def ask(
     engine: Engine, kind: str, count: int, tokens: int, seed: int
 ) -> tuple[float, list[list[int]]]:
-    """Output tokens/s from the first token of all on, and the answers."""
+    """Output tokens/s from when all have a first token, and the answers."""
     prompts = random_prompts(count, 100, seed)
     params = greedy(tokens)
     if kind == NOISE:

@@ -1,11 +1,10 @@
-"""Ten times more clients than the server has room for: who is refused, how fast, and who suffers?
+"""Refusals and inter-token gaps with ten times more clients than the server's capacity.
 
-The server computes few answers at a time and lets as many wait. First as many clients as it computes
-read streams, one after another; then ten times as many as it has room for ask at once, and each that
-is refused asks again after a pause; then the first load once more. A stream that was accepted must
-come nearly as evenly under the flood as without it, a refusal must cost next to nothing, and when the
-flood is over all must be as before. Gaps are between tokens of streams, the wait for the first not
-counted.
+The server runs few answers at a time, and as many may wait. In the first phase as many clients as it
+runs read streams, each one after another; in the second, ten times more clients than its capacity send
+requests, and retry refused ones after a pause; the third repeats the first. Accepted streams must be
+nearly as even under overload as without it, refusals must be fast, and the last phase must be like the
+first. Gaps do not include the time to first token.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.processes import Process, ours
 from scripts.benchmarks.harness.report import Figure, Panel, Report, percentile
 
-COMPUTED, WAITING = 4, 4  # answers: the server's capacity
+COMPUTED, WAITING = 4, 4  # --max-num-seqs and --max-waiting
 FACTOR = 10
-SECONDS, SMOKE_SECONDS = 20.0, 3.0  # of a phase
-PAUSE = (0.5, 1.5)  # seconds until a client that was refused asks again
+SECONDS, SMOKE_SECONDS = 20.0, 3.0  # per phase
+PAUSE = (0.5, 1.5)  # seconds before a refused client retries
 PHASES = ("alone", "flooded", "after")
 
 
 @dataclass
 class Phase:
-    """Seconds, by what became of requests; statuses count them."""
+    """Durations in seconds by outcome, and the number of requests by status."""
 
     gaps: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -65,7 +64,7 @@ async def measure(server: Process, options: Options) -> dict[str, Phase]:
     headers = {"Content-Type": "application/json"}
     phases: dict[str, Phase] = {}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-        await load(session, server.url, COMPUTED, seconds / 4, options)  # unmeasured
+        await load(session, server.url, COMPUTED, seconds / 4, options)  # warm up
         for name in tqdm(PHASES, desc="overload"):
             clients = FACTOR * (COMPUTED + WAITING) if name == "flooded" else COMPUTED
             phases[name] = await load(session, server.url, clients, seconds, options)
@@ -75,7 +74,7 @@ async def measure(server: Process, options: Options) -> dict[str, Phase]:
 async def load(
     session: aiohttp.ClientSession, url: str, clients: int, seconds: float, options: Options
 ) -> Phase:
-    """Have clients ask for a while; what is begun then is finished."""
+    """Run clients for a while; requests in flight at the end are completed."""
     phase, end = Phase(), time.perf_counter() + seconds
 
     async def client(number: int) -> None:
@@ -100,9 +99,19 @@ def report_on(phases: dict[str, Phase]) -> Report:
     alone, flooded, after = (phases[name] for name in PHASES)
     report = Report(
         "overload",
-        f"{FACTOR} times more clients than room for {COMPUTED} answers and {WAITING} that wait; "
-        f"{describe()}",
-        ["", "200", "429", "others", "429 p50, ms", "429 p99, ms", "ITL p50, ms", "p95", "p99"],
+        f"{FACTOR} times more clients than the capacity of {COMPUTED} running and {WAITING} waiting "
+        f"answers; {describe()}",
+        [
+            "phase",
+            "200",
+            "429",
+            "others",
+            "429 p50, ms",
+            "429 p99, ms",
+            "ITL p50, ms",
+            "p95",
+            "p99",
+        ],
     )
     for name, phase in phases.items():
         refused = [1000 * seconds for seconds in phase.refusals]
@@ -118,7 +127,12 @@ def report_on(phases: dict[str, Phase]) -> Report:
     report.figures = [
         Figure("failed requests", failed, "at most", 0),
         Figure("share refused with 429", flooded.statuses[429] / total, "at least", 0.5),
-        Figure("a 429, p99, seconds", percentile(flooded.refusals or [0], 99), "at most", 0.5),
+        Figure(
+            "time to refuse (429), p99, seconds",
+            percentile(flooded.refusals or [0], 99),
+            "at most",
+            0.5,
+        ),
         *(
             Figure(
                 f"time between tokens, flooded / alone, p{percent}",

@@ -1,7 +1,7 @@
-"""What quantized weights change in speed: decode steps for one and for eight answers, and a prompt.
+"""Speed with quantized weights: decode steps at batch sizes 1 and 8, and a prompt.
 
-The weights are more than any cache holds, so a step for one answer takes as long as reading them; a
-prompt takes as long as computing, for which the numbers have to be made on the way.
+The weights exceed any cache, so a step at batch size 1 takes as long as reading them. A prompt is
+compute-bound, and dequantizing its weights adds work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scripts.benchmarks.suites.stream import step_seconds
 SCHEMES = ("none", "int8", "int4")
 PROMPT_TOKENS = 512
 STEPS = 32
-COLUMNS = ("step for one", "step for eight", "prompt")
+COLUMNS = ("step, batch 1", "step, batch 8", "prompt")
 
 
 def run(options: Options) -> Report:
@@ -33,15 +33,15 @@ def run(options: Options) -> Report:
         scheme: {column: [] for column in COLUMNS} for scheme in SCHEMES
     }
     for engine in engines.values():
-        _seconds(engine, 4)  # unmeasured
+        _seconds(engine, 4)  # warm up
     for _ in tqdm(range(options.rounds), desc="quantized"):
         for scheme, engine in engines.items():
             for column, found in zip(COLUMNS, _seconds(engine, STEPS), strict=True):
                 seconds[scheme][column].append(found)
     report = Report(
         "quantized",
-        f"weights of {directory.name} rounded, computed in {options.dtype}; {describe()}",
-        ["weights", *(f"{column}, ms" for column in COLUMNS), "tokens/s, one", "eight"],
+        f"quantized weights of {directory.name}, computed in {options.dtype}; {describe()}",
+        ["weights", *(f"{column}, ms" for column in COLUMNS), "tokens/s, batch 1", "batch 8"],
     )
     middle = {
         scheme: [median(found) for found in columns.values()] for scheme, columns in seconds.items()
@@ -53,7 +53,7 @@ def run(options: Options) -> Report:
     for scheme in SCHEMES[1:]:
         ratio = plain[0] / middle[scheme][0]
         report.figures.append(
-            Figure(f"{scheme} / {options.dtype}: tokens/s of one answer", ratio, "at least", 1.0)
+            Figure(f"{scheme} / {options.dtype}: tokens/s, batch 1", ratio, "at least", 1.0)
         )
     report.panels = [
         Panel(column, "", "ms", {"": {s: [1000 * x for x in seconds[s][column]] for s in SCHEMES}})
@@ -64,7 +64,7 @@ def run(options: Options) -> Report:
 
 
 def _seconds(engine: Engine, steps: int) -> tuple[float, float, float]:
-    """Of a step for one answer, of a step for eight, and of a prompt."""
+    """Seconds of a step at batch sizes 1 and 8, and of a prompt."""
     one, eight = (step_seconds(engine, batch, steps) for batch in (1, 8))
     prompts = random_prompts(1, PROMPT_TOKENS, PROMPT_TOKENS)
     started = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Streaming chat through HTTP: our server, vLLM on the CPU, and our engine without HTTP.
+"""Streaming chat over HTTP: our server, vLLM on the CPU, and our engine without HTTP.
 
-Three processes stay up for the whole run, each with the same decoder: ours, vLLM on the text-only
-twin, and a worker that feeds the engine the same prompts. They are measured strictly in turn, and
-the other two are stopped (SIGSTOP) meanwhile, because an idle server may keep a core busy; how much
-each does is noted. The load client is one program for both servers, in a process of its own.
+Three processes with the same decoder run throughout: our server, vLLM with the text-only checkpoint,
+and a worker that gives our engine the same prompts. They are measured strictly in turn, and the other
+two are paused (SIGSTOP), because an idle server may keep a core busy; the report says how much. Both
+servers get the same load client, in a separate process.
 
-A round's time to first token and gap are the median (p50) and 95th percentile of its requests; what
-is reported is the median of the rounds. A gap is between two pieces of text, which hold several
-tokens where a server puts them together or a token's bytes are no whole character.
+A round's time to first token and inter-token latency are the median (p50) and 95th percentile of its
+requests; the report has the medians of the rounds. A piece of text may hold several tokens: servers
+may combine them, and a token's bytes may be an incomplete character.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.benchmarks.harness.report import Bound, Figure, Panel, Report, medi
 
 OURS, VLLM, WORKER = "ours", "vLLM", "engine without HTTP"
 FEWEST_REQUESTS = 8
-METRICS = {  # of one measurement
+METRICS = {  # name to function of one measurement
     "output tok/s": lambda found: _sum(found, "new_tokens") / found["seconds"],
     "TTFT p50, ms": lambda found: 1000 * percentile(_all(found, "ttft"), 50),
     "TTFT p95, ms": lambda found: 1000 * percentile(_all(found, "ttft"), 95),
@@ -63,7 +63,7 @@ def run(options: Options) -> Report:
 
 
 def measure(sides: dict[str, Ask], options: Options) -> Measured:
-    """Each side at each concurrency in each round."""
+    """Measure each side at each concurrency in each round."""
     measured: Measured = {
         name: {metric: {count: [] for count in options.concurrency} for metric in METRICS}
         for name in sides
@@ -73,7 +73,7 @@ def measure(sides: dict[str, Ask], options: Options) -> Measured:
         for number in range(-1, options.rounds):
             for count in options.concurrency:
                 if number < 0 and count != max(options.concurrency):
-                    continue  # one unmeasured load each
+                    continue  # warm up each side once
                 for name, ask in sides.items():
                     requests = max(FEWEST_REQUESTS, 2 * count)
                     seed = 1000 * (number + 1) + count
@@ -90,7 +90,7 @@ def report_on(measured: Measured, servers: dict[str, Process], options: Options)
     """Table, figures and plots."""
     report = Report(
         "server",
-        f"streaming through HTTP; {options.dtype}, prompt caches off, {options.new_tokens} new "
+        f"streaming over HTTP; {options.dtype}, prefix caching off, {options.new_tokens} new "
         f"tokens; {describe()}",
         ["clients", "side", *METRICS],
     )
@@ -119,13 +119,11 @@ def report_on(measured: Measured, servers: dict[str, Process], options: Options)
                 )
                 for count in options.concurrency
             ]
-        report.notes.append("for tokens/s against vLLM the aim is 1.25")
+        report.notes.append("the goal for tokens/s, ours / vLLM, is 1.25")
     most = max(options.concurrency)
     through = middle[OURS][speed][most] / middle[WORKER][speed][most]
     report.figures.append(
-        Figure(
-            f"tok/s through HTTP / engine without HTTP, {most} clients", through, "at least", 0.95
-        )
+        Figure(f"tok/s over HTTP / engine without HTTP, {most} clients", through, "at least", 0.95)
     )
     report.notes += [
         f"{name} idle: {100 * process.idle_cpu:.0f} % of a core"

@@ -1,11 +1,11 @@
-"""Thousands of random requests on the tiny checkpoint: what do they leave behind?
+"""Leaks after thousands of random requests on the tiny checkpoint.
 
-Some dozens of clients ask the async engine for everything it can do: texts that share prefixes,
-pictures of several kinds, several answers, sampling of all sorts, penalties, stop strings, log
-probabilities; one request in five is dropped at some moment, one in twenty before it began. Caches
-are small, so that they fill early. At the end no KV block may be held, and the process must be as
-large as it was after the first fifth, which touches all the memory that the engine sets aside; what
-is free and not yet returned to the system does not count.
+Two dozen clients use all features of the async engine: texts that share prefixes, images of several
+kinds, several answers, all sampling parameters, penalties, stop strings and log probabilities. One
+request in five is dropped at some point, one in twenty before it starts. Caches are small, so that they
+fill early. At the end no KV block may be held, and the process must be as large as after the first
+fifth, which touches all memory that the engine reserves; free memory that is not yet returned to the
+system does not count.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from scripts.benchmarks.harness.options import Options
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 
 CLIENTS = 24
-SAMPLES = 200  # of the size of the process
+SAMPLES = 200  # of the process's memory
 MIB = 1 << 20
 
 
 @dataclass
 class Soak:
-    """What happened: requests by fate, and the size of the process in MiB by requests done."""
+    """Requests by outcome, and the process's memory in MiB by requests done."""
 
     fates: Counter[str] = field(default_factory=Counter)
     sizes: dict[int, float] = field(default_factory=dict)
@@ -104,12 +104,12 @@ async def measure(engine: Engine, requests: int) -> Soak:
 
         numbers = iter(range(requests))
         await asyncio.gather(*(client(numbers) for _ in range(CLIENTS)))
-    runner.shutdown()  # after the last aborts, which went in before
+    runner.shutdown()  # after the last aborts, which are in the inbox
     return soak
 
 
 async def one(engine: AsyncEngine, rng: random.Random) -> str:
-    """Ask, read, perhaps leave; returns what became of it."""
+    """Send one request and read its answer, or drop it; returns the outcome."""
     patience = rng.choice([0, rng.randrange(20)]) if rng.random() < 0.2 else None
     hurry = rng.random() < 0.05
     asking = asyncio.ensure_future(engine.generate(messages(rng), params(rng)))
@@ -134,7 +134,7 @@ async def one(engine: AsyncEngine, rng: random.Random) -> str:
 
 
 def messages(rng: random.Random) -> list[Message]:
-    """A conversation of one to three turns, perhaps with a picture; beginnings recur."""
+    """A conversation of one or two questions, perhaps with an image; prefixes recur."""
     start = text(rng.randrange(10, 200), 0, rng.randrange(20))
     turns = [Message("user", start, (picture(rng),) if rng.random() < 0.15 else ())]
     if rng.random() < 0.3:
@@ -144,7 +144,7 @@ def messages(rng: random.Random) -> list[Message]:
 
 
 def give_back_free_memory() -> None:
-    """Have glibc return what is free, of which it keeps more and more between pieces in use."""
+    """Make glibc return free memory, which fragmentation would otherwise accumulate."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 

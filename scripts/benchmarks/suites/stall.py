@@ -1,9 +1,9 @@
-"""How long running streams wait while a prompt of about 2,500 tokens, an image, is admitted.
+"""How long running streams stall while an image of about 2,500 tokens is prefilled.
 
-Four streams decode through the async engine, as the server runs it: their readers share the event
-loop, and the image is decoded and cut on the pool. Their normal gap is the median before the image
-is asked about; the worst gap is the longest of any stream from then until the image's first token.
-The image pays for it: its own time to first token is reported too, beside what it takes alone.
+Four streams decode on the async engine, as in the server: their readers share the event loop, and the
+image is decoded and cut in a thread pool. The normal gap is the median before the image's request; the
+worst gap is the longest of any stream from then until the image's first token. The image's time to
+first token is reported too, next to that of an image without other streams.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from scripts.benchmarks.harness.pictures import LARGE, picture
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median, percentile
 
 STREAMS = 4
-SETTLING, NORMAL, AFTER = 16, 100, 16  # tokens of each stream before, and after, the image
-LONGEST = 3000  # tokens of a stream, if the image takes that long
+SETTLING, NORMAL, AFTER = 16, 100, 16  # tokens of each stream, before and after the image
+LONGEST = 3000  # tokens of a stream at most
 QUESTION = "What is in this picture?"
 
 
 @dataclass
 class Round:
-    """Seconds: gaps of all streams before the image, (when, gap) during it, and its first token."""
+    """Seconds: gaps before the image, (time, gap) pairs during it, and its times to first token."""
 
     normal: list[float]
     during: list[tuple[float, float]]
@@ -52,14 +52,14 @@ def run(options: Options) -> Report:
     worst = median([found.worst for found in rounds])
     report = Report(
         "stall",
-        f"gaps of {STREAMS} streams while an image is admitted; {options.dtype}; {describe()}",
+        f"gaps of {STREAMS} streams while an image is prefilled; {options.dtype}; {describe()}",
         [
             "normal gap, ms",
             "normal p99, ms",
             "p50 during, ms",
             "worst, ms",
             "image TTFT, ms",
-            "alone",
+            "image TTFT alone, ms",
         ],
     )
     report.rows.append(
@@ -75,17 +75,17 @@ def run(options: Options) -> Report:
     ratio = median([found.worst / median(found.normal) for found in rounds])
     report.figures = [Figure("worst gap / normal gap", ratio, "at most", 3.0)]
     curve = {when: [1000 * gap] for when, gap in sorted(rounds[-1].during)}
-    report.panels = [Panel("Gaps while the image is admitted", "seconds", "ms", {"": curve})]
+    report.panels = [Panel("Gaps while the image is prefilled", "seconds", "ms", {"": curve})]
     report.data = {"rounds": [vars(found) for found in rounds]}
     return report
 
 
 async def measure(options: Options) -> list[Round]:
-    """One round unmeasured, then the measured ones."""
+    """Run a warm-up round, then the measured ones."""
     engine = AsyncEngine(load(options.checkpoint("bench"), options.dtype))
     rounds = [
         await one_round(engine, number)
-        for number in tqdm(range(options.rounds + 1), desc="stall (the first is not counted)")
+        for number in tqdm(range(options.rounds + 1), desc="stall (first round warms up)")
     ]
     engine.shutdown()
     return rounds[1:]
@@ -93,7 +93,7 @@ async def measure(options: Options) -> list[Round]:
 
 async def one_round(engine: AsyncEngine, number: int) -> Round:
     stamps: list[list[float]] = [[] for _ in range(STREAMS)]
-    # Made beforehand: while this thread paints, it reads no stream.
+    # Drawn beforehand, because drawing would block the event loop.
     pictures = [picture(LARGE, 2 * number + which) for which in (0, 1)]
 
     async def stream(index: int) -> None:
@@ -101,7 +101,7 @@ async def one_round(engine: AsyncEngine, number: int) -> Round:
         await read(engine, messages, greedy(LONGEST), stamps[index])
 
     async def reach(count: int) -> None:
-        while min(map(len, stamps)) < count:  # noqa: ASYNC110 - the streams' readers know no event
+        while min(map(len, stamps)) < count:  # noqa: ASYNC110 - the readers set no event
             await asyncio.sleep(0.01)
 
     streams = [asyncio.create_task(stream(index)) for index in range(STREAMS)]
@@ -130,7 +130,7 @@ async def one_round(engine: AsyncEngine, number: int) -> Round:
 async def read(
     engine: AsyncEngine, messages: list[Message], params: SamplingParams, stamps: list[float]
 ) -> None:
-    """Read an answer to its end, noting when each token came."""
+    """Read an answer to its end and record when each token arrives."""
     generation = await engine.generate(messages, params)
     try:
         async for delta in generation:

@@ -1,9 +1,9 @@
-"""Decode with weights that no cache holds: the time of a step is the time of reading them.
+"""Decode speed with weights larger than any cache, where reading them bounds a step.
 
-The limit is a pass over matrices of the same shapes (over a gigabyte), one product with a vector
-each, by the faster of oneDNN with packed weights and plain ``nn.functional.linear``, measured in
-the same round. Merely reading the bytes is measured too, for information. A step for eight answers
-reads the weights once as well, so it ought to take little longer than a step for one.
+The limit is one matrix-vector product for each matrix of the same shapes (over a gigabyte), with the
+faster of oneDNN with packed weights and plain ``nn.functional.linear``, measured in the same round.
+The bandwidth of summing the same bytes is reported for information. A step at batch size 8 also reads
+the weights once, so it should take little longer than a step at batch size 1.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def run(options: Options) -> Report:
     report = Report(
         "stream",
         f"reading {reader.num_bytes / 1e9:.2f} GB of weights per step; {options.dtype}; {describe()}",
-        ["", "ms per step", "GB/s", "tokens/s"],
+        ["side", "ms per step", "GB/s", "tokens/s"],
     )
     for name, seconds in middle.items():
         answers = {ONE: 1, EIGHT: 8}.get(name)
         speed = answers / seconds if answers else ""
         report.rows.append([name, 1000 * seconds, reader.num_bytes / seconds / 1e9, speed])
-    report.rows.append(["summing them up", "", median(bandwidths) / 1e9, ""])
+    report.rows.append(["sum of the weights", "", median(bandwidths) / 1e9, ""])
     report.figures = [
         Figure("batch 1 / limit of reading the weights", limit / middle[ONE], "at least", 0.85),
         Figure("batch 8 / batch 1, tokens/s", 8 * middle[ONE] / middle[EIGHT], "at least", 5.0),
@@ -59,9 +59,11 @@ def run(options: Options) -> Report:
 
 
 def step_seconds(engine: Engine, batch: int, steps: int) -> float:
-    """Seconds of a decode step for ``batch`` answers, on average."""
+    """Mean seconds of a decode step at this batch size."""
     answers = answer(engine, random_prompts(batch, PROMPT_TOKENS, batch), greedy(steps + 1))
     begin = max(found.stamps[0] for found in answers)
     end = min(found.stamps[-1] for found in answers)
-    assert {found.stamps[0] for found in answers} == {begin}, "the prompts shared their first step"
+    assert {found.stamps[0] for found in answers} == {begin}, (
+        "the first tokens must come from one step"
+    )
     return (end - begin) / steps

@@ -295,5 +295,5 @@ def test_a_failing_image_spares_its_neighbours(
 def test_ids_beyond_the_vocabulary_are_refused(
     make_engine: MakeEngine, params: SamplingParams
 ) -> None:
-    with pytest.raises(RequestError, match="ids go from 0 to 32063"):
+    with pytest.raises(RequestError, match="valid ids are 0 to 32063"):
         make_engine().check(params)

@@ -70,8 +70,8 @@ def test_good_ones(tiny: Path, sharded: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = dict(line[6:].split(maxsplit=1) for line in done.stdout.splitlines())
     assert all(line.startswith("ok ") for line in done.stdout.splitlines())
-    assert rows["config.json"] == "2 layers, 64 wide, window of 8192 tokens"
-    assert rows["preprocessor_config.json"] == "up to 4 crops of an image"
+    assert rows["config.json"] == "2 layers, 64 wide, context window of 8192 tokens"
+    assert rows["preprocessor_config.json"] == "up to 4 crops per image"
     assert rows["tensors"].endswith("GB, BF16")
     assert set(rows) >= {"tokenizer.json", WEIGHTS}
     assert problems(sharded) == []
@@ -83,8 +83,10 @@ def test_the_official_files_are_good_but_for_the_weights(official: Path) -> None
     told = problems(official)
     index = json.loads((official / INDEX).read_text())["weight_map"]
     files = sorted(set(index.values()))
-    assert told[: len(files)] == [f"{file} is missing; {INDEX} names it" for file in files]
-    missing = {line.split()[0] for line in told[len(files) :] if "is missing; its shape is" in line}
+    assert told[: len(files)] == [f"{file} is missing, but listed in {INDEX}" for file in files]
+    missing = {
+        line.split()[0] for line in told[len(files) :] if "is missing; expected shape" in line
+    }
     assert missing == index.keys()
     assert len(told) == len(files) + len(index)
 
@@ -108,7 +110,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json cannot be read"),
     "other model": (
         lambda d: change_json(d / "config.json", model_type="llama"),
-        "config.json is of a 'llama' model; this server runs 'phi3_v' only",
+        "config.json is for a 'llama' model; this server runs 'phi3_v' only",
     ),
     "odd config": (
         lambda d: change_json(d / "config.json", num_attention_heads=0),
@@ -124,27 +126,27 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "num_crops = 0; it must be at least 1",
     ),
     "a pickle": (lambda d: (d / "extra.bin").touch(), "extra.bin is a pickle"),
-    "no shard": (lambda d: _first_shard(d).unlink(), f"is missing; {INDEX} names it"),
-    "a cut shard": (_cut, "cannot be read, download it again"),
+    "no shard": (lambda d: _first_shard(d).unlink(), f"is missing, but listed in {INDEX}"),
+    "a cut shard": (_cut, "; download it again"),
     "nonsense": (lambda d: _first_shard(d).write_bytes(b"nonsense"), "cannot be read"),
     "no index": (lambda d: (d / INDEX).unlink(), f"{WEIGHTS} is missing, and so is {INDEX}"),
     "odd index": (lambda d: (d / INDEX).write_text("{}"), "has no weight_map"),
     "misplaced": (_misplace, "model.norm.weight is in model-"),
     "missing": (
         lambda d: change_tensors(d, **{"model.norm.weight": None}),
-        "model.norm.weight is missing; its shape is [64]",
+        "model.norm.weight is missing; expected shape [64]",
     ),
     "unexpected": (
         lambda d: change_tensors(d, **{"model.what": torch.zeros(2)}),
-        "model.what does not belong here",
+        "model.what is not a tensor of this model",
     ),
     "shape": (
         lambda d: change_tensors(d, **{"model.norm.weight": torch.zeros(3)}),
-        "model.norm.weight has the shape [3], it should be [64]",
+        "model.norm.weight has the shape [3], expected [64]",
     ),
     "dtype": (
         lambda d: change_tensors(d, **{"model.norm.weight": torch.zeros(64, dtype=torch.int8)}),
-        "model.norm.weight is of dtype I8; those taken are BF16, F16, F32",
+        "model.norm.weight has the unsupported dtype I8; supported are BF16, F16, F32",
     ),
 }
 
@@ -175,7 +177,7 @@ def test_every_problem_is_named(copy: Path) -> None:
 def test_no_directory(tmp_path: Path) -> None:
     done = check(tmp_path / "none")
     assert done.returncode == 1
-    assert "is no directory" in done.stdout
+    assert "is not a directory" in done.stdout
 
 
 @pytest.fixture

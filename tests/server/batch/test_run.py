@@ -118,7 +118,7 @@ def test_a_fault_is_left_for_another_run_and_a_dead_engine_ends_the_run(
     job = command(tiny, tmp_path, "--max-num-seqs", "2", program=FAULTY)
     done = run(job)
     assert done.returncode == 1
-    assert "phi3v-server: the engine has ended" in done.stderr
+    assert "phi3v-server: the engine has stopped" in done.stderr
     assert "run the batch again for the remaining lines" in done.stderr
     found = by_id(tmp_path)
     assert found

@@ -45,7 +45,7 @@ def test_bodies_without_a_length(bounded: LiveServer) -> None:
 
 @pytest.mark.parametrize("messages", ["text", "images"])
 def test_what_waits_is_bounded(bounded: LiveServer, messages: str) -> None:
-    """Tokens and images in the making; when their readers have left there is room again."""
+    """Tokens and images in flight; when their readers have left there is room again."""
     text = [{"role": "user", "content": "word " * 400}]
     content = text if messages == "text" else image_message(data_url(png(700, 700)))
     url = f"{bounded.url}/v1/chat/completions"
@@ -58,7 +58,7 @@ def test_what_waits_is_bounded(bounded: LiveServer, messages: str) -> None:
         refused = next(answer for answer in asked if answer.status_code != 200)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
-        assert "in the making" in json.loads(refused.read())["message"]
+        assert "in flight" in json.loads(refused.read())["message"]
     eventually(lambda: chat(bounded, messages=content).status_code == 200)
 
 

@@ -76,5 +76,5 @@ def test_elongated_pictures_are_refused_from_their_head(shared: LiveServer) -> N
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"")
     response = ask(shared, data_url(data))
     assert (response.status_code, response.json()["code"]) == (422, "invalid_image")
-    assert "its sides are in a ratio of 50000000 to 1" in response.json()["message"]
+    assert "an aspect ratio of 50000000 to 1" in response.json()["message"]
     assert "the limit is 1344 to 1" in response.json()["message"]  # 4 crops of 336 pixels

@@ -107,7 +107,7 @@ def transposed(*args: Any, **kwargs: Any) -> Tensor:
         (zeros, "its results are off by "),
         (aligned_at_the_start, "its results are off by "),
         (first_sequence_only, "its results are off by nan"),
-        (transposed, "its result has the shape (4, "),
+        (transposed, "its result has the wrong shape (4, "),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -98,7 +98,7 @@ def _change_config(directory: Path, name: str = "config.json", **changes: object
 BROKEN: dict[str, tuple[Break, str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json cannot be read"),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
-    "other model": (lambda d: _change_config(d, model_type="llama"), "holds a 'llama' model"),
+    "other model": (lambda d: _change_config(d, model_type="llama"), "contains a 'llama' model"),
     "odd embd_layer": (
         lambda d: _change_config(d, embd_layer={"hd_transform_order": "glb_sub"}),
         "hd_transform_order = 'glb_sub' is not supported",
@@ -109,11 +109,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "unexpected tensor": (_add_tensor, "1 unexpected tensors, e.g. model.what"),
     "wrong shape": (
         _reshape_tensor,
-        r"model.norm.weight has the shape \[3\] and should have \[64\]",
+        r"model.norm.weight has the shape \[3\], expected \[64\]",
     ),
     "smaller vocabulary": (
         lambda d: _change_config(d, vocab_size=100),
-        r"lm_head.weight has the shape \[\d+, 64\] and should have \[100, 64\]",
+        r"lm_head.weight has the shape \[\d+, 64\], expected \[100, 64\]",
     ),
     "heads in words": (
         lambda d: _change_config(d, num_attention_heads="four"),
@@ -197,7 +197,7 @@ def test_no_added_tokens_in_the_tokenizers_config(
 def test_sizes_that_do_not_fit(tiny: Path) -> None:
     with pytest.raises(CheckpointError, match=r"would fit with --max-model-len \d+ or --kv"):
         load_engine(tiny, LoadOptions(model="", max_model_len=8000, kv_cache_memory=0.001))
-    with pytest.raises(CheckpointError, match="beyond the checkpoint's context window of 8192"):
+    with pytest.raises(CheckpointError, match="exceeds the checkpoint's context window of 8192"):
         load_engine(tiny, LoadOptions(model="", max_model_len=9000))
     small = load_engine(tiny, LoadOptions(model="", kv_cache_memory=0.001))
     assert small.config.max_model_len < 8192

@@ -81,7 +81,7 @@ def test_a_window_that_is_asked_for_gets_its_room() -> None:
     short = plan(OPTIONS, 16)
     longer = short.max_model_len * 3 // 2
     assert plan(replace(OPTIONS, max_model_len=longer), 16).max_model_len == longer
-    with pytest.raises(CheckpointError, match="beyond the checkpoint's context window of 131072"):
+    with pytest.raises(CheckpointError, match="exceeds the checkpoint's context window of 131072"):
         plan(replace(OPTIONS, max_model_len=200_000), 24)
 
 
@@ -203,7 +203,7 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 24 * GIB))
     gpu = probe(CUDA, 0.5)
     assert gpu.available == 5 * GIB
-    assert gpu.text == "0.5 of 10.00 GiB free GPU memory, 24.00 GiB in all"
+    assert gpu.text == "0.5 of 10.00 GiB free GPU memory, 24.00 GiB in total"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -226,7 +226,7 @@ def test_a_live_server_says_its_plan_or_refuses(tiny: Path) -> None:
     assert live.stop() == 0
     [line] = [line for line in live.log if "memory: weights" in line]
     assert re.search(r"weights [\d.e-]+ \+ vision .* \+ headroom .* = .* of .* GiB", line)
-    assert "longest sequence 512 tokens of the model's 8192" in line
+    assert "longest sequence: 512 of the model's 8192 tokens" in line
     for flags, remedy in (
         (["--max-model-len", "4000", "--kv-cache-memory", "0.0001"], "--kv-cache-memory 0.01"),
         (["--embedding-cache-memory", "100000"], "--embedding-cache-memory 0"),

@@ -145,7 +145,7 @@ def test_kernels_that_do_not_work_are_not_used(
     expected = logits(TorchDecoder(model))
     with caplog.at_level(logging.WARNING):
         use_torch_kernels(model)
-    assert "made anew at each use, which is slow" in caplog.text
+    assert "dequantizing weights at each use, which is slow" in caplog.text
     assert torch.equal(logits(TorchDecoder(model)), expected)
 
 
@@ -253,7 +253,10 @@ def test_shapes_that_kernels_do_not_take_are_computed_without(
     expected = logits(TorchDecoder(model), 7)
     with caplog.at_level(logging.WARNING):
         use_torch_kernels(model)
-    reason = {"inputs": "16 inputs at a time, and a layer has 136", "refusal": "expected another K"}
+    reason = {
+        "inputs": "multiples of 16 inputs, and a layer has 136",
+        "refusal": "expected another K",
+    }
     assert f"which is slow: {'' if fault == 'inputs' else 'RuntimeError: '}" in caplog.text
     assert reason[fault] in caplog.text
     assert set(asked) == (set() if fault == "inputs" else {64, 144})
@@ -262,7 +265,9 @@ def test_shapes_that_kernels_do_not_take_are_computed_without(
 
 def test_sizes_that_cannot_be_quantized_are_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"], intermediate_size=136)
-    with pytest.raises(CheckpointError, match=r"--quantization int4 is not for this model: .* 136"):
+    with pytest.raises(
+        CheckpointError, match=r"--quantization int4 does not support this model: .* 136"
+    ):
         load_engine(tmp_path, LoadOptions("", quantization="int4"))
     # No whole step of torch's kernels: the answer is what the same numbers give as plain weights.
     options = LoadOptions("", dtype="bfloat16", quantization="int8", max_model_len=64)
@@ -290,5 +295,5 @@ def test_on_a_gpu(tiny: Path, scheme: Quantization, caplog: pytest.LogCaptureFix
         "", dtype="bfloat16", device="cuda", max_model_len=2048, quantization=scheme
     )
     engine = load_engine(tiny, options)
-    assert "made anew" not in caplog.text
+    assert "dequantizing" not in caplog.text
     assert len(collect(engine, PROMPTS)[0]) == 12
