@@ -75,7 +75,7 @@ class Traces:
         except ModuleNotFoundError as error:
             raise TracesError(
                 f"--otlp-endpoint needs the extra otel ({error.name} is not installed): "
-                "run pip install '.[otel]' in the source directory"
+                "run scripts/setup otel in the source directory"
             ) from error
         named = Resource.create({"service.name": SERVICE})
         self._provider = TracerProvider(

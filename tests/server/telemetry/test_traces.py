@@ -179,5 +179,5 @@ def test_without_the_extra_the_server_says_so(tiny: Path, missing: str) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("phi3v-server: --otlp-endpoint needs the extra otel")
-    assert "pip install '.[otel]'" in done.stderr
+    assert "scripts/setup otel" in done.stderr
     assert done.stderr.count("\n") == 1
