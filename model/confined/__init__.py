@@ -1,12 +1,12 @@
-"""Processes for what strangers send: a fault in one ends that process and nothing else.
+"""Confined processes for untrusted input: a fault ends only the process it occurs in.
 
     zygote = Zygote("module:prepare", ...)  # a process that only forks
-    worker = zygote.fork()                  # a child that does what ``prepare`` returned
+    worker = zygote.fork()                  # a child that runs what ``prepare`` returned
 
-A zygote has no threads, none of our environment but a few harmless variables, and what its workers
-need already imported, so that a worker starts in milliseconds. Workers have bounds on memory and on
-the processor time of each piece of work, and may not gain privileges. They can still read files and
-open sockets as the server's user can: this is a wall against faults, not a sandbox.
+A zygote has no threads, inherits only a few harmless environment variables, and has imported what its
+workers need, so that they start in milliseconds. Workers have limits on memory and on CPU time per task,
+and cannot gain privileges. They can still read files and open sockets as the server's user: this
+contains faults, but is not a sandbox.
 """
 
 from __future__ import annotations

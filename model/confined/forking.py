@@ -1,4 +1,4 @@
-"""The zygote: a process that forks workers, and looks at nothing that a stranger sent."""
+"""The zygote: a process that forks workers, and never handles untrusted input itself."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model.confined.zygote import COMMAND, FORK, KILL, READY, Work
 
 
 def main(descriptor: int) -> None:
-    """Fork workers and end them as the server says, until it closes the connection."""
-    # The server ends its workers; a service manager that signals them too would end answers early.
+    """Fork and kill workers at the server's command, until it closes the connection."""
+    # The server ends its workers. Signals from a service manager would end requests in flight.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     opened = os.open(os.devnull, os.O_RDWR)
-    while opened <= 2:  # a standard stream was closed, and a socket would take its place
+    while opened <= 2:  # a standard stream is closed; do not let a socket take its number
         opened = os.open(os.devnull, os.O_RDWR)
     os.close(opened)
     control = socket.socket(fileno=descriptor)
@@ -28,9 +28,9 @@ def main(descriptor: int) -> None:
         name, arguments = pickle.loads(connection.recv_bytes())
         work: Work = pkgutil.resolve_name(name)(*arguments)
         gc.collect()
-        gc.freeze()  # collections would copy pages that workers share
+        gc.freeze()  # garbage collection would copy shared pages
         connection.send_bytes(READY)
-    numbers: dict[int, int] = {}  # of workers, by process id
+    numbers: dict[int, int] = {}  # process id to worker number
 
     def reap(*_: object) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -42,7 +42,7 @@ def main(descriptor: int) -> None:
         command, descriptors, _, _ = socket.recv_fds(control, COMMAND.size, 1)
         if not command:
             return
-        # What ends meanwhile is reaped afterwards: until then its process id is nobody else's.
+        # Block SIGCHLD, so that no process id is reaped and reused before the kill.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         kind, number = COMMAND.unpack(command)
         if kind == KILL:
@@ -57,25 +57,25 @@ def main(descriptor: int) -> None:
 
 
 def fork(theirs: socket.socket, parents: socket.socket, work: Work) -> int | None:
-    """Fork a process that does ``work`` with ``theirs`` and ends; its id, or None if that fails.
+    """Fork a process that runs ``work(theirs)`` and exits; returns its id, or None on failure.
 
     Args:
-        theirs: the worker's end of its connection, closed here.
-        parents: a connection of this process alone, closed there.
+        theirs: the worker's end of its connection; closed in this process.
+        parents: a connection of this process; closed in the worker.
     """
     try:
         pid = os.fork()
-    except OSError:  # too many processes; whoever has the other end finds it closed
+    except OSError:  # too many processes; the other end sees a closed connection
         theirs.close()
         return None
     if pid == 0:
         status = 1
         try:
             parents.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its own children leave nothing behind
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of its own children
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)  # what libraries print when they die may quote a stranger
+            os.dup2(nowhere, 2)  # crash messages of libraries may quote untrusted input
             work(theirs)
             status = 0
         finally:

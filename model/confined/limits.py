@@ -1,4 +1,4 @@
-"""What a worker may take, set by the worker itself before it looks at anything."""
+"""Resource limits of a worker, which it sets before handling any input."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PR_SET_NO_NEW_PRIVS = 38
 
 
 def confine(memory: int) -> None:
-    """Bound what this process takes for the rest of its life.
+    """Limit this process permanently.
 
     Args:
-        memory: bytes of address space beyond what it has now.
+        memory: bytes of address space beyond its current size.
     """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
@@ -26,28 +26,29 @@ def confine(memory: int) -> None:
         limits[resource.RLIMIT_AS] = address_space() + memory
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # others of this user may not read its memory
+        libc.prctl(
+            PR_SET_DUMPABLE, 0, 0, 0, 0
+        )  # the user's other processes may not read its memory
     for limit, value in limits.items():
-        with contextlib.suppress(OSError, ValueError):  # one that is lower already
+        with contextlib.suppress(OSError, ValueError):  # already lower
             resource.setrlimit(limit, (value, value))
 
 
 def address_space() -> int:
-    """Bytes of address space that this process has."""
+    """Size of this process's address space, in bytes."""
     return _statm(0)
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process has; 0 where the system does not tell."""
+    """Resident memory of this process, in bytes; 0 if unknown."""
     return _statm(1)
 
 
 def limit_cpu(seconds: float) -> None:
-    """End this process once it has taken that much processor time more; to be said anew in time.
+    """Kill this process after this much more CPU time; each call replaces the previous limit.
 
-    Not wall-clock time: on a busy machine work is not at fault for waiting, and a process that waits
-    for work takes none. The signal's default action ends the process whatever it is doing, also
-    inside a library that never returns.
+    CPU time, not wall-clock time: a busy machine does not count, nor does waiting for work. The signal's
+    default action kills the process even inside a library call that never returns.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
 

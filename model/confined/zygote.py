@@ -1,4 +1,4 @@
-"""The server's side: starts a zygote when it is first needed, and has it fork workers."""
+"""The server's side: starts the zygote at first use, and makes it fork workers."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-START_TIMEOUT = 60.0  # seconds for a zygote to be ready; a machine may be busy
-COMMAND = struct.Struct("<cQ")  # what to do, and with which worker
+START_TIMEOUT = 60.0  # seconds until a zygote is ready, even on a busy machine
+COMMAND = struct.Struct("<cQ")  # command and worker number
 FORK, KILL = b"f", b"k"
 READY = b"r"
 MAIN = "from model.confined.forking import main; main(int(__import__('sys').argv[1]))"
-# Of our environment, which holds keys and tokens.
+# Inherited environment variables; others may hold keys and tokens.
 INHERITED = ("PATH", "LANG", "TZ", "TMPDIR", "MALLOC_ARENA_MAX")
 INHERITED_PREFIXES = ("LC_", "LD_", "PYTHON", "OPENBLAS_", "COVERAGE_")
 
-Work = Callable[[socket.socket], None]  # what a worker does, with its end of the connection
+Work = Callable[[socket.socket], None]  # a worker's function of its end of the connection
 
 
 class WorkerError(Exception):
-    """No worker can be started."""
+    """A worker could not be started."""
 
 
 class Worker:
     """A process forked by a zygote.
 
     Attributes:
-        socket: to the process, which ends when this is closed and it is not busy.
+        socket: connection to the process, which exits when it is idle and this is closed.
         connection: the same, for messages.
     """
 
@@ -48,7 +48,7 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone; to be asked while it has nothing to say."""
+        """Whether the process is dead; call only when no message is expected."""
         try:
             return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -57,7 +57,7 @@ class Worker:
             return True
 
     def end(self) -> None:
-        """End the process, whatever it is doing; may be called again."""
+        """Kill the process; idempotent."""
         self._kill()
         self.connection.close()
         self.socket.close()
@@ -67,9 +67,8 @@ class Zygote:
     """A process that forks workers. Thread-safe.
 
     Args:
-        prepare: name of a function, as ``module:function``, that is called once in the zygote and
-            returns what each worker does.
-        arguments: of that function.
+        prepare: ``module:function``; called once in the zygote, it returns the workers' function.
+        arguments: of ``prepare``.
     """
 
     def __init__(self, prepare: str, *arguments: object) -> None:
@@ -79,10 +78,10 @@ class Zygote:
         self._count = 0
 
     def fork(self) -> Worker:
-        """Start a worker; waits for the zygote where that is to be started first.
+        """Start a worker; starts the zygote first if necessary.
 
         Raises:
-            WorkerError: it cannot be started.
+            WorkerError: the worker cannot be started.
         """
         with self._lock:
             try:
@@ -94,14 +93,14 @@ class Zygote:
                 raise WorkerError(f"failed to start a worker process: {error}") from error
 
     def close(self) -> None:
-        """End the zygote; its workers end when they are closed."""
+        """End the zygote; workers end when their connections are closed."""
         with self._lock:
             if self._running is not None:
                 self._running.end()
                 self._running = None
 
     def _fork(self, theirs: socket.socket) -> Callable[[], None]:
-        """Have a worker forked that gets ``theirs``; returns what kills it."""
+        """Fork a worker that gets ``theirs``; returns a function that kills it."""
         self._count += 1
         number = self._count
         try:
@@ -126,13 +125,13 @@ class Zygote:
 
 
 class _Running:
-    """A zygote's process; raises WorkerError if it does not start."""
+    """A zygote's process; the constructor raises WorkerError if it does not start."""
 
     def __init__(self, prepare: object) -> None:
-        self._lock = threading.RLock()  # never held for long: whoever ends a worker may not wait
+        self._lock = threading.RLock()  # held only briefly, because ending a worker must not block
         self._control, theirs = socket.socketpair()
         with theirs:
-            # Beyond the standard streams, which may have been closed.
+            # A number above the standard streams, which may be closed.
             passed = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
         try:
             self._process = subprocess.Popen(
@@ -141,7 +140,7 @@ class _Running:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[passed],
-                start_new_session=True,  # a terminal's Ctrl-C is for the server alone
+                start_new_session=True,  # Ctrl-C in a terminal must reach only the server
             )
         finally:
             os.close(passed)
@@ -155,13 +154,13 @@ class _Running:
                 raise WorkerError("failed to start the process that forks workers") from error
 
     def command(self, what: bytes, worker: int, theirs: socket.socket | None = None) -> None:
-        """Have the zygote do something; raises OSError if it is gone."""
+        """Send the zygote a command; raises OSError if it is dead."""
         descriptors = [] if theirs is None else [theirs.fileno()]
         with self._lock:
             socket.send_fds(self._control, [COMMAND.pack(what, worker)], descriptors)
 
     def end(self) -> None:
-        """End it; may be called again."""
+        """Kill the zygote; idempotent."""
         self._control.close()
         self._process.kill()
         self._process.wait()
@@ -180,7 +179,7 @@ def _environment() -> dict[str, str]:
 
 
 def readable(channel: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or the other end is gone, within that time."""
+    """Wait for data or the end of the connection; False if neither comes within ``seconds``."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     return bool(poll.poll(max(0.0, 1000 * seconds)))

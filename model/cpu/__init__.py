@@ -1,1 +1,1 @@
-"""Kernels for CPUs, compiled at run time. They know arrays and sizes, nothing of models."""
+"""CPU kernels, compiled at run time. They operate on arrays and do not depend on the model."""

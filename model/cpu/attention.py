@@ -1,13 +1,13 @@
-"""Paged attention over keys and values in blocks.
+"""Paged attention on the CPU.
 
-torch's own function wants each sequence's keys in one piece and starts a parallel region for each;
-for a step of many short sequences that costs several times the arithmetic. Here a block's keys lie
-across (head dim before slots), so that one register holds the same dimension of 16 keys, and scores
-come out side by side without sums across a register. Up to 8 consecutive queries of a sequence, a
-tile, share what is read. A query's result is the same bits whatever shares its tile, step or batch.
+torch's attention needs each sequence's keys to be contiguous and starts a parallel region per sequence;
+with many short sequences that costs several times the arithmetic. Here a block's keys are transposed
+(head dim before slots), so that a register holds one dimension of 16 keys, and no sums across a
+register are needed. Up to 8 consecutive queries of a sequence (a tile) share what is read. Results are
+bit-identical regardless of tile, step or batch.
 
 Shape suffixes: T tokens of the step, H query heads, G key-value heads, D head dim, N blocks in the
-cache, B slots of a block (16), P blocks of all sequences' tables, Q queries of a tile, L positions.
+cache, B slots of a block (16), P entries of all block tables, Q queries of a tile, L positions.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ KIND = record_type(FIELDS)
 
 
 def paged_attention(bfloat16: bool) -> Kernel:
-    """Writes the step's keys and values into their slots, then attends its queries.
+    """Create the kernel that stores a step's keys and values and computes its attention.
 
     Fields of its record:
         q, output: float32 ``(T, H, D)``.
         k, v: new keys and values ``(T, G, D)``, in the cache's dtype.
         keys, values: a layer of the cache, ``(N, G, D, B)`` and ``(N, G, B, D)``.
         block, offset: the slot of each token, int64 ``(T,)``.
-        table: block tables, one sequence after the other, int64 ``(P,)``.
-        tile_row: each tile's first row in ``q``; tile_size: its queries, 8, 4 or 1; tile_start:
-            where its sequence's blocks start in ``table``; tile_length: positions that its first
-            query sees, itself included, the next one sees one more; int64 each.
+        table: concatenated block tables, int64 ``(P,)``.
+        tile_row, tile_size, tile_start, tile_length: int64, for each tile: its first row in ``q``; its
+            number of queries (8, 4 or 1); the start of its sequence's blocks in ``table``; and the
+            number of positions its first query attends to, including itself (the next one: one more).
         tokens, tiles, heads, groups, head_dim, num_blocks: sizes; head_dim a multiple of 16.
     """
     number: Any = np.uint16 if bfloat16 else np.float32
@@ -76,7 +76,7 @@ def attend(record, number):
     tile_start = array(a.tile_start, tiles, np.int64)
     tile_length = array(a.tile_length, tiles, np.int64)
     per_group = a.heads // groups
-    # Heads before tiles: a head's keys and values stay in the cache for the tiles of its sequence.
+    # Heads are the outer loop, so that a head's keys and values stay in the CPU cache.
     item = take(record, 1)
     while item < groups * tiles:
         g, tile = item // tiles, item % tiles
@@ -93,7 +93,7 @@ def attend(record, number):
 
 @inner
 def _attend_tile(q_QD, keys_NGDB, values_NGBD, table, g, length, weights_QL, output_QD):
-    """A tile's queries over their sequence; ``weights_QL`` is scratch of whole blocks."""
+    """Attention of a tile's queries; ``weights_QL`` is scratch memory of whole blocks."""
     rows, dim = q_QD.shape
     scale = np.float32(1) / np.sqrt(np.float32(dim))
     for b in range(table.shape[0]):
@@ -109,7 +109,7 @@ def _attend_tile(q_QD, keys_NGDB, values_NGBD, table, g, length, weights_QL, out
 
 @inner
 def _softmax(scores_L, length, longest, scale):
-    """Softmax of the first ``length`` scores times ``scale``; those up to ``longest`` become 0."""
+    """Softmax of the first ``length`` scores times ``scale``; sets the rest up to ``longest`` to 0."""
     largest = np.float32(-np.inf)
     for position in range(length):
         largest = max(largest, scores_L[position])

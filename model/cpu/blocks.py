@@ -1,6 +1,6 @@
-"""The innermost loops of attention, as LLVM code: queries against one block of keys or values.
+"""The innermost loops of attention, as LLVM code: queries with one block of keys or values.
 
-Blocks hold float32 or bfloat16, the latter as uint16: the upper half of a float32. Works on any CPU.
+Blocks hold float32, or bfloat16 as uint16 (the upper half of a float32). Works on any CPU.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _HALVES = ir.VectorType(ir.IntType(16), BLOCK)
 
 
 def score_keys(q_QD, rows, keys_DB, scores_QL, first):
-    """Products of ``rows`` float32 queries with each of a block's keys, not scaled.
+    """Unscaled dot products of ``rows`` float32 queries with a block's keys.
 
     Args:
-        q_QD: queries ``(Q, D)``, rows any distance apart.
-        rows: 8, 4 or 1; a query's results do not depend on it.
+        q_QD: queries ``(Q, D)``; rows may have any stride.
+        rows: 8, 4 or 1; results do not depend on it.
         keys_DB: the block.
-        scores_QL: where to; written at ``first`` and the 15 columns after it.
+        scores_QL: output, written at 16 columns from ``first``.
         first: the block's first position.
     """
     raise NotImplementedError
 
 
 def add_values(weights_QL, rows, first, count, values_BD, output_QD):
-    """Add a block's first ``count`` values, weighted by columns from ``first``, to float32 outputs."""
+    """Add a block's first ``count`` values, weighted by the columns from ``first``, to the outputs."""
     raise NotImplementedError
 
 
@@ -74,7 +74,7 @@ def _add_values(weights_QL, rows, first, count, values_BD, output_QD):
 
 
 def _load(builder: Any, address: Any, bfloat16: bool) -> Any:
-    """16 stored numbers as floats."""
+    """Load 16 stored numbers as floats."""
     if not bfloat16:
         return builder.load(builder.inttoptr(address, FLOATS.as_pointer()), align=4)
     halves = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
@@ -82,7 +82,7 @@ def _load(builder: Any, address: Any, bfloat16: bool) -> Any:
 
 
 def _everywhere(builder: Any, address: Any) -> Any:
-    """One float in all lanes."""
+    """Broadcast a float to all lanes."""
     return everywhere(builder, builder.inttoptr(address, _WORD.as_pointer()), FLOATS)
 
 
@@ -91,7 +91,7 @@ def _row(builder: Any, address: Any, row: int, stride: Any) -> Any:
 
 
 def _make_score(rows: int, bfloat16: bool) -> Any:
-    """``(queries, their stride, keys, scores, their stride, dim)``; strides in bytes, dim even."""
+    """Create ``(queries, stride, keys, scores, stride, dim)``; strides in bytes, dim even."""
     size, chains = (2 if bfloat16 else 4), 2
 
     @intrinsic
@@ -103,7 +103,7 @@ def _make_score(rows: int, bfloat16: bool) -> Any:
 
             def body(d: Any, totals: list[Any]) -> list[Any]:
                 new = []
-                for chain in range(chains):  # so that one sum need not wait for another
+                for chain in range(chains):  # independent sums, to hide latency
                     at = builder.add(d, _INT(chain))
                     stored = builder.add(keys, builder.mul(at, _INT(BLOCK * size)))
                     lanes = _load(builder, stored, bfloat16)
@@ -129,7 +129,7 @@ def _make_score(rows: int, bfloat16: bool) -> Any:
 
 
 def _make_add(rows: int, bfloat16: bool) -> Any:
-    """``(weights, their stride, values, dim, count, outputs, their stride)`` for 16 dimensions."""
+    """Create ``(weights, stride, values, dim, count, outputs, stride)`` for 16 dimensions."""
     size = 2 if bfloat16 else 4
 
     @intrinsic

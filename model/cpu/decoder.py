@@ -1,9 +1,9 @@
-"""Decoder layers, in two kernels around the attention or all in one, and the logits.
+"""Kernels of decoder layers (two around attention, or one for all layers) and of the logits.
 
-Hidden states are float32 between layers; what is multiplied is float32 or bfloat16, as the weights.
+Hidden states are float32 between layers; products use the weights' dtype, float32 or bfloat16.
 
 Shape suffixes: T tokens, E hidden size, H query heads, G key-value heads, D head dim, I intermediate
-size, S tokens that want logits, V vocabulary, N outputs of a product, K inputs of one.
+size, S tokens that need logits, V vocabulary, N outputs of a product, K inputs of one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from model.cpu.linear.quantized import weights
 
 
 def _weight(name: str) -> tuple[str, ...]:
-    """The fields of a weight, which ``quantized.weights`` takes; of a plain one some stay 0."""
+    """The fields of a weight, for ``quantized.weights``; some stay 0 for unquantized weights."""
     return tuple(f"{name}_{part}" for part in ("weight", "scales", "panels", "words", "groups"))
 
 
 def _fields(names: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a record: the epsilon of norms, and addresses and sizes by their names."""
+    """The fields of a record: the norms' epsilon, addresses and sizes."""
     return {"epsilon": np.float32, **dict.fromkeys(names, np.intp)}
 
 
@@ -47,18 +47,18 @@ _ATTENTION_SIZE = attention.KIND.itemsize
 
 
 class DecoderKernels:
-    """The kernels for one dtype of what is multiplied, and one of the layers' weights.
+    """The kernels for one dtype of products and one type of weights.
 
     Args:
-        bfloat16: whether bfloat16 is multiplied, else float32.
-        quantized: None, or what holds several of the layers' weights, as ``quantized.weights`` says.
+        bfloat16: whether products are in bfloat16, else float32.
+        quantized: type of packed quantized weights (see ``quantized.weights``), or None.
 
     Attributes:
         before: norm, query, key and value projection, rotation.
-        after: output projection, norm, gated MLP, both added to the hidden states.
+        after: output projection, norm and gated MLP, each added to the hidden states.
         logits: norm and head.
-        step: all layers, where every token is attended by ``attention``; of records one after the
-            other, it is given the first.
+        step: all layers, with ``attention``; takes the address of the first layer's records, which
+            must be contiguous.
     """
 
     def __init__(self, bfloat16: bool, quantized: Any = None) -> None:
@@ -138,7 +138,7 @@ def _after(record, number, kind):
         a.output_weight, a.output_scales, a.output_panels, a.output_words, a.output_groups, kind
     )
     multiply_add(record, 1, inputs_TK, weight, hidden_TE)
-    normed_TE = array(a.inputs, (a.tokens, a.width), number)  # what was there is used up
+    normed_TE = array(a.inputs, (a.tokens, a.width), number)  # reuses the memory of the inputs
     _norm_rows(record, 2, hidden_TE, array(a.norm, a.width, np.float32), a.epsilon, normed_TE)
     pairs = weights(
         a.pairs_weight, a.pairs_scales, a.pairs_panels, a.pairs_words, a.pairs_groups, kind

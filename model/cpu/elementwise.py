@@ -1,4 +1,4 @@
-"""What kernels do to single numbers and rows. bfloat16 is held as its bits, in uint16."""
+"""Elementwise and row operations of kernels. bfloat16 is held as uint16."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from model.cpu.compiler.jit import inner
 
 @intrinsic
 def bfloat16(typingctx: Any, value: Any) -> Any:
-    """A float32 rounded to bfloat16, to nearest, ties to even.
+    """Round a float32 to bfloat16, to nearest, ties to even.
 
-    In LLVM's 32-bit integers: numba would widen the sums to 64 bits, which is 8 times slower.
+    Uses LLVM's 32-bit integers, because numba widens sums to 64 bits, which is 8 times slower.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -30,7 +30,7 @@ def bfloat16(typingctx: Any, value: Any) -> Any:
 
 
 def assign(array, index, value):
-    """Store a float32, rounded to the nearest (ties to even) where the array holds bfloat16."""
+    """Store a float32, rounded (to nearest, ties to even) if the array holds bfloat16."""
     raise NotImplementedError
 
 
@@ -51,14 +51,14 @@ def _assign(array, index, value):
 
 @inner
 def exp(x):
-    """e**x for float32 x, to 2 units in the last place; unlike libm's it vectorises.
+    """e**x for float32 x, with an error of at most 2 ulp; unlike libm's it vectorizes.
 
-    e**x = 2**whole * e**z with |z| <= ln(2)/2: exponent bits for the one, Taylor's series for the
-    other.
+    e**x = 2**whole * e**z with |z| <= ln(2)/2: the first factor is set in the exponent bits, the second
+    is a Taylor series.
     """
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     whole = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    # ln 2 in two parts, the first with few enough bits that its product is exact.
+    # ln 2 is split in two parts; the first has so few bits that its product is exact.
     z = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.1219444005469058e-4)
     series = np.float32(1 / 5040)
     series = series * z + np.float32(1 / 720)
@@ -73,13 +73,13 @@ def exp(x):
 
 @inner
 def sigmoid(x):
-    """1 / (1 + e**-x); without a branch, which would keep it from being vectorised."""
+    """1 / (1 + e**-x), without a branch, which would prevent vectorization."""
     return np.float32(1) / (np.float32(1) + exp(-x))
 
 
 @inner
 def rms_norm(row_E, weight_E, epsilon, out_E):
-    """Root mean square norm of a row."""
+    """RMS norm of a row."""
     total = np.float32(0)
     for e in range(row_E.shape[0]):
         total += row_E[e] * row_E[e]
@@ -90,14 +90,14 @@ def rms_norm(row_E, weight_E, epsilon, out_E):
 
 @inner
 def copy_row(row_E, out_E):
-    """Copy a float32 row, rounded to what ``out_E`` holds."""
+    """Copy a float32 row, rounded to the dtype of ``out_E``."""
     for e in range(row_E.shape[0]):
         assign(out_E, e, row_E[e])
 
 
 @inner
 def rotate(row_D, cos_D, sin_D, out_D):
-    """Rotary embedding of a head, halves paired; see ``model.phi3v.rope.rotate``."""
+    """Rotary embedding of a head; see ``model.phi3v.rope.rotate``."""
     half = row_D.shape[0] // 2
     for d in range(half):
         assign(out_D, d, row_D[d] * cos_D[d] - row_D[d + half] * sin_D[d])

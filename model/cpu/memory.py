@@ -1,4 +1,4 @@
-"""How memory is given back."""
+"""Controls when memory is returned to the system."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 
 MADV_DONTNEED = 4  # <sys/mman.h> on Linux
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's <malloc.h>
-LARGEST_KEPT = 32 << 20  # bytes of one allocation, the most that glibc takes
-MOST_KEPT = 256 << 20  # bytes in all
+LARGEST_KEPT = 32 << 20  # bytes per allocation; glibc's maximum
+MOST_KEPT = 256 << 20  # bytes in total
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory used again, where glibc would give it back to the system.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    The tensors of a step are allocated and freed at every step. The system hands memory out page by
-    page, which takes longer than what is computed in it.
+    A step's tensors are allocated and freed at every step, and page faults in new memory take longer
+    than the computation.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
 
 
 def release_weight(linear: nn.Linear) -> None:
-    """Give back the memory behind the weight of a layer that nobody will use again.
+    """Return the memory of a layer's weight, which must not be used again, to the system.
 
-    A weight mapped from its file counts as used memory until its whole file is unmapped, which the
-    small tensors that stay prevent; this halves what a server holds.
+    A memory-mapped weight counts as used until its whole file is unmapped, which small tensors that
+    are still in use prevent. Releasing weights halves the server's memory.
     """
     weight = linear.weight.data
     linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Attention of a vision tower's patches to each other, by the same tiles as linear layers.
+"""Self-attention of the vision tower, with the tiles of linear layers.
 
 Shape suffixes: C crops, N patches of a crop, W width of all heads, D head dim, Q queries of a tile.
 """
@@ -22,7 +22,7 @@ _FIELDS = dict.fromkeys(("q", "k", "v", "out", "crops", "patches", "heads", "hea
 
 
 class SelfAttention(nn.Module):
-    """In place of transformers' ``CLIPAttention`` on the CPU; the head dim is even."""
+    """Replaces transformers' ``CLIPAttention`` on the CPU; the head dim must be even."""
 
     def __init__(
         self, q: TiledLinear, k: TiledLinear, v: TiledLinear, out: TiledLinear, heads: int
@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
         self._heads = heads
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """Hidden states ``(C, N, W)`` to the same; there is no mask."""
+        """Attention output ``(C, N, W)`` for hidden states ``(C, N, W)``, without a mask."""
         crops, patches, width = hidden_states.shape
         q, k, v = (project(hidden_states) for project in (self._q, self._k, self._v))
         out = torch.empty_like(q)
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
 @cache
 def attention_kernel(bfloat16: bool) -> Kernel:
-    """The kernel for a dtype; an item of work is a head of a crop."""
+    """The kernel for a dtype; an item of work is one head of one crop."""
     number: Any = np.uint16 if bfloat16 else np.float32
     word: Any = np.uint32 if bfloat16 else np.float32
     per_word = 2 if bfloat16 else 1
@@ -67,7 +67,7 @@ def attention_kernel(bfloat16: bool) -> Kernel:
         words = (a.crops, patches, width // per_word)
         k_CNW, v_CNW = array(a.k, words, word), array(a.v, shape, number)
         key_panels, wide_panels = -(-patches // PANEL), dim // PANEL
-        narrow_panels = -(-(dim - wide_panels * PANEL) // LANES)  # 64 is 48 and 16
+        narrow_panels = -(-(dim - wide_panels * PANEL) // LANES)  # e.g. 64 = 48 + 16
         value_words = -(-patches // per_word)
         keys = _aligned(key_panels, dim // per_word, PANEL, word)
         wide = _aligned(wide_panels, value_words, PANEL, word)
@@ -107,7 +107,7 @@ def attention_kernel(bfloat16: bool) -> Kernel:
 
 @inner
 def _store(tile, out_QD, first, columns):
-    """A tile's rows to their columns from ``first``, as far as there are some."""
+    """Store a tile's rows in the columns from ``first``, up to the output's width."""
     for row in range(out_QD.shape[0]):
         out_D = out_QD[row, first : first + columns]
         for column in range(out_D.shape[0]):
@@ -116,7 +116,7 @@ def _store(tile, out_QD, first, columns):
 
 @inner
 def _aligned(panels, words, columns, word):
-    """Zeros for packed panels, aligned to a register."""
+    """A zeroed buffer for packed panels, aligned to 64 bytes."""
     size = panels * words * columns
     buffer = np.zeros(size + 16, word)
     skip = (64 - buffer.ctypes.data % 64) % 64 // 4
@@ -147,7 +147,7 @@ def _pack_values(values_ND, panels, per_word):
 
 @inner
 def _softmax(scores_N, weights_N, dim):
-    """Softmax of scores over the root of the head dim."""
+    """Softmax of scores divided by the square root of the head dim."""
     scale = np.float32(1) / np.sqrt(np.float32(dim))
     largest = np.float32(-np.inf)
     for n in range(scores_N.shape[0]):

@@ -1,4 +1,4 @@
-"""Applies the masks of grammars to logits in one pass, where torch's operators take four.
+"""Applies token masks to logits in one pass; torch's operators need four.
 
 Shape suffixes: G rows with a grammar, V vocabulary, B bytes of a mask.
 """
@@ -36,7 +36,7 @@ def _mask_row(logits_V, mask_B, highest, largest, out_V):
     whole = logits_V.shape[0] // 8
     for b in range(whole):
         byte = mask_B[b]
-        for i in range(8):  # of a fixed number, to be vectorised
+        for i in range(8):  # a constant, so that the loop vectorizes
             out_V[8 * b + i] = _limit(logits_V[8 * b + i], largest, highest[byte, i])
     for v in range(8 * whole, logits_V.shape[0]):
         out_V[v] = _limit(logits_V[v], largest, highest[mask_B[whole], v - 8 * whole])
@@ -44,16 +44,16 @@ def _mask_row(logits_V, mask_B, highest, largest, out_V):
 
 @inner
 def _limit(logit, largest, highest):
-    logit = logit if logit > -largest else -largest  # which NaN is not
+    logit = logit if logit > -largest else -largest  # False for NaN, which becomes the lowest
     return min(min(logit, largest), highest)
 
 
 class CpuMaskKernel:
-    """What ``model.engine.sampling.token_masks`` does with torch, compiled.
+    """The compiled version of ``model.engine.sampling.token_masks.TorchMaskKernel``.
 
     Args:
-        highest: for each byte of a mask, what its eight logits may be at most, float32 ``(256, 8)``.
-        largest: of any logit, either sign; NaN becomes the lowest.
+        highest: upper limits of the eight logits of each byte of a mask, float32 ``(256, 8)``.
+        largest: maximum magnitude of a logit; NaN becomes the lowest.
     """
 
     def __init__(self, highest: Tensor, largest: float) -> None:
@@ -62,7 +62,7 @@ class CpuMaskKernel:
         self._record = self._kernel.records(highest=address(highest), largest=largest)
 
     def __call__(self, logits_GV: Tensor, masks_GB: Tensor, out_GV: Tensor) -> None:
-        """Write the masked logits, float32, to ``out_GV``; all are contiguous."""
+        """Write masked float32 logits to ``out_GV``; all tensors must be contiguous."""
         record = self._record
         record["logits"], record["masks"] = address(logits_GV), address(masks_GB)
         record["out"], record["num_bytes"] = address(out_GV), masks_GB.shape[1]

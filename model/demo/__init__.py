@@ -1,6 +1,6 @@
-"""The embedded demo checkpoint: a small model that sees, trained by ``scripts/train_demo``.
+"""The embedded demo checkpoint: a small vision-language model, trained by ``scripts/train_demo``.
 
-To the engine it is a checkpoint directory like any other.
+The engine treats it like any other checkpoint directory.
 """
 
 from __future__ import annotations

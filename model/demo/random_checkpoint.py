@@ -1,10 +1,10 @@
 """Random checkpoints in the official on-disk format, for tests and benchmarks.
 
-Same file names, tensor names and config keys as ``microsoft/Phi-3-vision-128k-instruct``; the
-tokenizer is ``model.demo.tokenizer_files``'. Weights are scaled so that activations keep their size
-through the layers and logits spread like those of a trained model, which makes greedy decoding
-stable. Each tensor depends on its name and the seed alone, however the files are sharded; so a
-checkpoint without the vision half (``text_only``) has the same decoder as the whole one.
+File names, tensor names and config keys are those of ``microsoft/Phi-3-vision-128k-instruct``; the
+tokenizer is from ``model.demo.tokenizer_files``. Weights are scaled so that activations keep their size
+through the layers and logits spread as in a trained model, which makes greedy decoding stable. Each
+tensor depends only on its name and the seed, not on sharding, so a ``text_only`` checkpoint has the same
+decoder as the full one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model.phi3v.modeling import official_shapes
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 LOGIT_SPREAD = 2.5  # standard deviation of the logits
-VISION = "vision_embed_tokens"  # in the names of all tensors of the vision half
+VISION = "vision_embed_tokens"  # part of the names of all vision tensors
 GENERATION_CONFIG = {"bos_token_id": 1, "eos_token_id": [32000, 32001, 32007]}
 
 
@@ -53,7 +53,7 @@ PRESETS = {
     "tiny": Preset(64, 128, 2, 4, 1024, 8192, 32, 3, 2, 64),
     "bench": Preset(768, 2048, 8, 8, 4096, 131072, 128, 4, 4, 256),
     "bench-tower": Preset(768, 2048, 8, 8, 4096, 131072, 1024, 24, 16, 4096),
-    # Official width, and as many layers as exceed the caches of any CPU: 1.1 GB to read per token.
+    # Official width, with enough layers to exceed any CPU cache: 1.1 GB to read per token.
     "large": Preset(3072, 8192, 4, 32, 4096, 131072, 128, 4, 4, 256),
     "full": Preset(3072, 8192, 32, 32, 4096, 131072, 1024, 24, 16, 4096),
 }
@@ -71,14 +71,14 @@ def write_checkpoint(
     """Write a checkpoint of bfloat16 weights.
 
     Args:
-        directory: made if it is missing; files of the same names are overwritten.
+        directory: created if missing; existing files are overwritten.
         preset: the sizes.
         seed: of the weights.
-        name: what ``/info`` will say.
-        max_shard_bytes: larger checkpoints become several files with an index.
-        text_only: write the decoder alone, as an ordinary ``phi3`` checkpoint, for programs that do
-            not know Phi-3-vision; its chat template makes the same tokens of a conversation.
-        changes: sizes of the preset to change.
+        name: the model's name in ``/info``.
+        max_shard_bytes: larger checkpoints are split into several files with an index.
+        text_only: write only the decoder, as a ``phi3`` checkpoint for programs without
+            Phi-3-vision; its chat template produces the same tokens.
+        changes: overrides of the preset's sizes.
     """
     preset = replace(preset, **changes)
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _write_weights(
                 tensors[name] = _random_tensor(name, shapes[name], seed)
                 bar.update(_num_bytes(shapes[name]))
             save_file(tensors, directory / file, metadata={"format": "pt"})
-            (directory / file).chmod(0o644)  # the library makes it readable by its owner alone
+            (directory / file).chmod(0o644)  # the library makes it readable only by its owner
             files.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": files}
@@ -121,7 +121,7 @@ def _write_weights(
 
 
 def _shards(shapes: dict[str, tuple[int, ...]], max_bytes: int) -> Iterator[list[str]]:
-    """Tensor names in order, cut where a file would grow too large."""
+    """Tensor names in order, split where a file would become too large."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -157,7 +157,7 @@ def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def config_for(preset: Preset, name: str) -> dict[str, Any]:
-    """The content of ``config.json`` for a checkpoint of that name."""
+    """The content of ``config.json`` for a checkpoint with this name."""
     half = preset.hidden_size // preset.num_heads // 2
     growth = [i / max(half - 1, 1) for i in range(half)]
     tower = {
@@ -216,7 +216,7 @@ def config_for(preset: Preset, name: str) -> dict[str, Any]:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The same decoder as transformers' own Phi-3 class reads it."""
+    """The config of the same decoder for transformers' own Phi-3 class."""
     vision = ("embd_layer", "img_processor")
     return {
         **{key: value for key, value in config.items() if key not in vision},
@@ -240,5 +240,5 @@ def preprocessor_config(preset: Preset) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint's JSON file as people read it."""
+    """Write a JSON file, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,7 +1,6 @@
-"""Turns a random checkpoint into one whose greedy answers go round in circles.
+"""Changes a random checkpoint so that its greedy answers repeat a cycle of tokens.
 
-It computes as much per token as any other of its size, and what it will say is known: what tests
-and benchmarks of prompt lookup need.
+The answers are known and the cost per token is unchanged, for tests and benchmarks of prompt lookup.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-FIRST_TOKEN = 1000  # the circle's tokens begin here: text, in any of our tokenizers
+FIRST_TOKEN = 1000  # of the cycle; text in all of our tokenizers
 
 
 def make_repeating(directory: Path, period: int) -> None:
-    """Change the weights of a checkpoint of one file.
+    """Change the weights of a single-file checkpoint.
 
-    The layers add nothing to a token's embedding, and the head answers each token of the circle with
-    the next; what lies outside leads in.
+    The layers add nothing to a token's embedding, and the head maps each token of the cycle to the next;
+    other tokens lead into the cycle.
 
     Args:
         directory: the checkpoint.
-        period: tokens in the circle.
+        period: number of tokens in the cycle.
     """
     file = directory / "model.safetensors"
     weights = load_file(file)

@@ -1,8 +1,8 @@
-"""A tokenizer of our own in the official files' form: byte-fallback BPE with Phi-3's tokens.
+"""Writes our own tokenizer in the official format: byte-fallback BPE with Phi-3's control tokens.
 
-Ids are laid out as in the official tokenizer (``<s>`` 1, bytes from 3, control tokens from 32000),
-so that every id has a text of its own. Unless words are given, they are made, not learned: all
-pairs and triples of small letters, with and without a space before them.
+Ids are laid out as in the official tokenizer (``<s>`` 1, bytes from 3, control tokens from 32000), and
+every id has a different text. By default the vocabulary is synthetic: all pairs and triples of
+lowercase letters, with and without a leading space.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.phi3v.inputs.tokenizer import WORD_BOUNDARY
 
 Words = tuple[list[str], list[list[str]]]  # characters, and pairs of pieces to merge, in order
 TEXT_VOCAB_SIZE = 32000
-VOCAB_SIZE = 32064  # rows of the embedding; the last ones have no token
+VOCAB_SIZE = 32064  # rows of the embedding; the last ones are unused
 
 CONTROL_TOKENS = [
     "<|endoftext|>",
@@ -31,9 +31,9 @@ CONTROL_TOKENS = [
     *(f"<|placeholder{i}|>" for i in range(7, 40)),
     "<|image|>",
 ]
-# Flags as in the official files: these four do not strip the white space after them.
+# As in the official files, only these four do not strip the whitespace after them.
 KEEPS_SPACE_AFTER = {"<|endoftext|>", "<|system|>", "<|end|>", "<|user|>"}
-# With <s>, which the official template leaves to the tokenizer and most programs then leave out.
+# With <s>: the official template leaves it to the tokenizer, but most programs then omit it.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
@@ -47,9 +47,9 @@ def write_tokenizer(
     """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
 
     Args:
-        directory: which exists.
-        chat_template: whether to name one, for programs that have no template of their own.
-        words: learned ones; the control tokens follow them, wherever they end.
+        directory: must exist.
+        chat_template: include one, for programs without their own.
+        words: a learned vocabulary; the control tokens follow it.
     """
     vocab, merges = _vocabulary(words or _made_words())
     added = list(_added_tokens(len(vocab)))
@@ -133,7 +133,7 @@ def _tokenizer(
 
 
 def _vocabulary(words: Words) -> tuple[dict[str, int], list[list[str]]]:
-    """Ids of ``<unk>``, ``<s>``, ``</s>``, bytes, characters and merged pieces; and the merges."""
+    """The vocabulary (``<unk>``, ``<s>``, ``</s>``, bytes, characters, merged pieces) and the merges."""
     characters, merges = words
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += [*characters, *(left + right for left, right in merges)]

@@ -1,1 +1,1 @@
-"""Phi-3-vision itself: network, weights, image and text inputs. Knows nothing of requests."""
+"""Phi-3-vision: network, weights, image and text inputs. Independent of the engine."""

@@ -1,7 +1,7 @@
-"""``Phi3VConfig``: the official ``config.json`` of Phi-3-vision, unchanged, as a transformers config.
+"""``Phi3VConfig``: a transformers config for the official, unchanged ``config.json``.
 
-Adds the vision keys (``img_processor``, ``embd_layer``) to ``Phi3Config`` and refuses the values
-of them that the public checkpoints never use, rather than computing something else.
+Adds the vision keys (``img_processor``, ``embd_layer``) to ``Phi3Config``, and rejects values that the
+public checkpoints do not use and this code does not implement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Phi3Config
 
 # CLIP ViT-L/14-336. The official config names the tower ("openai/clip-vit-large-patch14-336") but
-# carries no sizes; other checkpoints put them into img_processor["vision_config"].
+# has no sizes; other checkpoints have them in img_processor["vision_config"].
 VIT_L_14_336 = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -40,8 +40,8 @@ _SMALLEST = {
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
-    "max_position_embeddings": 2,  # one token of a prompt, one of an answer
-    "original_max_position_embeddings": 2,  # its logarithm is divided by
+    "max_position_embeddings": 2,  # a prompt token and an answer token
+    "original_max_position_embeddings": 2,  # LongRoPE divides by its logarithm
 }
 
 
@@ -73,15 +73,15 @@ class Phi3VConfig(Phi3Config):
                 raise ValueError(f"{key} = {value} is too small; it must be at least {smallest}")
         if (self.sliding_window or 2) < 2:
             raise ValueError(f"sliding_window = {self.sliding_window} is too small")
-        # The official config asks for flash_attention_2, which is a wish about the machine, not a
-        # property of the weights; `attn_implementation=` of from_pretrained still decides.
+        # The official config requests flash_attention_2, which depends on the machine, not the weights.
+        # The attn_implementation argument of from_pretrained still works.
         kwargs.pop("_attn_implementation", None)
         super().__post_init__(**kwargs)
 
     def convert_rope_params_to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Rename the official rope type before transformers standardises the parameters.
+        """Rename the official rope type before transformers standardizes the parameters.
 
-        Renamed only afterwards, ``su`` would miss ``original_max_position_embeddings``.
+        After that, ``su`` would lack ``original_max_position_embeddings``.
         """
         rope_scaling = kwargs.get("rope_scaling")
         if rope_scaling and rope_scaling.get("type", rope_scaling.get("rope_type")) == "su":
@@ -99,10 +99,10 @@ class Phi3VConfig(Phi3Config):
 
     @property
     def context_window(self) -> int:
-        """Longest sequence, in tokens, that the attention covers in full.
+        """Longest sequence, in tokens, with full attention.
 
-        A sliding window shorter than the rotary range would silently forget the start of the
-        prompt, so the shorter of the two bounds the length.
+        The sliding window limits it too, because a longer sequence would silently lose the start of
+        the prompt.
         """
         return min(
             self.max_position_embeddings, self.sliding_window or self.max_position_embeddings

@@ -1,12 +1,12 @@
-"""The Phi-3 decoder as the engine runs it: the tokens of many sequences packed in one row.
+"""The Phi-3 decoder as the engine runs it, on the packed tokens of many sequences.
 
-Everything but attention works on single tokens, so sequences need no padding; attention is an
-argument, called with the queries, keys and values of a layer, and owns the KV cache. The weights
-are those of ``Phi3VForCausalLM``. What is here runs on any device; ``decoder_cpu`` is faster on
-CPUs that it supports.
+Everything but attention works on single tokens, so sequences need no padding. Attention is an argument;
+it gets a layer's queries, keys and values, and owns the KV cache. The weights are those of
+``Phi3VForCausalLM``. This implementation runs on any device; ``decoder_cpu`` is faster on CPUs that it
+supports.
 
 Shape suffixes: T tokens of all sequences, E hidden size, H query heads, G key-value heads,
-D head dim, S sequences that want logits, V vocabulary.
+D head dim, S tokens that need logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.phi3v.rope import rotate
 
 
 class Attention(Protocol):
-    """Stores a layer's keys and values, and attends each token to its own sequence's past."""
+    """Stores a layer's keys and values, and attends each token to its sequence so far."""
 
     def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         """Attention output ``(T, H, D)`` of layer ``layer``, in the dtype of ``q_THD``."""
@@ -33,10 +33,10 @@ class Decoder(Protocol):
     """The decoder layers and the language model head.
 
     Attributes:
-        dtype: of the hidden states, and of the cos and sin that it takes.
-        device: of all its arguments and results, but for those of attention.
-        layer_devices: of each layer, on which its attention is called.
-        batch_invariant: whether a token's results are the same bits in any batch.
+        dtype: of hidden states, cos and sin.
+        device: of all arguments and results, except those of attention.
+        layer_devices: of each layer and its attention.
+        batch_invariant: whether results are bit-identical regardless of batching.
     """
 
     dtype: torch.dtype
@@ -55,12 +55,12 @@ class Decoder(Protocol):
         ...
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
-        """Float32 logits ``(S, V)`` of the chosen tokens."""
+        """Float32 logits ``(S, V)`` of final hidden states."""
         ...
 
 
 class TorchDecoder:
-    """The decoder in torch's own operations, on any device or several; see ``Decoder``."""
+    """The decoder with torch's operators, on one or several devices of any kind; see ``Decoder``."""
 
     batch_invariant = False
 

@@ -1,6 +1,6 @@
-"""Phi-3-vision on the CPU by compiled kernels: a step of the decoder is one call.
+"""Phi-3-vision on the CPU with compiled kernels: one call per step of the decoder.
 
-A token's results are the same bits in any batch, because the kernels sum in an order of their own.
+Results are bit-identical regardless of batching, because the kernels sum in a fixed order.
 
 Shape suffixes as in ``decoder``.
 """
@@ -25,11 +25,14 @@ from model.phi3v.decoder import Attention
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.weights.quantization import QuantizedLinear
 
-_STORED = {torch.int8: np.uint16, torch.uint8: np.uint64}  # several numbers, as kernels know them
+_STORED = {
+    torch.int8: np.uint16,
+    torch.uint8: np.uint64,
+}  # the kernels' type for several packed numbers
 
 
 def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
-    """Why the kernels are of no use for this model on this machine; None if they are."""
+    """Why the kernels do not support a model on this machine; None if they do."""
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the kernels support float32 and bfloat16, not {model.dtype}"
     if not microkernel.supported(model.dtype is torch.bfloat16):
@@ -44,10 +47,10 @@ def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
 
 @runtime_checkable
 class CompiledAttention(Protocol):
-    """An ``Attention`` that can be a part of the kernel of a whole step."""
+    """An ``Attention`` that can be part of a whole step's kernel."""
 
     def bind(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, output_THD: Tensor) -> np.ndarray:
-        """Records of ``model.cpu.attention`` for each layer, all using these arrays."""
+        """Records of ``model.cpu.attention``, one per layer, set to use these arrays."""
         ...
 
 
@@ -55,7 +58,7 @@ class CpuDecoder:
     """See ``model.phi3v.decoder.Decoder``.
 
     Args:
-        model: float32 or bfloat16; loses its linear layers' weights and cannot be used otherwise.
+        model: float32 or bfloat16; unusable afterwards, because its linear layers lose their weights.
     """
 
     batch_invariant = True
@@ -70,7 +73,7 @@ class CpuDecoder:
         self._heads = config.num_attention_heads
         self._groups = config.num_key_value_heads or self._heads
         self._head_dim = self._width // self._heads
-        self._kept: list[Tensor] = []  # what the records hold by address
+        self._kept: list[Tensor] = []  # kept alive, because the records hold addresses
         sample = model.model.layers[0].self_attn.qkv_proj
         quantized = _STORED[sample.values.dtype] if isinstance(sample, QuantizedLinear) else None
         self._kernels = DecoderKernels(model.dtype is torch.bfloat16, quantized)
@@ -80,7 +83,7 @@ class CpuDecoder:
         _pack_vision(model)
 
     def _make_records(self, model: Phi3VForCausalLM) -> None:
-        """One record per layer and kernel, filled with all that does not change from step to step."""
+        """Create one record per layer and kernel, with everything that is constant across steps."""
         count, kernels = len(self._layers), self._kernels
         sizes: dict[str, float] = {"width": self._width, "epsilon": model.config.rms_norm_eps}
         self._before = kernels.before.records(
@@ -122,7 +125,7 @@ class CpuDecoder:
         paired: bool = False,
         keep: bool = False,
     ) -> None:
-        """Pack a layer's weight into a record; the original is forgotten unless it is kept."""
+        """Pack a layer's weight into a record, and release the original unless ``keep``."""
         if isinstance(linear, QuantizedLinear):
             self._quantized_weight(record, name, linear, paired)
             return
@@ -193,7 +196,7 @@ class CpuDecoder:
         return hidden_TE
 
     def _run_all(self, attention: np.ndarray) -> None:
-        """All layers in one kernel."""
+        """Run all layers in one kernel."""
         for records in (self._before, self._after, attention):
             records["phases"] = 0
         step = self._step
@@ -214,7 +217,7 @@ class CpuDecoder:
 
 
 def _pack_vision(model: Phi3VForCausalLM) -> None:
-    """Tile the linear layers of the tower and the projector, MLPs and attention with them."""
+    """Replace linear layers, MLPs and attention of the tower and the projector with kernels."""
     vision = model.model.vision_embed_tokens
     config = model.config.vision_config
     linears = [name for name, module in vision.named_modules() if isinstance(module, nn.Linear)]

@@ -1,9 +1,9 @@
-"""``Phi3VForCausalLM``: Phi-3-vision as an ordinary transformers class.
+"""``Phi3VForCausalLM``: Phi-3-vision as a transformers model class.
 
-Composed of transformers' Phi-3 decoder and CLIP tower under the official tensor names, so that
-``from_pretrained``, ``save_pretrained``, ``device_map`` and ``generate`` work. The engine reads the
-weights of this class but runs the decoder itself (``model.phi3v.decoder``); ``generate`` here, one
-prompt at a time, is the oracle that the engine is tested against.
+Combines transformers' Phi-3 decoder and CLIP tower under the official tensor names, so that
+``from_pretrained``, ``save_pretrained``, ``device_map`` and ``generate`` work. The engine loads weights
+with this class but runs the decoder itself (``model.phi3v.decoder``); tests compare it with
+``generate`` on one prompt at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import Phi3VImageEmbedding
 
-# The official checkpoint holds nothing that the model does not use. Exports of CLIP by older
-# transformers also saved this buffer, which holds nothing but 0, 1, 2, ...
+# CLIP exports of older transformers versions contain this buffer, which only holds 0, 1, 2, ...
 IGNORED_ON_LOAD = [r"img_processor\.vision_model\.embeddings\.position_ids$"]
 
 
 class Phi3VModel(Phi3Model):
-    """The decoder with the image embedding beside its token embedding."""
+    """The decoder with token and image embeddings."""
 
     config: Phi3VConfig
 
@@ -39,10 +38,10 @@ class Phi3VModel(Phi3Model):
         pixel_values: list[Tensor] | None = None,
         image_grids: list[tuple[int, int]] | None = None,
     ) -> Tensor:
-        """Token embeddings with images at the negative ids, ``(..., hidden)``.
+        """Token embeddings with image embeddings at negative ids, ``(..., hidden)``.
 
-        Negative ids are how the original processor marks image positions; no vocabulary entry can
-        then be mistaken for one.
+        Like the original processor, negative ids mark image positions, because no vocabulary entry
+        has one.
         """
         embeddings = self.embed_tokens(input_ids.clamp(min=0))
         images = self.vision_embed_tokens(pixel_values, image_grids or []) if pixel_values else []
@@ -60,7 +59,7 @@ class Phi3VModel(Phi3Model):
 class Phi3VForCausalLM(Phi3ForCausalLM):
     """Phi-3-vision with its language model head.
 
-    Exact for one prompt at a time: transformers chooses LongRoPE's factors for a batch as a whole.
+    Exact only for one prompt at a time, because transformers chooses LongRoPE's factors per batch.
     """
 
     config: Phi3VConfig
@@ -69,7 +68,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
     _keys_to_ignore_on_load_unexpected = IGNORED_ON_LOAD
 
     def __init__(self, config: Phi3VConfig) -> None:
-        # Past Phi3ForCausalLM's own constructor, which would build a second decoder.
+        # Skip Phi3ForCausalLM's constructor, which would create a second decoder.
         super(Phi3ForCausalLM, self).__init__(config)
         self.model = Phi3VModel(config)
         self.vocab_size = config.vocab_size
@@ -91,7 +90,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
 
         Args:
             input_ids: ``(1, T)``; negative ids mark image positions.
-            pixel_values: per image ``(C, 3, 336, 336)``, as ``ImageProcessor`` makes them.
+            pixel_values: per image ``(C, 3, 336, 336)``, from ``ImageProcessor``.
             image_grids: per image, rows and columns of its crops.
             inputs_embeds: instead of ``input_ids``.
             attention_mask, position_ids, logits_to_keep, kwargs: as for ``Phi3ForCausalLM``;
@@ -108,7 +107,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Give the images only to steps that see the prompt: the first, and the crossing."""
+        """Pass images only to steps that compute the prompt: the first, and after a regime change."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         ids = inputs.get("input_ids")
         sees_prompt = ids is not None and bool((ids < 0).any())
@@ -118,7 +117,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
 
 
 def official_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
-    """On-disk names and shapes; the tower's names have a ``vision_model`` more than the module's."""
+    """Tensor names and shapes on disk, where the tower's names contain ``vision_model``."""
     with torch.device("meta"):
         state = Phi3VForCausalLM(config).state_dict()
     return {

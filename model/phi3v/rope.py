@@ -1,9 +1,9 @@
 """LongRoPE: rotary angles of Phi-3, with the factor set chosen per sequence.
 
-Two sets of frequency factors exist. A sequence uses the *short* set while its total length (prompt
-and generated tokens) is at most ``original_max_position_embeddings`` and the *long* set, for every
-one of its positions, once it is longer: its *rope regime*. Keys cached under one regime are wrong
-under the other, so the engine recomputes a sequence that crosses.
+There are two sets of frequency factors. A sequence uses the *short* set while its total length (prompt
+and generated tokens) is at most ``original_max_position_embeddings``, and the *long* set for all its
+positions once it is longer; this is its *rope regime*. Cached keys of one regime are wrong in the other,
+so the engine recomputes a sequence when its regime changes.
 
 Formulas: "LongRoPE" (arXiv:2402.13753); cos and sin are scaled in both regimes by
 ``sqrt(1 + ln(max / original) / ln(original))``.
@@ -24,17 +24,17 @@ from model.phi3v.configuration import Phi3VConfig
 
 
 class RopeRegime(enum.IntEnum):
-    """Which factor set a sequence uses; the value is its row in the frequency table."""
+    """The factor set of a sequence; the value is its row in the frequency table."""
 
     SHORT = 0
     LONG = 1
 
 
 class LongRope:
-    """Frequencies of both regimes, and the cos and sin of any token's position under its own.
+    """Frequencies of both regimes, and cos and sin of token positions.
 
-    Angles are computed in float32 for the tokens of a step (T x 48 values once per step, shared by
-    all layers), which costs less memory than tables of 131,072 positions and is equal bit for bit.
+    Angles are computed in float32 once per step for its tokens (T x 48 values, shared by all layers).
+    This takes less memory than tables of 131,072 positions and gives the same bits.
     """
 
     def __init__(self, config: Phi3VConfig, device: torch.device | str = "cpu") -> None:
@@ -56,7 +56,7 @@ class LongRope:
         ).to(device)
 
     def regime(self, length: int) -> RopeRegime:
-        """The regime of a sequence of ``length`` tokens in total."""
+        """The regime of a sequence with ``length`` tokens."""
         return RopeRegime.SHORT if length <= self.original_length else RopeRegime.LONG
 
     def cos_sin(
@@ -65,9 +65,9 @@ class LongRope:
         """Cos and sin of shape ``(T, D)``, scaled, in ``dtype``.
 
         Args:
-            position_T: int64 positions in their sequences, from 0.
+            position_T: int64 positions in the sequences, from 0.
             regime_T: int64 ``RopeRegime`` of each token's sequence.
-            dtype: of the query and key they will rotate.
+            dtype: of the results.
         """
         angle_TF = position_T[:, None].float() * self.inv_freq_RF[regime_T]
         angle_TD = torch.cat((angle_TF, angle_TF), dim=-1)
@@ -75,7 +75,7 @@ class LongRope:
 
 
 def attention_scaling(max_length: int, original_length: int) -> float:
-    """LongRoPE's factor on cos and sin; 1 when the window was never extended."""
+    """LongRoPE's factor of cos and sin; 1 if the context window is not extended."""
     if max_length <= original_length:
         return 1.0
     return math.sqrt(1 + math.log(max_length / original_length) / math.log(original_length))

@@ -1,4 +1,4 @@
-"""From main memory to the device that computes."""
+"""Copies tensors from main memory to a device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of main memory on a device; the caller does not wait until a GPU has it.
+    """Copy a tensor from main memory to a device; asynchronous for GPUs.
 
-    GPUs fetch by themselves only from pinned memory, which torch keeps until they are done.
+    Asynchronous copies need pinned memory, which torch keeps until they are done.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

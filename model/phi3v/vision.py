@@ -1,8 +1,8 @@
-"""From the crops of an image to its embeddings in the language model's space.
+"""Computes image embeddings for the language model from crops.
 
-CLIP tower (its last layer and final norm are never used: the features are ``hidden_states[-2]``),
-2x2 patch merge, crops laid out on their grid, learnable separators, projection to the hidden size.
-Parameter names are the official ones on disk.
+CLIP tower (without its last layer and final norm: the features are ``hidden_states[-2]``), 2x2 patch
+merge, layout of crops on their grid, learned separators, projection to the hidden size. Parameter names
+are the official ones on disk.
 
 Shape suffixes: C crops (global view first), N patches of a crop (24 x 24), W tower width,
 M merged width (4 W), P image tokens, E hidden size.
@@ -20,8 +20,8 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.transfer import to_device
 
 MERGE = 2  # patches merged along each side
-CROPS_PER_PASS_CPU = 1  # more are no faster, and would stall others for longer
-ROWS_PER_PART = 512  # image tokens projected before others get their turn
+CROPS_PER_PASS_CPU = 1  # more are not faster, and stall streams for longer
+ROWS_PER_PART = 512  # image tokens projected between pauses
 CROPS_PER_PASS_GPU = 68  # four images of 17 crops
 
 
@@ -42,7 +42,7 @@ class Phi3VImageEmbedding(nn.Module):
         )
 
     def forward(self, pixel_values: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:
-        """Embed images, their crops batched together.
+        """Embed images with their crops in one batch.
 
         Args:
             pixel_values: per image, ``(C, 3, 336, 336)`` normalised crops, global view first, no
@@ -62,7 +62,7 @@ class Phi3VImageEmbedding(nn.Module):
     def in_parts(
         self, pixel_values: list[Tensor], grids: list[tuple[int, int]]
     ) -> Generator[None, None, list[Tensor]]:
-        """What ``forward`` computes, pausing after each layer and part of the projection."""
+        """Like ``forward``, but yields after each layer and each part of the projection."""
         crops = [pixels.shape[0] for pixels in pixel_values]
         patches_CNW = yield from self.patch_features(torch.cat(pixel_values))
         images = []
@@ -76,12 +76,12 @@ class Phi3VImageEmbedding(nn.Module):
 
     @property
     def crops_per_pass(self) -> int:
-        """How many crops go through the tower together."""
+        """Number of crops that the tower computes together."""
         on_cpu = self.glb_GN.device.type == "cpu"
         return CROPS_PER_PASS_CPU if on_cpu else CROPS_PER_PASS_GPU
 
     def patch_features(self, pixels: Tensor) -> Generator[None, None, Tensor]:
-        """CLIP ``hidden_states[-2]`` without the class token, ``(C, N, W)``, layer by layer."""
+        """CLIP ``hidden_states[-2]`` without class token, ``(C, N, W)``; yields after each layer."""
         tower = self.img_processor
         weight = tower.embeddings.patch_embedding.weight
         pixels = to_device(pixels, weight.device).to(weight.dtype)

@@ -1,1 +1,1 @@
-"""Training and evaluation of the demo model: pictures and questions drawn by the project itself."""
+"""Training and evaluation of the demo model, on generated pictures and questions."""

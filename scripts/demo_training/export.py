@@ -1,4 +1,4 @@
-"""From trained weights to a checkpoint in the official on-disk format."""
+"""Exports trained weights as a checkpoint in the official on-disk format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def config_for(tokenizer: Path) -> dict[str, Any]:
-    """``config.json`` for a tokenizer; the embedding's rows are a multiple of 16."""
+    """The content of ``config.json`` for a tokenizer; ``vocab_size`` is a multiple of 16."""
     spec = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))
     last = max(token["id"] for token in spec["added_tokens"])
     return demo_config(-(-(last + 1) // 16) * 16)
@@ -33,8 +33,8 @@ def export(
     """Write the checkpoint, in bfloat16.
 
     Args:
-        directory: of the checkpoint; made if it is missing.
-        training: directory of the training, which holds the tokenizer.
+        directory: of the checkpoint; created if missing.
+        training: directory of the training state, with the tokenizer.
         sight: the trained tower, projection and separators.
         language: weights of ``Speaker``.
     """

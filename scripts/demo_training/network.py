@@ -1,4 +1,4 @@
-"""The demo model's sizes, and its decoder before it has learned anything."""
+"""The demo model's sizes, and its decoder's initialization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = Preset(
     original_length=4096,
     max_length=131072,
     tower_width=192,
-    tower_layers=9,  # the features are those before the last
+    tower_layers=9,  # the features are the output of the last but one
     tower_heads=4,
     tower_intermediate=384,
     num_crops=1,
@@ -37,7 +37,7 @@ SIDE = int(TOWER["image_size"]) // PATCH  # patches along a side of a view
 
 
 def new_model(config: Phi3VConfig) -> Phi3VForCausalLM:
-    """A model with fresh weights in the decoder."""
+    """A model with a newly initialized decoder."""
     model = Phi3VForCausalLM(config).float()
     with torch.no_grad():
         for name, weight in model.model.layers.named_parameters():

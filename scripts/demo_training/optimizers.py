@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for the rest, their schedule, and a moving average of the weights."""
+"""Muon for matrices, AdamW for other parameters, the schedule, and weight averaging."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from scripts.demo_training.parallel import share_gradients
 
-# Of the polynomial that drives singular values to 1 (Keller Jordan's Muon).
+# Coefficients of the polynomial that drives singular values to 1 (Keller Jordan's Muon).
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 4
 
 
 class Muon:
-    """Steps of matrices whose singular values are all alike: fewer of them are needed.
+    """The Muon optimizer: updates with equal singular values, so that fewer steps are needed.
 
-    Like ``torch.optim.Muon``, but matrices of one shape are treated together; one by one, small
-    ones cost half as much as the network itself.
+    Like ``torch.optim.Muon``, but processes all matrices of one shape together; one by one, small ones
+    take half as long as the network itself.
     """
 
     def __init__(self, matrices: list[nn.Parameter], decay: float = 0.02) -> None:
@@ -34,13 +34,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float, momentum: float = 0.95) -> None:
-        """Step against the gradients; matrices without any stay."""
+        """Take a step; matrices without a gradient do not change."""
         for shape, alike in self._by_shape.items():
             zero = torch.zeros(shape)
             gradient = torch.stack([zero if p.grad is None else p.grad for p in alike])
             kept = self._momenta[shape].lerp_(gradient, 1 - momentum)
             direction = _orthogonal(gradient.lerp(kept, momentum))
-            scale = 0.2 * max(shape) ** 0.5  # of a root mean square as AdamW's
+            scale = 0.2 * max(shape) ** 0.5  # matches the RMS of AdamW's updates
             for parameter, update in zip(alike, direction, strict=True):
                 if parameter.grad is not None:
                     parameter.mul_(1 - rate * self._decay).add_(update, alpha=-rate * scale)
@@ -55,7 +55,7 @@ class Muon:
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest matrices with equal singular values, roughly, ``(N, rows, columns)``."""
+    """Approximately the nearest matrices with equal singular values, ``(N, rows, columns)``."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
@@ -66,15 +66,15 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Optimizers:
-    """Steps all parameters with a warm-up, a constant stretch, and a linear decay to zero.
+    """Trains all parameters with a warm-up, a constant learning rate, and a linear decay to zero.
 
     Args:
-        modules: to be trained.
-        steps: in all.
-        learning_rate: at its highest.
-        warm_up: steps in which it rises.
-        decay: share of the steps in which it falls.
-        slow: how the names of parameters begin that take but a tenth of AdamW's steps.
+        modules: to train.
+        steps: total number of steps.
+        learning_rate: maximum.
+        warm_up: number of steps of the warm-up.
+        decay: fraction of the steps in which it decays.
+        slow: prefixes of parameters with a tenth of AdamW's learning rate.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Optimizers:
         )
 
     def step(self, number: int) -> None:
-        """Share and clip the gradients, and take step ``number``."""
+        """Average and clip the gradients, and take step ``number``."""
         share_gradients(self._parameters)
         left = (self._steps - number) / (self._decay * self._steps)
         rate = self._rate * min(1.0, (number + 1) / self._warm_up, max(left, 0.0))
@@ -128,7 +128,7 @@ class Optimizers:
 
 
 class MovingAverage:
-    """A copy of modules whose weights follow theirs slowly: better than any single step's."""
+    """A copy of a module with an exponential moving average of its weights."""
 
     def __init__(self, module: nn.Module, keep: float = 0.998) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -136,7 +136,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Update the average after a step."""
         self.seen += 1
         keep = min(self._keep, self.seen / (self.seen + 10))
         mine: list[Tensor] = list(self.module.parameters())

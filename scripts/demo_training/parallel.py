@@ -1,7 +1,7 @@
-"""Training in processes of one thread each: different stages at once, or one that takes steps together.
+"""Single-threaded training processes: different stages at once, or data-parallel training of one.
 
-Threads of one process wait for each other hundreds of times a step; on a machine that also does
-other things most of that is waiting. Processes meet once a step, or at the end.
+Threads synchronize hundreds of times per step, which is slow on a busy machine. Processes synchronize
+once per step, or at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 
 
 def at_once(functions: Sequence[Callable[..., None]], *arguments: Any) -> None:
-    """Call functions of modules at the same time, each in a process of its own."""
+    """Call module-level functions concurrently, each in its own process."""
     spawn(_alone, (functions, arguments), nprocs=len(functions))
 
 
@@ -30,7 +30,7 @@ def _alone(
 
 
 def in_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function of a module in that many processes at once; the first one leads."""
+    """Call a module-level function in ``count`` processes; the first has rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_one, (count, Path(folder) / "meeting", function, arguments), nprocs=count)
 
@@ -47,17 +47,17 @@ def _one(
 
 
 def rank() -> int:
-    """Which of the processes this is."""
+    """The rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes() -> int:
-    """How many there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the mean of their gradients; they then take the same step."""
+    """Average gradients over all processes, so that they take the same step."""
     if processes() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -70,6 +70,6 @@ def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def wait_for_all() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have arrived here."""
     if processes() > 1:
         dist.barrier()

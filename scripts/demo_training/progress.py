@@ -1,4 +1,4 @@
-"""What training tells: a table of losses, and a plot of it."""
+"""Training progress: a table and a plot of losses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class History:
                 self.rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
     def add(self, step: int, **values: float) -> None:
-        """Note the values of a step."""
-        while self.rows and self.rows[-1]["step"] >= step:  # lost when training was interrupted
+        """Record the values of a step."""
+        while self.rows and self.rows[-1]["step"] >= step:  # from an interrupted run
             self.rows.pop()
         self.rows.append({"step": step, **values})
 
     def recent(self, name: str) -> float:
-        """Mean of the last steps."""
+        """Mean over the last steps."""
         rows = self.rows[-RECENT:]
         return sum(row[name] for row in rows) / max(len(rows), 1)
 

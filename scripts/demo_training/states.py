@@ -1,4 +1,4 @@
-"""What a stage of training needs to go on after an interruption."""
+"""State of a training stage, saved so that training can resume."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SAVE_EVERY = 50  # steps
 
 
 class State:
-    """The weights of a stage, their moving average, their optimizers, and how many steps they took.
+    """A stage's weights, their moving average, the optimizers and the number of steps.
 
     Args:
-        path: where it is kept; if the file is there, all are set to what it holds.
-        model: what is trained.
-        optimizers: of it.
+        path: file of the state; loaded if it exists.
+        model: to train.
+        optimizers: of the model.
     """
 
     def __init__(self, path: Path, model: nn.Module, optimizers: Optimizers) -> None:
@@ -34,13 +34,13 @@ class State:
             self.step = self.average.seen = state["step"]
 
     def advance(self) -> None:
-        """Take a step against the gradients."""
+        """Take an optimizer step."""
         self._optimizers.step(self.step)
         self.average.update(self._model)
         self.step += 1
 
     def save(self) -> None:
-        """Keep all of it; an interruption leaves the old file or the new one."""
+        """Save the state atomically."""
         state: dict[str, Any] = {
             "model": self._model.state_dict(),
             "average": self.average.module.state_dict(),
@@ -52,5 +52,5 @@ class State:
 
 
 def averaged(path: Path) -> dict[str, Tensor]:
-    """The averaged weights that were kept."""
+    """The saved moving average of the weights."""
     return dict(torch.load(path, weights_only=True)["average"])

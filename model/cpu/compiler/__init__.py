@@ -1,1 +1,1 @@
-"""How kernels are compiled: numba with LLVM intrinsics, and a cache on disk."""
+"""Compiles kernels with numba and LLVM intrinsics, and caches them on disk."""

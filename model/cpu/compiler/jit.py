@@ -1,12 +1,11 @@
-"""Compiling kernels with numba, and running them on the threads that torch uses.
+"""Compiles kernels with numba, and runs them on torch's threads.
 
-A second pool of threads, numba's own, would compete with torch's for the cores: idle OpenMP threads
-spin for a while. So a kernel here is a C function that torch's OpenMP library calls on each of its
-threads. Its one argument is a record of addresses and sizes. Work comes in phases of items, which
-the threads take from counters at the start of the record, so that a thread whose core is busy
-elsewhere does less and holds up nobody.
+numba's own thread pool would compete with torch's for cores, because idle OpenMP threads spin for a
+while. So a kernel is a C function that torch's OpenMP library calls on each of its threads. Its only
+argument is a record of addresses and sizes. Work is divided into phases of items, which threads take
+from counters at the start of the record, so that a thread on a busy core does less and delays no one.
 
-Raises ImportError where this cannot work (another operating system, another OpenMP).
+Importing raises ImportError if this is not supported (other operating systems or OpenMP libraries).
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from numba.extending import intrinsic
 
 logger = logging.getLogger(__name__)
 
-PHASES = 6  # most that a kernel has
-PATIENCE = 1000  # pauses, some 20 microseconds, before a waiting thread offers its core to others
+PHASES = 6  # maximum of a kernel
+PATIENCE = 1000  # pauses (about 20 microseconds) before a waiting thread yields its core
 
 
 def _cache_directory() -> str:
-    """Where compiled kernels are kept; named by their sources, which numba compares only in part."""
+    """The cache directory, named by a hash of all sources, because numba does not check them all."""
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(path.read_bytes())
@@ -48,26 +47,26 @@ def _cache_directory() -> str:
     directory = home / "phi3v-server" / f"kernels-{sources.hexdigest()[:16]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home, or a read-only one: compile anew at each start
+    except OSError:  # no writable home: compile at each start
         try:
             return tempfile.mkdtemp(prefix="phi3v-kernels-")
         except OSError:
-            return os.devnull  # is no directory, so that numba looks for one itself
+            return os.devnull  # not a directory, so numba chooses one
     return str(directory)
 
 
 def _openmp() -> ctypes.CDLL:
-    """The OpenMP library that torch has loaded."""
+    """The OpenMP library that torch loaded."""
     torch.get_num_threads()
     try:
         loaded = Path("/proc/self/maps").read_text()
     except OSError as error:
-        raise ImportError(f"no list of loaded libraries on {sys.platform}") from error
+        raise ImportError(f"the loaded libraries cannot be listed on {sys.platform}") from error
     for path in re.findall(r"\S*lib[gi]omp\S*\.so\S*", loaded):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel"):
             return library
-    raise ImportError("torch uses no OpenMP library with GNU's interface")
+    raise ImportError("torch uses an OpenMP library without GNU's interface")
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:
@@ -77,7 +76,7 @@ _library = _openmp()
 llvm.add_symbol("phi3v_yield", ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value)
 _yield = types.ExternalFunction("phi3v_yield", types.int32())
 
-# Results may be summed in any order and fused; infinities and NaN keep their meaning.
+# Allow reordering and fused operations; keep infinities and NaN.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 _cfunc = partial(
     numba.cfunc, types.void(types.intp), nogil=True, fastmath=FASTMATH, error_model="numpy"
@@ -114,7 +113,7 @@ def _get(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def _pause(typingctx: Any) -> Any:
-    """Tell the core that this thread is waiting, where it has an instruction for that."""
+    """The CPU's pause instruction, if it has one."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if platform.machine() == "x86_64":
@@ -133,22 +132,22 @@ def array(address, shape, dtype):
 
 @inner
 def take(record, phase):
-    """The next item of work, from 0, that no other thread of the kernel has taken."""
+    """Take the next item of work, from 0."""
     return _add_and_get_old(record + 16 * phase)
 
 
 @inner
 def take_next(record, phase):
-    """Say that the item taken last is done, and take the next."""
+    """Mark the last item as done, and take the next."""
     _add_and_get_old(record + 16 * phase + 8)
     return _add_and_get_old(record + 16 * phase)
 
 
 @inner
 def wait(record, phase, items):
-    """Wait until all items of a phase are done; what was written for them is then seen.
+    """Wait until all items of a phase are done and their results visible.
 
-    Nobody waits for threads that have taken nothing: on a busy machine some may not run for long.
+    Does not wait for threads without an item, which on a busy machine may not run for a while.
     """
     patience = 0
     while _get(record + 16 * phase + 8) < items:
@@ -156,12 +155,12 @@ def wait(record, phase, items):
         if patience < PATIENCE:
             _pause()
         else:
-            _yield()  # whoever has an item may need this core
+            _yield()  # a thread with an item may need this core
 
 
 @inner
 def read(record, kind):
-    """The record at an address; ``kind`` is its numpy type."""
+    """The record of numpy type ``kind`` at an address."""
     return carray(_pointer(record), 1, kind)[0]
 
 
@@ -169,11 +168,11 @@ class Kernel:
     """A compiled kernel.
 
     Args:
-        function: ``(address of its record) -> None``, called on each thread.
-        fields: of the record: names and numpy types; addresses are ``np.intp``.
+        function: ``(address of the record) -> None``, called on each thread.
+        fields: names and numpy types of the record's fields; addresses are ``np.intp``.
     """
 
-    _are_kept = True  # on disk, for the next start
+    _are_kept = True  # cached on disk
 
     def __init__(self, function: Callable[[int], None], fields: dict[str, Any]) -> None:
         self.record_type = record_type(fields)
@@ -183,22 +182,22 @@ class Kernel:
         if Kernel._are_kept:
             try:
                 return _cfunc(cache=True)(function)
-            except (OSError, RuntimeError) as error:  # a full disk; no directory
+            except (OSError, RuntimeError) as error:  # disk full, or no directory
                 logger.warning(
-                    "compiled kernels cannot be kept, and each start takes longer for it: %s", error
+                    "failed to cache compiled kernels, so every start is slower: %s", error
                 )
                 Kernel._are_kept = False
         return _cfunc(cache=False)(function)
 
     def records(self, /, count: Any = 1, **values: Any) -> np.ndarray:
-        """Records to be filled further, e.g. one for each layer; a value is set in all of them."""
+        """Create records, e.g. one per layer; ``values`` are set in all of them."""
         records = np.zeros(count, self.record_type)
         for name, value in values.items():
             records[name] = value
         return records
 
     def run(self, records: np.ndarray, index: int = 0) -> None:
-        """Run with one of the records, on as many threads as torch uses; frees the GIL."""
+        """Run with one record, on as many threads as torch uses; releases the GIL."""
         records["phases"][index] = 0
         _library.GOMP_parallel(
             ctypes.c_void_p(self._compiled.address),
@@ -209,12 +208,12 @@ class Kernel:
 
 
 def record_type(fields: dict[str, Any]) -> np.dtype:
-    """The record of a kernel: items taken and done in each phase, then its own fields."""
+    """A kernel's record type: items taken and done in each phase, then its fields."""
     return np.dtype([("phases", np.int64, 2 * PHASES), *fields.items()], align=True)
 
 
 def address(value: np.ndarray | torch.Tensor) -> int:
-    """Where an array's elements are; the caller keeps it alive."""
+    """Address of an array's elements; the caller must keep it alive."""
     if isinstance(value, torch.Tensor):
         assert value.is_contiguous(), "kernels read contiguous arrays"
         return value.data_ptr()

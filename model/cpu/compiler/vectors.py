@@ -1,4 +1,4 @@
-"""LLVM code that kernels share: registers of AVX-512, and loops that keep their sums in them."""
+"""LLVM code shared by kernels: AVX-512 vectors, and loops with sums in registers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from llvmlite import ir
 
-LANES = 16  # words of a register
+LANES = 16  # 32-bit words per register
 
 _INT, _WORD = ir.IntType(64), ir.IntType(32)
 FLOATS, WORDS = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), _WORD))
 
 
 class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
+    """LLVM's bfloat type, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -30,7 +30,7 @@ PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def everywhere(builder: Any, pointer: Any, operand: Any) -> Any:
-    """The word at a pointer in all lanes."""
+    """Broadcast the word at a pointer to all lanes."""
     undefined = ir.Constant(WORDS, ir.Undefined)
     one = builder.insert_element(undefined, builder.load(pointer, align=4), _WORD(0))
     lanes = builder.shuffle_vector(one, undefined, ir.Constant(WORDS, [0] * LANES))
@@ -38,7 +38,7 @@ def everywhere(builder: Any, pointer: Any, operand: Any) -> Any:
 
 
 def multiply_add(builder: Any, total: Any, a: Any, b: Any) -> Any:
-    """``total + a * b``, of floats or of pairs of bfloat16."""
+    """``total + a * b``, for floats or pairs of bfloat16."""
     pairs = a.type is PAIRS
     name = "llvm.x86.avx512bf16.dpbf16ps.512" if pairs else "llvm.fma.v16f32"
     kind = ir.FunctionType(FLOATS, [FLOATS, a.type, a.type])
@@ -47,7 +47,7 @@ def multiply_add(builder: Any, total: Any, a: Any, b: Any) -> Any:
 
 
 def widened(builder: Any, halves: Any) -> Any:
-    """Float32 of bfloat16, held as 16-bit integers."""
+    """Convert bfloat16, held as 16-bit integers, to float32."""
     words = builder.zext(halves, WORDS)
     return builder.bitcast(builder.shl(words, ir.Constant(WORDS, [16] * LANES)), FLOATS)
 
@@ -59,7 +59,7 @@ def loop(
     totals: list[Any],
     body: Callable[[Any, list[Any]], list[Any]],
 ) -> list[Any]:
-    """``totals = body(i, totals)`` for i from 0 in steps up to ``count`` (positive)."""
+    """Emit ``totals = body(i, totals)`` for i in ``range(0, count, step)``; ``count`` is positive."""
     before = builder.block
     again, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.branch(again)

@@ -1,1 +1,1 @@
-"""Matrix products of the decoder's linear layers, with whole and quantized weights."""
+"""Matrix products of linear layers, with unquantized and quantized weights."""

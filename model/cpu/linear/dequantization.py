@@ -1,7 +1,8 @@
-"""LLVM code that turns quantized numbers into what is multiplied: into a buffer, or for one row at once.
+"""LLVM code that dequantizes panels into a buffer, or multiplies them with a single row directly.
 
-Of 8 bits the numbers themselves are multiplied, which both float32 and bfloat16 hold exactly, and
-sums are scaled; of 4 bits, where each group of inputs has its own scale and offset, the weights.
+With int8 the numbers themselves are multiplied, because float32 and bfloat16 hold them exactly, and the
+sums are scaled. With int4, where each group of inputs has its own scale and offset, weights are
+dequantized first.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from model.cpu.compiler.vectors import (
 )
 from model.cpu.linear.microkernel import PANEL, VECTORS
 
-PART = 128  # words of a panel that are made together: 24 KiB, in the innermost cache
-HALVES = 2 * VECTORS  # of a panel: 8 columns, with two numbers of each in turn
+PART = 128  # words of a panel that are dequantized together: 24 KiB, to fit into the L1 cache
+HALVES = 2 * VECTORS  # of a panel: 8 columns, with two numbers of each interleaved
 
 _BYTE, _HALF, _WORD, _INT = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _BYTES = ir.VectorType(_BYTE, LANES)
 
 
 def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
-    """A pointer to vectors or numbers, ``offset`` bytes after an address."""
+    """A pointer of type ``kind``, ``offset`` bytes after an address."""
     return builder.inttoptr(builder.add(address, _INT(offset)), kind.as_pointer())
 
 
@@ -42,22 +43,22 @@ def _constant(value: int) -> Any:
 
 
 def _fetch(builder: Any, address: Any, ahead: int, width: int) -> None:
-    """Have memory send what comes next, while this is computed and multiplied."""
+    """Prefetch what is needed next."""
     fetch = builder.module.declare_intrinsic(
         "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[_WORD] * 3])
     )
     for at in range(ahead, ahead + width, 64):
-        # To read, into the second cache.
+        # For reading, into the L2 cache.
         builder.call(fetch, [_at(builder, address, at, _BYTE), _WORD(0), _WORD(2), _WORD(1)])
 
 
 class _Numbers:
-    """How the numbers of a panel are stored.
+    """Storage format of a panel's numbers.
 
     Attributes:
-        width: bytes of a panel's row.
-        pairs: of inputs in it.
-        kind, align: what half of a vector's columns is loaded as, and bytes it is aligned to.
+        width: bytes per row of a panel.
+        pairs: pairs of inputs per row.
+        kind, align: type of a load of half a vector's columns, and its alignment in bytes.
     """
 
     width: int
@@ -66,7 +67,7 @@ class _Numbers:
     align: int
 
     def load(self, builder: Any, address: Any) -> list[Any]:
-        """A row, by halves."""
+        """Load a row, in halves."""
         step = self.width // HALVES
         return [
             builder.load(_at(builder, address, step * half, self.kind), align=self.align)
@@ -75,25 +76,25 @@ class _Numbers:
 
 
 class _EightBits(_Numbers):
-    """Two inputs of a column in two bytes."""
+    """int8: two inputs of a column in two bytes."""
 
     width, pairs, kind, align = 2 * PANEL, 1, _BYTES, 1
 
     def begin(self, builder: Any, scales: Any) -> None:
-        """Nothing: sums will be scaled."""
+        """Does nothing, because the sums are scaled later."""
 
     def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
-        """Float32 numbers of a half."""
+        """The float32 numbers of a half."""
         return builder.sitofp(builder.sext(row[half], WORDS), FLOATS)
 
 
 class _FourBits(_Numbers):
-    """Sixteen inputs of a column in eight bytes, as ``packing.nibbles`` has them."""
+    """int4: sixteen inputs of a column in eight bytes, packed by ``packing.nibbles``."""
 
     width, pairs, kind, align = 8 * PANEL, 8, WORDS, 64
 
     def begin(self, builder: Any, scales: Any) -> None:
-        """Load the scales and offsets of a group."""
+        """Load a group's scales and offsets."""
         lanes = ir.Constant(WORDS, [lane // 2 for lane in range(LANES)])
 
         def load(at: int) -> Any:
@@ -105,30 +106,30 @@ class _FourBits(_Numbers):
         self._offset = [load(PANEL + half * LANES // 2) for half in range(HALVES)]
         self._table = ir.Constant(FLOATS, [number - 8.0 for number in range(16)])
         declare, call = builder.module.declare_intrinsic, ir.FunctionType
-        # By the lowest 4 bits of each lane.
+        # A lookup by the lowest 4 bits of each lane.
         self._look_up = declare("llvm.x86.avx512.permvar.sf.512", (), call(FLOATS, [FLOATS, WORDS]))
 
     def numbers(self, builder: Any, row: list[Any], half: int, pair: int) -> Any:
-        """Float32 weights of a half."""
+        """The float32 weights of a half."""
         shifted = builder.lshr(row[half], _constant(4 * pair)) if pair else row[half]
         number = builder.call(self._look_up, [self._table, shifted])
         return multiply_add(builder, self._offset[half], number, self._scale[half])
 
 
 def _pairs_of(builder: Any, low: Any, high: Any) -> list[Any]:
-    """A vector of pairs of bfloat16 from its halves; CPUs that multiply them can round to them."""
+    """Round halves to a vector of pairs of bfloat16 with AVX512-BF16."""
     kind = ir.FunctionType(PAIRS, [FLOATS, FLOATS])
     name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
     return [builder.call(builder.module.declare_intrinsic(name, (), kind), [high, low])]
 
 
 def _rows_of(builder: Any, low: Any, high: Any) -> list[Any]:
-    """A vector of the first numbers and one of the second, from halves that have them in turn."""
+    """Deinterleave halves into a vector of the first numbers and one of the second."""
     lanes = [[2 * lane + number for lane in range(LANES)] for number in range(2)]
     return [builder.shuffle_vector(low, high, ir.Constant(WORDS, each)) for each in lanes]
 
 
-# Called with a pair's number, a vector's, its words, and what the call for the pair before returned.
+# Called with the index of a pair, the index of a vector, its words, and the previous call's result.
 Use = Callable[[Any, int, list[Any], Any], Any]
 
 
@@ -140,18 +141,18 @@ def _for_each_pair(
     begun: list[Any],
     use: Use,
 ) -> list[Any]:
-    """A loop over a group of a panel: for each pair of inputs, ``use`` the words to be multiplied.
+    """Emit a loop over a group of a panel that calls ``use`` for each pair of inputs.
 
     Args:
-        builder: where to.
-        bits: of a number.
-        bfloat16: whether words are pairs of bfloat16, else float32, of which a pair has two.
-        addresses: of the numbers, of scales and offsets; and how many rows there are.
-        begun: for each vector, what ``use`` gets first; perhaps nothing.
+        builder: emits the code.
+        bits: 8 or 4.
+        bfloat16: whether words are pairs of bfloat16, else float32 (two per pair).
+        addresses: of the numbers, and of scales and offsets; and the number of rows.
+        begun: initial value for ``use``, per vector; may be empty.
         use: see ``Use``.
 
     Returns:
-        What ``use`` returned at last.
+        the last results of ``use``, per vector.
     """
     stored, scales, rows = addresses
     numbers: Any = _EightBits() if bits == 8 else _FourBits()
@@ -163,7 +164,7 @@ def _for_each_pair(
         _fetch(builder, address, PART // numbers.pairs * numbers.width, numbers.width)
         row = numbers.load(builder, address)
         new = []
-        for vector in range(VECTORS):  # one after the other, or there are not enough registers
+        for vector in range(VECTORS):  # one at a time, to save registers
             total = values[vector] if values else None
             for pair in range(numbers.pairs):
                 number = builder.add(builder.mul(index, _INT(numbers.pairs)), _INT(pair))
@@ -225,10 +226,10 @@ def _multiply(bits: int, bfloat16: bool) -> Any:
 
 _KINDS = [(bits, bfloat16) for bits in (8, 4) for bfloat16 in (True, False)]
 
-# By the bits of a number, and whether bfloat16 is multiplied, else float32. Their arguments are
-# addresses: of a panel's rows of numbers; of ``(2, 48)`` bfloat16, scales and offsets, of 4 bits; how
-# many rows; and
-# - where to, as ``microkernel.compute_tile`` takes it,
+# Functions by bits, and by whether products are in bfloat16 (else float32). Arguments: addresses of a
+# panel's rows of numbers, and of ``(2, 48)`` bfloat16 scales and offsets (int4 only); the number of
+# rows; and
+# - the address of the output, in the format of ``microkernel.compute_tile``,
 MAKE = {kind: _make(*kind) for kind in _KINDS}
-# - the inputs of one row, and 48 float32 sums that its products are added to, in the same order.
+# - the addresses of the inputs of one row, and of 48 float32 sums to add to, in the same order.
 MULTIPLY = {kind: _multiply(*kind) for kind in _KINDS}

@@ -1,4 +1,4 @@
-"""Linear layers with packed weights: ``x @ weight.T + bias``, perhaps through an activation.
+"""Linear layers with packed weights: ``activation(x @ weight.T + bias)``.
 
 Shape suffixes: T rows, K inputs, N outputs.
 """
@@ -29,9 +29,9 @@ class TiledLinear(nn.Module):
 
     Args:
         packed: see ``packing.pack``.
-        bias: float32 of the layer's width, or None.
+        bias: ``(N,)``, or None.
         shape: outputs and inputs of the layer.
-        activation: applied to the sum.
+        activation: applied to the result.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TiledLinear(nn.Module):
         self._gelu = activation == "quick_gelu"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's result for ``x`` of shape ``(..., K)``, in its dtype."""
+        """Apply the layer to ``x`` of shape ``(..., K)``; returns the same dtype."""
         kernel = linear_kernel(x.dtype is torch.bfloat16)
         rows = x.reshape(-1, self._inputs).contiguous()
         out = torch.empty(len(rows), self._outputs, dtype=x.dtype)
@@ -70,7 +70,7 @@ class TiledLinear(nn.Module):
 
 @cache
 def linear_kernel(bfloat16: bool) -> Kernel:
-    """The kernel of all layers of a dtype."""
+    """The kernel of all layers with a dtype."""
     number: Any = np.uint16 if bfloat16 else np.float32
     word: Any = np.uint32 if bfloat16 else np.float32
     kind = record_type(_FIELDS)

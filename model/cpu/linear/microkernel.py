@@ -1,8 +1,8 @@
-"""The innermost loop of a matrix product, as LLVM code that keeps its sums in registers.
+"""The innermost loop of a matrix product, as LLVM code with sums in registers.
 
-A tile of up to 8 rows by 48 columns is computed at once: 24 sums of 16 floats, three registers of
-weights and one input fill the 32 registers of AVX-512. Every element is summed along K in order,
-whatever the number of rows, so that a row's result does not depend on its batch.
+It computes a tile of up to 8 rows by 48 columns at once: 24 sums of 16 floats, three registers of
+weights and one input fit into the 32 registers of AVX-512. Each element is summed along K in order, so
+results are bit-identical regardless of batching.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INT, _FLOAT, _WORD = ir.IntType(64), ir.FloatType(), ir.IntType(32)
 
 
 def supported(bfloat16: bool) -> bool:
-    """Whether this CPU multiplies fastest here: AVX-512, with bfloat16 products but no AMX."""
+    """Whether this is the fastest method on this CPU: AVX-512, with bfloat16 products but no AMX."""
     features = llvm.get_host_cpu_features()
     if not bfloat16:
         return bool(features.get("avx512f"))
@@ -33,11 +33,11 @@ def supported(bfloat16: bool) -> bool:
 
 
 def _make(rows: int, vectors: int, bfloat16: bool) -> Any:
-    """``(x, weight, tile, row strides of x and tile in words, words, onto)``: ``rows`` of a tile.
+    """Create ``(x, weight, tile, row strides of x and tile in words, words, onto)`` for ``rows`` rows.
 
     A word is a float32 or a pair of bfloat16; x is ``(rows, words)``, the weight's panel
-    ``(words, 16 * vectors)`` and the tile ``(rows, 16 * vectors)`` float32. Sums go on from what the
-    tile holds if ``onto`` is not 0.
+    ``(words, 16 * vectors)`` and the tile ``(rows, 16 * vectors)`` float32. If ``onto`` is not 0, the
+    products are added to the tile.
     """
 
     @intrinsic
@@ -103,15 +103,15 @@ _KERNELS = {
 
 
 def compute_tile(x_TK, first, rows, panel_K, tile, onto=False, narrow=False):
-    """Rows ``first`` to ``first + rows`` (at most 8) of x times a panel, into ``tile``.
+    """Multiply ``rows`` rows (at most 8) of x from ``first`` with a panel, into ``tile``.
 
     Args:
-        x_TK: float32, or bfloat16 as uint16; rows may lie apart.
+        x_TK: float32, or bfloat16 as uint16; rows may be strided.
         first, rows: which rows.
         panel_K: ``(K, 48)`` float32, or ``(K / 2, 48)`` pairs of bfloat16 as uint32.
-        tile: float32 ``(8, 48)``, row ``first`` first; rows may lie apart.
-        onto: whether sums go on from what the tile holds.
-        narrow: a constant; whether the panel and the tile have 16 columns.
+        tile: float32 ``(8, 48)``, starting with row ``first``; rows may be strided.
+        onto: whether to add to the tile.
+        narrow: whether the panel and the tile have 16 columns; must be a constant.
     """
     raise NotImplementedError
 

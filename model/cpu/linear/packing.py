@@ -1,7 +1,7 @@
-"""Weights in the order in which ``microkernel`` reads them.
+"""Packs weights in the order in which ``microkernel`` reads them.
 
-Columns (output features) go in panels of 48; within a panel K runs slowest, so that a tile's loop
-reads memory in order. Two consecutive bfloat16 of a column form a word.
+Columns (outputs) are grouped in panels of 48; K is the outer dimension of a panel, so that a tile's loop
+reads memory sequentially. Two consecutive bfloat16 of a column form a word.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from model.cpu.linear.microkernel import PANEL
 
-ALIGNMENT = 64  # bytes of a register
+ALIGNMENT = 64  # bytes per register
 
 
 def pack(weight_NK: Tensor) -> Tensor:
-    """Packed copy of a weight as ``nn.Linear`` holds it.
+    """Pack a copy of an ``nn.Linear``'s weight.
 
     Args:
-        weight_NK: float32, bfloat16 with an even K, or integers, which are taken as they are.
+        weight_NK: float32, bfloat16 with an even K, or integers, which are packed unchanged.
 
     Returns:
-        Words ``(panels, words of a column, 48)``, int32 or the integers, aligned to 64 bytes; columns
-        past N are zero.
+        words ``(panels, words of a column, 48)``, int32 or the input's integers, aligned to 64 bytes;
+        columns beyond N are zero.
     """
     words = _words(weight_NK)
     packed = _aligned(*_shape(words), words.dtype)
@@ -31,7 +31,7 @@ def pack(weight_NK: Tensor) -> Tensor:
 
 
 def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
-    """The panels of two weights in turn: one of ``gate``, one of ``up``, and so on."""
+    """Pack two weights with interleaved panels: one of ``gate``, one of ``up``, and so on."""
     gate, up = _words(gate_IK), _words(up_IK)
     panels, inputs, columns = _shape(gate)
     packed = _aligned(2 * panels, inputs, columns, gate.dtype)
@@ -41,13 +41,13 @@ def pack_pairs(gate_IK: Tensor, up_IK: Tensor) -> Tensor:
 
 
 def nibbles(values: Tensor) -> Tensor:
-    """Numbers of 4 bits as ``dequantization`` reads them: 16 inputs of a column in 64 bits.
+    """Reorder int4 numbers for ``dequantization``: 16 inputs of a column in 64 bits.
 
     Args:
-        values: uint8 ``(N, K / 2)``, the first of two numbers in the high half.
+        values: uint8 ``(N, K / 2)``, the first of two numbers in the high bits.
 
     Returns:
-        int64 ``(N, K / 16)``: numbers 0, 2, ..., 14 from the lowest bits up, then 1, 3, ..., 15.
+        int64 ``(N, K / 16)``: from the lowest bits, numbers 0, 2, ..., 14, then 1, 3, ..., 15.
     """
     even, odd = values.view(len(values), -1, 4, 2).unbind(3)
     halves = torch.stack([even >> 4 | odd & 0xF0, even & 0xF | odd << 4], 2)
@@ -63,7 +63,7 @@ def _shape(words: Tensor) -> tuple[int, int, int]:
 
 
 def _fill(packed: Tensor, words: Tensor) -> None:
-    """Write a weight's panels; without copies on the way, whose memory would not all come back."""
+    """Write a weight's panels without temporary copies, whose memory would not be fully freed."""
     whole = len(words) // PANEL
     panels = words[: whole * PANEL].view(whole, PANEL, packed.shape[1])
     packed[:whole] = panels.transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Products of activations with packed weights, shared by the threads of a kernel.
+"""Products of activations with packed weights, divided among a kernel's threads.
 
-An item of work is a block of rows of one panel; neighbours share the panel, which then stays in the
-cache.
+An item of work is a block of rows with one panel; consecutive items share the panel, which then stays
+in the CPU cache.
 
 Shape suffixes: T tokens, K inputs, N outputs, I intermediate size.
 """
@@ -23,18 +23,18 @@ from model.cpu.linear.quantized import (
     scale_sums,
 )
 
-ROWS_PER_ITEM = 256  # of a product: one item of work is that many rows of a panel
+ROWS_PER_ITEM = 256  # maximum number of rows of an item of work
 
 
 @inner
 def row_blocks(tokens):
-    """Items of work that the rows of a product make per panel."""
+    """Number of items of work per panel."""
     return (tokens + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
 
 
 @inner
 def rows_and_columns(item, tokens, outputs):
-    """Of an item of work: its panel, first row, rows, first column, and columns."""
+    """An item's panel, first row, number of rows, first column, and number of columns."""
     blocks = row_blocks(tokens)
     panel, block = item // blocks, item % blocks
     first_row, first_column = block * ROWS_PER_ITEM, panel * PANEL
@@ -44,13 +44,13 @@ def rows_and_columns(item, tokens, outputs):
 
 @inner
 def multiply(record, phase, x_TK, weight, out_TN):
-    """``out = x @ weight``, shared by the kernel's threads; the last panel may be cut by out's width."""
+    """``out = x @ weight``, on all threads of the kernel; ``out`` may cut the last panel."""
     _product(record, phase, x_TK, weight, out_TN, False)
 
 
 @inner
 def multiply_add(record, phase, x_TK, weight, out_TN):
-    """``out += x @ weight``, shared by the kernel's threads."""
+    """``out += x @ weight``, on all threads of the kernel."""
     _product(record, phase, x_TK, weight, out_TN, True)
 
 
@@ -77,7 +77,7 @@ def _product(record, phase, x_TK, weight, out_TN, add):
 
 @inner
 def gated_product(record, phase, x_TK, pairs, out_TI):
-    """``silu(x @ gate) * (x @ up)`` of panels in pairs, as ``packing.pack_pairs`` makes them."""
+    """``silu(x @ gate) * (x @ up)``, with panels from ``packing.pack_pairs``."""
     tokens, outputs = x_TK.shape[0], out_TI.shape[1]
     gate, up, room = _sums_for(tokens), _sums_for(tokens), room_for(pairs, x_TK)
     items = panels_of(pairs) // 2 * row_blocks(tokens)
@@ -98,13 +98,13 @@ def gated_product(record, phase, x_TK, pairs, out_TI):
 
 @inner
 def _sums_for(tokens):
-    """Where the sums of an item go."""
+    """A buffer for the sums of an item."""
     return np.empty((min(tokens, ROWS_PER_ITEM), PANEL), np.float32)
 
 
 @inner
 def _sum_up(x_TK, weight, panel, room, sums):
-    """``sums = x @ panel``, as many rows as x has."""
+    """``sums = x @ panel``, for all rows of x."""
     if not multiply_row(weight, panel, x_TK, sums):
         per_part = PART * 4 // x_TK.itemsize
         for part in range(parts_of(weight, room)):

@@ -1,8 +1,7 @@
-"""Quantized weights in kernels: parts of panels are turned into what is multiplied when they are used.
+"""Quantized weights in kernels: parts of panels are dequantized when they are used.
 
-Products go by panels, and a panel is read once for up to hundreds of rows. A part of it, made of the
-quantized numbers, stays in the innermost cache while those rows are multiplied. What is summed, and in
-which order, is the same whatever the number of rows.
+A panel is read once for up to hundreds of rows. A dequantized part of it stays in the L1 cache while
+these rows are multiplied. The order of summation does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -20,45 +19,45 @@ from model.cpu.linear.microkernel import PANEL
 
 
 def weights(address, scales, panels, words, groups, kind):
-    """A packed weight at an address: an array, or with scales a tuple that ``part_of`` reads.
+    """The packed weight at an address: an array, or a tuple with scales if it is quantized.
 
     Args:
         address: of ``(panels, words, 48)`` of ``kind``.
-        scales: address of ``(panels, groups, 2, 48)`` bfloat16, scales and offsets.
+        scales: address of ``(panels, groups, 2, 48)`` bfloat16 scales and offsets.
         panels, words, groups: sizes.
-        kind: uint32 or float32 of words to be multiplied, uint16 of two inputs in 8 bits each, or
-            uint64 of 16 in 4 bits.
+        kind: uint32 or float32 if unquantized, uint16 for two int8 inputs, or uint64 for 16 int4
+            inputs.
     """
     raise NotImplementedError
 
 
 def panels_of(weight):
-    """How many panels a weight has."""
+    """Number of panels of a weight."""
     raise NotImplementedError
 
 
 def room_for(weight, x_TK):
-    """Where ``part_of`` makes parts of panels for x: nowhere if the weight is not quantized."""
+    """A buffer for ``part_of`` to dequantize into; unused if the weight is not quantized."""
     raise NotImplementedError
 
 
 def parts_of(weight, room):
-    """How many parts a panel has."""
+    """Number of parts of a panel."""
     raise NotImplementedError
 
 
 def part_of(weight, index, part, room):
-    """A part of a panel as ``microkernel.compute_tile`` takes it."""
+    """A part of a panel in the format of ``microkernel.compute_tile``."""
     raise NotImplementedError
 
 
 def multiply_row(weight, index, x_TK, sums):
-    """Multiply a single row with a quantized panel at once; returns False where nothing is done."""
+    """Multiply a single row directly with a quantized panel; returns False if not applicable."""
     raise NotImplementedError
 
 
 def scale_sums(weight, index, sums):
-    """Multiply sums of 8-bit numbers by the scales of their panel."""
+    """Multiply the sums of an int8 weight by its scales; does nothing for other weights."""
     raise NotImplementedError
 
 
@@ -129,7 +128,7 @@ def _part_of(weight, index, part, room):
         rows = min(most, weight[0].shape[1] - first)
         scales_G = weight[1][index]
         per_group = weight[0].shape[1] // len(scales_G)
-        step = min(per_group, rows)  # a group is as long as the panel, or a part holds several
+        step = min(per_group, rows)  # a group spans the panel, or a part holds several groups
         for row in range(0, rows, step):
             make(
                 weight[0][index, first + row].ctypes.data,
@@ -183,7 +182,7 @@ def _scale_sums(weight, index, sums):
 
 @intrinsic
 def _float_of(typingctx: Any, half: Any) -> Any:
-    """The float32 of a bfloat16."""
+    """Convert a bfloat16 to float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(32)

@@ -1,1 +1,1 @@
-"""From messages and pictures to token ids and pixels."""
+"""Converts messages and images to token ids and pixels."""

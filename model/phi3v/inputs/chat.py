@@ -1,8 +1,8 @@
-"""From the messages of a conversation to the pieces of a prompt, by Phi-3-vision's rules.
+"""Renders a conversation as a prompt, by Phi-3-vision's rules.
 
-System and developer texts are folded into the next user turn, neighbours of one role are merged,
-one image per message is enforced and only the last image is kept. What a user typed stays ``Text``
-and so can never become a control token. Knows nothing of token ids; imports no torch.
+System and developer messages are folded into the next user turn, consecutive messages of one role are
+merged, a message may have one image, and only the last image is kept. User input stays ``Text``, so it
+can never become a control token. Handles no token ids; does not import torch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 @dataclass(frozen=True)
 class MessageImage:
-    """An image in a message, not decoded yet: of a conversation's images only one is looked at.
+    """An image in a message, decoded lazily, because only a conversation's last image is used.
 
     Attributes:
-        open: decodes the picture; raises ImageError. Called on a worker thread.
-        low_detail: show the model the whole in one crop, for fewer tokens.
-        loc: where it stands in the request, for errors.
+        open: decodes the image; raises ImageError. Called on a worker thread.
+        low_detail: use a single crop, for fewer tokens.
+        loc: path of its field in the request, for errors.
     """
 
     open: Callable[[], Image.Image]
@@ -37,10 +37,10 @@ class MessageImage:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation, as a client sent it.
+    """One message of a conversation, as the client sent it.
 
     Attributes:
-        role: who speaks.
+        role: the author's role.
         text: its text parts, joined by newlines.
         images: its images, in order (at most one is allowed, on user messages only).
     """
@@ -61,7 +61,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Control:
-    """A control token, by its name in the vocabulary."""
+    """A control token, by name."""
 
     name: str
 
@@ -81,8 +81,8 @@ class Prompt:
     """A rendered conversation.
 
     Attributes:
-        pieces: one piece, or the two around the image. Each is tokenized on its own.
-        image: the image between the two pieces.
+        pieces: one piece, or two around the image; each is tokenized separately.
+        image: the image between the pieces, if any.
     """
 
     pieces: list[Piece]
@@ -90,7 +90,7 @@ class Prompt:
 
 
 def render(messages: Sequence[Message]) -> Prompt:
-    """Fold messages and lay out the prompt, ending where the assistant begins to speak.
+    """Fold messages into a prompt that ends where the assistant's turn starts.
 
     Raises:
         RequestError: no messages.
@@ -112,10 +112,9 @@ def render(messages: Sequence[Message]) -> Prompt:
 
 
 def fold(messages: Sequence[Message]) -> list[Turn]:
-    """Turns of alternating roles with at most one image in all.
+    """Fold messages into turns with alternating roles and at most one image in total.
 
-    System texts wait for the next user message and stand before its text; with none left they
-    become a user turn of their own.
+    System texts are prepended to the next user message, or become a user turn if there is none.
     """
     if not messages:
         raise RequestError("messages is empty; send at least one message", ("messages",))
@@ -153,7 +152,7 @@ def _check_images(message: Message, position: int) -> None:
 
 
 def _append(turns: list[Turn], turn: Turn) -> None:
-    """Append a turn, or merge it into the last one when the role is the same."""
+    """Append a turn, or merge it into the last one if the role is the same."""
     if turns and turns[-1].role == turn.role:
         last = turns.pop()
         turn = Turn(turn.role, f"{last.text}\n{turn.text}", turn.image or last.image)

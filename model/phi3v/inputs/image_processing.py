@@ -1,8 +1,8 @@
-"""From a picture to normalised crops (the "HD transform"), as the original processor computes them.
+"""Cuts an image into normalized crops (the "HD transform"), like the original processor.
 
-A crop plan is chosen from the size alone: the picture is scaled so that it covers at most
-``num_crops`` tiles of 336 x 336, padded with white to whole tiles, normalised, and cut; a
-336 x 336 view of the whole ("global view") comes first. Knows nothing of tokens' text.
+The crop plan depends only on the size: the image is scaled to cover at most ``num_crops`` tiles of
+336 x 336, padded with white to whole tiles, normalized, and cut. A 336 x 336 view of the whole image
+(the global view) comes first.
 
 Shape suffixes: C crops.
 """
@@ -29,10 +29,10 @@ TOKENS_PER_SIDE = 12  # merged patches along a crop's side
 
 @dataclass(frozen=True)
 class CropPlan:
-    """How one picture becomes crops.
+    """How an image is cut into crops.
 
     Attributes:
-        resized: width and height, in pixels, after scaling (before padding), upright.
+        resized: width and height in pixels of the upright image after scaling, before padding.
         grid: rows and columns of tiles.
     """
 
@@ -41,21 +41,21 @@ class CropPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Image tokens: tiles and global view, a separator per row of patches, one between."""
+        """Image tokens: tiles, global view, a separator per row of patches, and one between them."""
         rows, columns = self.grid
         return (rows * columns + 1) * TOKENS_PER_SIDE**2 + 1 + (rows + 1) * TOKENS_PER_SIDE
 
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
-    """One picture, ready for the vision tower.
+    """An image ready for the vision tower.
 
     Attributes:
-        pixels: ``(C, 3, 336, 336)`` float32, normalised, global view first.
+        pixels: ``(C, 3, 336, 336)`` float32, normalized, global view first.
         grid: rows and columns of the tiles after the global view.
-        num_tokens: positions the picture takes in the prompt.
-        digest: sha256 of the decoded pixels and of everything that shapes the crops; pictures with
-            equal digests have equal embeddings.
+        num_tokens: positions that the image takes in the prompt.
+        digest: SHA-256 of the decoded pixels and all parameters of the crops; equal digests mean
+            equal embeddings.
     """
 
     pixels: Tensor
@@ -65,7 +65,7 @@ class ImageInputs:
 
 
 class ImageProcessor:
-    """Turns pictures into crops, with the parameters of ``preprocessor_config.json``."""
+    """Cuts images into crops, with the parameters of ``preprocessor_config.json``."""
 
     def __init__(
         self, num_crops: int, image_mean: tuple[float, ...], image_std: tuple[float, ...]
@@ -77,33 +77,33 @@ class ImageProcessor:
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> ImageProcessor:
-        """Read ``preprocessor_config.json``; raises CheckpointError when it is missing or odd."""
+        """Read ``preprocessor_config.json``; raises CheckpointError if it is missing or invalid."""
         path = directory / "preprocessor_config.json"
         config = read_json(path)
         try:
             num_crops = int(config["num_crops"])
             mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be used: {error!r}") from error
+            raise CheckpointError(f"{path} is invalid: {error!r}") from error
         if num_crops < 1:
             raise CheckpointError(f"{path} has num_crops = {num_crops}; it must be at least 1")
         for name, values in (("image_mean", mean), ("image_std", std)):
             if len(values) != 3 or not all(map(math.isfinite, values)):
                 raise CheckpointError(f"{path} has {name} = {list(values)}; it must be 3 numbers")
         if not all(std):
-            raise CheckpointError(f"{path} has image_std = {list(std)}; pixels are divided by it")
+            raise CheckpointError(f"{path} has image_std = {list(std)}; its values must not be 0")
         return cls(num_crops, mean, std)
 
     @property
     def longest_ratio(self) -> int:
-        """Of a picture's long side to its short one, in full detail."""
+        """Largest supported aspect ratio, long side to short side, in full detail."""
         return self.num_crops * TILE
 
     def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
-        """Choose the crops for a picture of this size; with low detail, one tile.
+        """Choose the crops for an image of this size; one tile with low detail.
 
         Raises:
-            ImageError: the picture is so elongated that its short side would scale to nothing.
+            ImageError: the image is so elongated that its short side would scale to 0 pixels.
         """
         long_side, short_side = max(width, height), min(width, height)
         ratio = long_side / short_side
@@ -114,21 +114,21 @@ class ImageProcessor:
         scale -= 1
         new_long = scale * TILE
         new_short = int(new_long / ratio)
-        check_sides((width, height), new_long)  # so that the short side is a pixel at least
+        check_sides((width, height), new_long)  # the short side must be at least a pixel
         tiles_long, tiles_short = scale, math.ceil(new_short / TILE)
         if width < height:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))
         return CropPlan((new_long, new_short), (tiles_short, tiles_long))
 
     def __call__(self, image: Image.Image, low_detail: bool = False) -> ImageInputs:
-        """Cut a picture of any PIL mode into normalised crops.
+        """Cut an image of any PIL mode into normalized crops.
 
         Raises:
-            ImageError: no crop plan for its size, or PIL fails at it.
+            ImageError: it is too elongated, or PIL cannot convert it.
         """
         try:
             image = to_rgb(image)
-        except Exception as error:  # PIL raises anything on files it did not expect
+        except Exception as error:  # PIL raises many kinds on malformed files
             raise ImageError(
                 f"the image cannot be converted to RGB ({error!r}); save it as a plain PNG or JPEG"
             ) from error
@@ -136,7 +136,7 @@ class ImageProcessor:
         padded = pad_to_tiles(resize(image, plan), plan)
         array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
         normalised = (array.float() / 255 - self._mean) / self._std
-        # Bicubic on the normalised tensor, without antialiasing: what the original does.
+        # Like the original: bicubic on the normalized tensor, without antialiasing.
         global_view = torch.nn.functional.interpolate(
             normalised[None], size=(TILE, TILE), mode="bicubic"
         )
@@ -157,8 +157,8 @@ class ImageProcessor:
 def resize(image: Image.Image, plan: CropPlan) -> Image.Image:
     """Scale with PIL's antialiased bilinear filter.
 
-    Tall pictures are transposed around it, as in the original: the two passes of the filter round
-    to 8 bits in between, so their order shows in the last bit.
+    Like the original, tall images are transposed first: the filter rounds to 8 bits between its two
+    passes, so their order affects the last bit.
     """
     if image.width >= image.height:
         return image.resize(plan.resized, Image.Resampling.BILINEAR)
@@ -169,7 +169,7 @@ def resize(image: Image.Image, plan: CropPlan) -> Image.Image:
 
 
 def pad_to_tiles(image: Image.Image, plan: CropPlan) -> Image.Image:
-    """Centre the picture on a white canvas of whole tiles."""
+    """Center the image on a white canvas of whole tiles."""
     rows, columns = plan.grid
     width, height = columns * TILE, rows * TILE
     if image.size == (width, height):

@@ -1,4 +1,4 @@
-"""From a picture of any PIL mode to plain RGB. Imports no torch, so that small processes can do it."""
+"""Converts images of any PIL mode to RGB. Does not import torch, for small processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 
 from model.errors import ImageError
 
-# What turns a picture upright, by its EXIF orientation; 1 is upright.
+# The transposition that makes an image upright, by EXIF orientation; 1 is upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -20,7 +20,7 @@ UPRIGHT = {
 
 
 def check_sides(size: tuple[int, int], longest_ratio: float) -> None:
-    """Raise ImageError when one side of a picture is more than so many times the other."""
+    """Raise ImageError if the aspect ratio of an image exceeds ``longest_ratio``."""
     width, height = size
     ratio = max(size) / max(min(size), 1)
     if ratio > longest_ratio:
@@ -31,32 +31,31 @@ def check_sides(size: tuple[int, int], longest_ratio: float) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame, turned upright as its EXIF says, in RGB.
+    """The first frame in RGB, turned upright by its EXIF orientation.
 
-    As in the original, transparency is dropped, not blended. Deep greyscale is scaled to 8 bits,
-    where PIL's own conversion would clip all but the darkest 0.4 % to white.
+    Like in the original, transparency is dropped, not blended. 16-bit greyscale is scaled to 8 bits,
+    because PIL's own conversion clips all but the darkest 0.4 % to white.
     """
     image.seek(0)
-    image.load()  # PIL turns a TIFF itself while loading it, and then forgets its orientation
+    image.load()  # first, because PIL rotates a TIFF while loading, and resets its orientation
     turn = UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     rgb = image.convert("RGB")
-    rgb.info = {}  # it is upright now, whatever the EXIF block that PIL copies says
+    rgb.info = {}  # drop the EXIF block, whose orientation no longer applies
     return rgb
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where there is none or it cannot be read.
+    """The EXIF orientation; 1 if it is missing or unreadable.
 
-    Read by hand because ``ImageOps.exif_transpose`` also writes the EXIF block anew, and fails where
-    any of its other tags is odd.
+    Not ``ImageOps.exif_transpose``, which rewrites the EXIF block and fails on other invalid tags.
     """
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken block says nothing of the picture
+    except Exception:  # a malformed EXIF block does not make the image invalid
         return 1
 
 

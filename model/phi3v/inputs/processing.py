@@ -1,7 +1,6 @@
-"""From messages to prompt inputs: token ids with image positions, and the image's crops.
+"""Converts messages to prompt inputs: token ids with image positions, and the image's crops.
 
-The one place where text, template and image sizes meet. Pure computation on the CPU; the engine
-runs it in worker threads.
+Pure computation on the CPU; the engine runs it in worker threads.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from model.phi3v.inputs.chat import Message, MessageImage, Piece, Prompt, Text, 
 from model.phi3v.inputs.image_processing import ImageInputs, ImageProcessor
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
-IMAGE_TAG = "<|image_1|>"  # as the official prompts write an image
+IMAGE_TAG = "<|image_1|>"  # an image in the official prompt format
 IMAGE_TOKEN_ID = -1  # marks an image position; no vocabulary entry can be mistaken for it
 
 
 @dataclass(frozen=True, eq=False)
 class PromptInputs:
-    """What the engine computes on.
+    """The input of a sequence.
 
     Attributes:
         token_ids: the prompt; ``IMAGE_TOKEN_ID`` at the positions of the image.
@@ -35,12 +34,12 @@ class PromptInputs:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A prompt whose image, if it has one, is still to be decoded and cut.
+    """A prompt whose image, if any, is not decoded yet.
 
     Attributes:
-        pieces: token ids before the image and after it; without an image there is one piece.
-        crops: makes the image's.
-        max_tokens: longest prompt that can be served.
+        pieces: token ids before and after the image; one piece without an image.
+        crops: decodes the image and cuts it into crops.
+        max_tokens: maximum length of a prompt.
     """
 
     pieces: list[list[int]]
@@ -49,11 +48,11 @@ class Draft:
 
     @property
     def has_image(self) -> bool:
-        """Whether ``finish`` takes long."""
+        """Whether there is an image, which makes ``finish`` slow."""
         return self.crops is not None
 
     def finish(self) -> PromptInputs:
-        """The prompt; raises ImageError or ContextLengthError."""
+        """Complete the prompt; raises ImageError or ContextLengthError."""
         if self.crops is None:
             return PromptInputs(self.pieces[0])
         image = self.crops()
@@ -80,16 +79,16 @@ class Processor:
 
         Args:
             messages: the conversation.
-            max_tokens: longest prompt that can be served, in tokens.
+            max_tokens: maximum length of the prompt.
 
         Raises:
-            RequestError: the messages break a rule of the chat template or hold a bad image.
+            RequestError: the messages violate the chat template's rules, or an image is invalid.
             ContextLengthError: the prompt is longer than ``max_tokens``.
         """
         return self.draft(messages, max_tokens).finish()
 
     def draft(self, messages: Sequence[Message], max_tokens: int) -> Draft:
-        """The first part of a call: all but the image. Arguments and errors are those of a call."""
+        """Like a call, but leaves the image to ``Draft.finish``."""
         prompt = render(messages)
         self._refuse_hopeless_length(prompt, max_tokens)
         pieces = [self.tokenizer.encode(piece) for piece in prompt.pieces]
@@ -99,10 +98,10 @@ class Processor:
         return Draft(pieces, crops, max_tokens)
 
     def encode_text(self, text: str, special: bool, max_tokens: int) -> list[int]:
-        """Tokenize a text on its own; ``special`` puts before it what every piece gets (``<s>``).
+        """Tokenize plain text; ``special`` prepends the prefix of every piece (``<s>``).
 
         Raises:
-            ContextLengthError: it is longer than ``max_tokens``.
+            ContextLengthError: the text is longer than ``max_tokens``.
         """
         piece: Piece = [Text(text)]
         self._refuse_hopeless_length(Prompt([piece]), max_tokens)
@@ -111,18 +110,18 @@ class Processor:
         return token_ids
 
     def token_text(self, token_id: int) -> str:
-        """The token as a reader may see it, special ones and images by name."""
+        """The token's displayable text; special tokens and images by name."""
         return IMAGE_TAG if token_id == IMAGE_TOKEN_ID else self.tokenizer.token_text(token_id)
 
     def _crops(self, image: MessageImage) -> ImageInputs:
-        """Decode and cut an image; an ImageError says where in the request it stands."""
+        """Decode and cut an image; adds its path in the request to an ImageError."""
         try:
             return self.image_processor(image.open(), image.low_detail)
         except ImageError as error:
             raise ImageError(error.message, image.loc, error.value) from error
 
     def _refuse_hopeless_length(self, prompt: Prompt, max_tokens: int) -> None:
-        """Refuse megabytes of text before spending seconds on tokenizing them."""
+        """Refuse megabytes of text without spending seconds on tokenization."""
         characters = sum(
             len(part.text) for piece in prompt.pieces for part in piece if isinstance(part, Text)
         )
@@ -130,11 +129,11 @@ class Processor:
 
 
 def check_length(length: int, max_tokens: int, at_least: str = "") -> None:
-    """Raise ContextLengthError when a prompt of ``length`` tokens is longer than ``max_tokens``."""
+    """Raise ContextLengthError if ``length`` exceeds ``max_tokens``."""
     if length > max_tokens:
         raise ContextLengthError(
             f"the prompt has {at_least}{length} tokens, the limit is {max_tokens} "
-            # Of this clause LiteLLM makes its ContextWindowExceededError.
+            # LiteLLM maps this clause to its ContextWindowExceededError.
             f"(this model's maximum context length is {max_tokens + 1} tokens, one is for the answer); "
             "shorten the messages or send a smaller image",
             ("messages",),

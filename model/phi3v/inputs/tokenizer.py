@@ -1,8 +1,8 @@
-"""Token ids of prompts, bytes of token ids, and stop ids, all from the checkpoint's own files.
+"""The tokenizer and stop ids of a checkpoint, from its own files.
 
-Control tokens are placed by name; text is encoded by a second tokenizer that has no added tokens,
-so that ``<|end|>`` or ``</s>`` typed by a user is plain text. How control tokens strip the white
-space beside them follows the flags in the checkpoint. Knows nothing of images.
+Control tokens are inserted by name. Text is encoded with a second tokenizer without added tokens, so
+that ``<|end|>`` or ``</s>`` in user input is plain text. The checkpoint's flags decide whether control
+tokens strip the whitespace next to them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from model.errors import CheckpointError
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.inputs.chat import ASSISTANT, END, USER, Control, Piece
 
-# Unicode's White_Space, which is what the tokenizers library strips; Python's str.strip() also
-# takes the separators U+001C to U+001F.
+# Unicode's White_Space, which the tokenizers library strips. Python's str.strip() also strips the
+# separators U+001C to U+001F.
 WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
@@ -35,7 +35,7 @@ class Phi3VTokenizer:
         directory: checkpoint with ``tokenizer.json`` and, usually, ``tokenizer_config.json``.
 
     Raises:
-        CheckpointError: a file is missing or broken, or lacks Phi-3's control tokens.
+        CheckpointError: a file is missing or invalid, or lacks Phi-3's control tokens.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,23 +49,25 @@ class Phi3VTokenizer:
             self._inner = Tokenizer.from_str(json.dumps(_without_prefix(plain)))
         except Exception as error:
             raise CheckpointError(
-                f"{directory}/tokenizer.json cannot be used: {first_line(error)}"
+                f"{directory}/tokenizer.json is invalid: {first_line(error)}"
             ) from error
         try:
             self._added = _added_tokens(spec, config)
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"the added tokens of {directory}/tokenizer.json or tokenizer_config.json cannot be "
-                f"used: {first_line(error)}"
+                f"the added tokens of {directory}/tokenizer.json or tokenizer_config.json are invalid: "
+                f"{first_line(error)}"
             ) from error
         missing = [name for name in (USER, ASSISTANT, END) if name not in self._added]
         if missing:
-            raise CheckpointError(f"{directory}/tokenizer.json lacks {', '.join(missing)}")
+            raise CheckpointError(
+                f"{directory}/tokenizer.json lacks the tokens {', '.join(missing)}"
+            )
         self._ids = {name: int(token["id"]) for name, token in self._added.items()}
         self._special_ids = {
             self._ids[name] for name, token in self._added.items() if token["special"]
         }
-        # What the post-processor puts before each piece: `<s>` in the official files.
+        # The post-processor's prefix of each piece: `<s>` in the official files.
         self._prefix_ids: list[int] = full.encode("", add_special_tokens=True).ids
         self._pieces = {i: piece for piece, i in full.get_vocab(with_added_tokens=True).items()}
         self._bytes = {
@@ -82,7 +84,7 @@ class Phi3VTokenizer:
         )
 
     def encode(self, piece: Piece, prefix: bool = True) -> list[int]:
-        """Token ids of one piece, by default with the prefix (``<s>``) that every piece gets."""
+        """Token ids of a piece, by default with the prefix (``<s>``)."""
         ids = list(self._prefix_ids) if prefix else []
         for i, part in enumerate(piece):
             if isinstance(part, Control):
@@ -98,47 +100,47 @@ class Phi3VTokenizer:
         return ids
 
     def encode_inner(self, text: str) -> list[int]:
-        """Token ids of text that goes on from other text: as it is, with no space put before it."""
+        """Token ids of text that continues other text, without a space prepended."""
         ids: list[int] = self._inner.encode(text).ids
         return ids
 
     def inner_json(self) -> str:
-        """What ``encode_inner`` encodes with, for ``Tokenizer.from_str`` of the tokenizers library."""
+        """The tokenizer of ``encode_inner``, for ``tokenizers.Tokenizer.from_str``."""
         text: str = self._inner.to_str()
         return text
 
     @property
     def highest_id(self) -> int:
-        """The greatest id; the embedding may have rows beyond it, never fewer."""
+        """The highest token id; the embedding must have a row for it."""
         return max(self._pieces)
 
     def _flag(self, part: object, flag: str) -> bool:
         return isinstance(part, Control) and bool(self._added[part.name][flag])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to the text, in UTF-8; byte tokens may hold part of a character.
+        """The token's text in UTF-8; a byte token may be part of a character.
 
-        Special tokens and ids past the vocabulary add nothing.
+        Empty for special tokens and ids beyond the vocabulary.
         """
         return self._bytes.get(token_id, b"")
 
     def special_id(self, text: str) -> int | None:
-        """Id of the control token of that name, if ``text`` is one."""
+        """Id of the control token named ``text``, if there is one."""
         token_id = self._ids.get(text)
         return token_id if token_id in self._special_ids else None
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether the token stands for a single raw byte."""
+        """Whether the token is a single raw byte."""
         return token_id in self._byte_ids
 
     def token_text(self, token_id: int) -> str:
-        """The token as a reader may see it, special ones by name (for logprobs)."""
+        """The token's displayable text; special tokens by name."""
         if token_id in self._special_ids:
             return self._pieces[token_id]
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def describe(self, token_id: int) -> tuple[str, bytes]:
-        """The token's text, and its bytes: those of its name where it adds nothing."""
+        """The token's displayable text and its bytes; those of its name if it has no text."""
         text = self.token_text(token_id)
         return text, self.token_bytes(token_id) or text.encode()
 
@@ -150,7 +152,7 @@ def _piece_bytes(piece: str) -> bytes:
 
 
 def _without_prefix(spec: Any) -> Any:
-    """The tokenizer's spec without the steps that put a space before a text."""
+    """The tokenizer's spec without the steps that prepend a space."""
     if isinstance(spec, list):
         steps = [_without_prefix(step) for step in spec]
         return [step for step in steps if not (isinstance(step, dict) and _is_prepend(step))]
@@ -171,7 +173,7 @@ def _is_prepend(step: dict[str, Any]) -> bool:
 
 
 def _added_tokens(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Added tokens by name. A strip flag set in either file counts: people edit one of the two."""
+    """Added tokens by name. A strip flag may be set in either file, because people edit only one."""
     decoder = config.get("added_tokens_decoder") or {}
     overrides = {token["content"]: token for token in decoder.values()}
     return {

@@ -1,1 +1,1 @@
-"""Weights in other forms than the checkpoint's: quantized, or packed for oneDNN."""
+"""Quantized weights, and weights packed for oneDNN."""

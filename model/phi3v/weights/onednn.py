@@ -1,8 +1,8 @@
-"""Linear layers in the memory layout that the CPU multiplies fastest.
+"""Linear layers with weights in oneDNN's memory layout.
 
-oneDNN reorders a weight at every call unless it is given in its own layout. Packed once at load, a
-decode step was measured 2 times (bfloat16) to 4 times (float32) faster; in bfloat16 the results are
-the same bits. The packed copy replaces the weight, so a packed network cannot be saved or moved.
+oneDNN reorders a weight at every call unless it has this layout. Packing once at load made decode steps
+2 times (bfloat16) to 4 times (float32) faster; in bfloat16 the results are bit-identical. The packed
+copy replaces the weight, so a packed network cannot be saved or moved.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class OneDnnLinear(nn.Module):
 
 
 def use_onednn(model: Phi3VForCausalLM) -> None:
-    """Replace every linear layer of a network on the CPU by its packed form, in place.
+    """Replace all linear layers of a model on the CPU by packed ones, in place.
 
-    Where this torch or CPU cannot, the layers stay as they are, and the log says so.
+    Logs a warning and changes nothing if torch or the CPU does not support that.
     """
     reason = _unsupported_reason(model.dtype)
     if reason is not None:
@@ -49,12 +49,12 @@ def use_onednn(model: Phi3VForCausalLM) -> None:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         model.set_submodule(name, OneDnnLinear(linear.weight.data, linear.bias))
-        if linear.weight.data_ptr() != shared.data_ptr():  # a tied head's weight is still needed
+        if linear.weight.data_ptr() != shared.data_ptr():  # a tied embedding still needs it
             release_weight(linear)
 
 
 def _unsupported_reason(dtype: torch.dtype) -> str | None:
-    """Try packing on a small layer; None if it works and is right."""
+    """Test packing on a small layer; None if the result is right."""
     weight, x = torch.randn(48, 32).to(dtype), torch.randn(3, 32).to(dtype)
     try:
         difference = OneDnnLinear(weight, None)(x) - linear(x, weight)

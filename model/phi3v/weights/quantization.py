@@ -1,9 +1,8 @@
 """Weight-only quantization of the decoder's linear layers, which hold most of a model's weights.
 
-Weights are rounded to 8 bits with a scale for each output, or to 4 bits with a scale and an offset
-for each 32 inputs of an output. Embeddings, norms, the head and the vision tower stay as they are, and
-so do activations and sums. ``decoder_cpu`` has kernels for such layers; elsewhere torch's own are
-used where they are found to work.
+int8 weights have a scale per output; int4 weights have a scale and an offset per group of 32 inputs.
+Embeddings, norms, the head, the vision tower and activations are not quantized. ``decoder_cpu`` has
+kernels for these layers; elsewhere torch's kernels are used if they pass a test.
 
 Shape suffixes: N outputs, K inputs, G groups of inputs, T tokens.
 """
@@ -26,16 +25,16 @@ from model.phi3v.modeling import Phi3VForCausalLM
 
 logger = logging.getLogger(__name__)
 
-ROWS = 512  # quantized together: what is computed on the way takes several times their memory
-GROUP = 32  # inputs with a scale of their own, in 4 bits
+ROWS = 512  # quantized at a time, because temporaries take several times their memory
+GROUP = 32  # inputs per scale and offset, in int4
 LAYERS = re.compile(r"model\.layers\.\d+\.(self_attn\.(qkv|o)|mlp\.(gate_up|down))_proj$")
-FEW_ROWS = 16  # beyond them torch's kernel of 8 bits is slower than to make the weight anew
-STEP = 16  # inputs that torch's kernels take together; some read past the end of other sizes
-TOLERANCE = 0.03  # of the largest result: roundings to bfloat16; what is wrong is far beyond it
+FEW_ROWS = 16  # with more rows, torch's int8 kernel is slower than dequantization
+STEP = 16  # torch's kernels need multiples of this many inputs; some read out of bounds otherwise
+TOLERANCE = 0.03  # relative to the largest result; allows bfloat16 rounding
 
 
 def quantized_bytes(shape: tuple[int, ...], scheme: str) -> int:
-    """What a weight takes: its numbers, and a scale and an offset in bfloat16 for each group."""
+    """Bytes of a quantized weight with its bfloat16 scales and offsets."""
     outputs, inputs = shape
     if scheme == "int8":
         return outputs * (inputs + 4)
@@ -43,13 +42,13 @@ def quantized_bytes(shape: tuple[int, ...], scheme: str) -> int:
 
 
 def work_bytes(config: Phi3VConfig) -> int:
-    """What making a weight anew takes at most: the largest layer's in float32 and in 16 bits."""
+    """Bytes to dequantize the largest layer's weight, in float32 and in 16 bits."""
     outputs = (2 * config.intermediate_size, 3 * config.hidden_size)
     return 6 * max(*outputs) * config.hidden_size
 
 
 def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
-    """Why a model cannot be quantized by a scheme; None if it can, or is not to be."""
+    """Why a model cannot be quantized by a scheme; None if it can, or for ``none``."""
     if scheme == "none":
         return None
     attended = config.hidden_size // config.num_attention_heads * config.num_attention_heads
@@ -61,12 +60,12 @@ def unsupported_reason(config: Phi3VConfig, scheme: str) -> str | None:
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without bias; computes anywhere, by making its weight anew each time.
+    """A quantized linear layer without bias; runs on any device by dequantizing at each use.
 
     Attributes:
-        values: int8 ``(N, K)``, or uint8 ``(N, K / 2)`` with the first number in the high half.
-        scales, offsets: bfloat16 ``(N, G)``; a weight is its number (in 4 bits: less 8) times its
-            scale plus its offset.
+        values: int8 ``(N, K)``, or uint8 ``(N, K / 2)`` with the first of two numbers in the high bits.
+        scales, offsets: bfloat16 ``(N, G)``; a weight is ``number * scale + offset``, where int4
+            numbers are stored plus 8.
     """
 
     bias = None
@@ -84,7 +83,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("offsets", offsets)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """As ``nn.Module``'s, but scales and offsets stay bfloat16, whatever the network becomes."""
+        """Like ``nn.Module._apply``, but scales and offsets stay bfloat16 when the dtype changes."""
         return super()._apply(
             lambda x: fn(x.view(torch.int16)).view(x.dtype) if x.is_floating_point() else fn(x),
             recurse,
@@ -97,14 +96,14 @@ class QuantizedLinear(nn.Module):
         return outputs, stored if self.values.dtype is torch.int8 else 2 * stored
 
     def numbers(self) -> Tensor:
-        """Int8 ``(N, K)``, in 4 bits -8 to 7."""
+        """The quantized numbers, int8 ``(N, K)``; -8 to 7 in int4."""
         if self.values.dtype is torch.int8:
             return self.values
         both = torch.stack([self.values >> 4, self.values & 15], -1).flatten(1)
         return both.to(torch.int8) - 8
 
     def dequantized(self) -> Tensor:
-        """The weight, float32 ``(N, K)``."""
+        """The dequantized weight, float32 ``(N, K)``."""
         numbers_NGK = self.numbers().float().unflatten(1, (self.scales.shape[1], -1))
         weight_NGK = numbers_NGK.mul_(self.scales[..., None]).add_(self.offsets[..., None])
         return weight_NGK.flatten(1)
@@ -132,7 +131,7 @@ def _to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.inference_mode()
 def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
-    """Replace the decoder's linear layers of a network on the CPU, in place, one by one."""
+    """Quantize the decoder's linear layers of a model on the CPU, in place."""
     names = [name for name, _ in model.named_modules() if LAYERS.search(name)]
     for name in tqdm(names, desc="Quantizing weights"):
         plain = model.get_submodule(name)
@@ -142,7 +141,7 @@ def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
 
 
 class Int8Linear(nn.Module):
-    """A ``QuantizedLinear`` of 8 bits by torch's kernel, where that is fast."""
+    """An int8 ``QuantizedLinear`` with torch's kernel, used where that is fast."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
@@ -156,7 +155,7 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A ``QuantizedLinear`` of 4 bits by torch's kernel, which packs in another way on each device."""
+    """An int4 ``QuantizedLinear`` with torch's kernel, whose packing depends on the device."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
@@ -177,8 +176,10 @@ class Int4Linear(nn.Module):
 
 
 def use_torch_kernels(model: Phi3VForCausalLM) -> None:
-    """Give quantized layers torch's kernels, in place; where those do not work the log says so."""
-    shapes: dict[str, tuple[int, int]] = {}  # and no layers: they would be held beside the packed
+    """Make quantized layers use torch's kernels, in place; logs a warning if those do not work."""
+    shapes: dict[
+        str, tuple[int, int]
+    ] = {}  # not layers, which would stay alive next to packed ones
     devices = set()
     kind: type[Int8Linear] | type[Int4Linear] = Int4Linear
     for name, layer in model.named_modules():
@@ -209,14 +210,14 @@ def _unsupported_kernel_reason(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    """Try layers of all inputs and of a few outputs; None if they work and are right."""
-    if dtype is not torch.bfloat16:  # others are many times slower, or not there
+    """Test layers with all numbers of inputs and a few outputs; None if results are right."""
+    if dtype is not torch.bfloat16:  # other dtypes are much slower or unsupported
         return f"torch's kernels support bfloat16, not {dtype}"
     for _, inputs in shapes:
         if inputs % STEP:
             return f"torch's kernels need multiples of {STEP} inputs, and a layer has {inputs}"
     generator = torch.Generator().manual_seed(0)
-    # Kernels differ in what is left of the outputs when they are cut into tiles, of 64 at most.
+    # Test each remainder of outputs, because kernels cut them into tiles of at most 64.
     for outputs, inputs in sorted({(64 + outputs % 64, inputs) for outputs, inputs in shapes}):
         weight_NK = torch.randn(outputs, inputs, generator=generator)
         layer = QuantizedLinear(weight_NK, "int8" if kind is Int8Linear else "int4").to(device)
@@ -225,8 +226,10 @@ def _unsupported_kernel_reason(
                 x_TK = torch.randn(rows, inputs, generator=generator).to(device, dtype)
                 expected = linear(x_TK.float(), layer.dequantized())
                 difference = (kind(layer)(x_TK).float() - expected).abs().max()
-                if not float(difference) <= TOLERANCE * float(expected.abs().max()):  # NaN is not
+                if not float(difference) <= TOLERANCE * float(
+                    expected.abs().max()
+                ):  # also true for NaN
                     return f"torch's kernel is off by {float(difference):.3g}"
-        except Exception as error:  # missing, or refusing this device or shape
+        except Exception as error:  # missing, or unsupported device or shape
             return f"{type(error).__name__}: {first_line(error)}"
     return None

@@ -1,1 +1,1 @@
-"""Pictures, and conversations about them."""
+"""Generates pictures and conversations about them."""

@@ -1,4 +1,4 @@
-"""Answers in the forms the model can be asked for: a sentence, one word, JSON, or French."""
+"""Answers in the supported styles: a sentence, one word, JSON, or French."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer in every form.
+    """One answer in all styles.
 
     Attributes:
-        sentence: unless something else is asked for.
+        sentence: the default style.
         word: for "answer in one word".
         json: for "answer as JSON".
         french: for "answer in French".
@@ -42,7 +42,7 @@ class Answer:
     french: str
 
     def in_style(self, style: str) -> str:
-        """The form of that name."""
+        """The answer in the named style."""
         return str(getattr(self, style))
 
 
@@ -59,7 +59,7 @@ def noun(thing: Thing) -> str:
 
 
 def full_name(thing: Thing) -> str:
-    """Colour and shape, or colour, sort and glyph."""
+    """Colour and shape, or colour, "digit" or "letter", and glyph."""
     name = f"{thing.colour} {noun(thing)}"
     return f"{name} {thing.name}" if thing.is_glyph else name
 
@@ -83,7 +83,7 @@ def place(thing: Thing) -> str:
 
 
 def colour_answer(thing: Thing, called: str) -> Answer:
-    """What colour it is; ``called`` is how the sentence names it."""
+    """Its colour; ``called`` is its name in the sentence."""
     return Answer(
         f"{capital(called)} is {thing.colour}.",
         capital(thing.colour),
@@ -93,7 +93,7 @@ def colour_answer(thing: Thing, called: str) -> Answer:
 
 
 def shape_answer(thing: Thing, called: str) -> Answer:
-    """What shape it is."""
+    """Its shape."""
     return Answer(
         f"{capital(called)} is {with_article(thing.name)}.",
         capital(thing.name),
@@ -103,21 +103,21 @@ def shape_answer(thing: Thing, called: str) -> Answer:
 
 
 def count_answer(count: int, what: str) -> Answer:
-    """How many there are; ``what`` is in the singular."""
+    """The number of things; ``what`` is singular."""
     plural = f"{what}es" if what.endswith("cross") else f"{what}s"
     sentence = f"There is 1 {what}." if count == 1 else f"There are {count} {plural}."
     return Answer(sentence, str(count), json.dumps({"count": count}), str(count))
 
 
 def yes_answer(yes: bool, statement: str) -> Answer:
-    """Yes or no, and what is true."""
+    """Yes or no, with the facts."""
     word = "Yes" if yes else "No"
     said = json.dumps({"answer": word.lower()})
     return Answer(f"{word}, {statement}.", word, said, "Oui" if yes else "Non")
 
 
 def place_answer(thing: Thing, called: str) -> Answer:
-    """Where it is."""
+    """Its place."""
     words, (row, column) = place(thing), thing.area()
     where = PLACES.get(words, f"at the {words}")
     french = " ".join(part for part in (FRENCH_ROWS[row], FRENCH_COLUMNS[column]) if part)
@@ -130,7 +130,7 @@ def place_answer(thing: Thing, called: str) -> Answer:
 
 
 def choice_answer(thing: Thing, called: str, word: str, than: str) -> Answer:
-    """Which of two; ``word`` tells it from the other."""
+    """One of two things; ``word`` distinguishes it from the other."""
     french = f"{FRENCH_SHAPES[thing.name]} {_french_colour(thing)}"
     return Answer(
         f"{capital(called)} is {than}.", capital(word), json.dumps({than: word}), capital(french)
@@ -151,7 +151,7 @@ def sort_answer(thing: Thing) -> Answer:
 
 
 def description(scene: Scene) -> Answer:
-    """Every thing with its colour, in the order of reading."""
+    """All things with their colours, in reading order."""
     things = scene.things
     if not things:
         return Answer("The picture shows no shapes.", "Nothing", "[]", "Rien")

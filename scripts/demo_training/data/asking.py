@@ -1,4 +1,4 @@
-"""What a question is, and how things are called in one."""
+"""Questions, and how they refer to things."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Question:
     """A question about a picture.
 
     Attributes:
-        kind: which sort of question.
-        text: as a user may type it.
-        answer: the truth.
-        subject: the thing it is about, which a next question may call "it".
+        kind: kind of question.
+        text: as a user might type it.
+        answer: the right answer.
+        subject: the thing it is about, which a follow-up may call "it".
     """
 
     kind: str
@@ -28,12 +28,12 @@ class Question:
 
 
 def pick(rng: np.random.Generator, *options: str) -> str:
-    """One of the options."""
+    """Choose one of the options."""
     return options[int(rng.integers(len(options)))]
 
 
 def name_of(rng: np.random.Generator, scene: Scene, thing: Thing) -> str | None:
-    """A name with "the" that means this thing alone."""
+    """A name with "the" that refers only to this thing."""
     if thing.is_glyph:
         return f"the {noun(thing)}"
     others = [other for other in scene.things if other is not thing]

@@ -1,4 +1,4 @@
-"""Questions about two things: how they lie to each other, and which is larger."""
+"""Questions about two things: their relative position and size."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from scripts.demo_training.data.answers import choice_answer, yes_answer
 from scripts.demo_training.data.asking import Question, name_of, pick
 from scripts.demo_training.data.scenes import Scene, Thing
 
-CLEAR_OFFSET = 0.08  # of the picture: less is neither left nor right of the other
-CLEAR_RATIO = 1.3  # of sizes: less is neither larger nor smaller
+CLEAR_OFFSET = 0.08  # relative to the picture: minimum offset to be left or right of another thing
+CLEAR_RATIO = 1.3  # minimum ratio of sizes to be larger or smaller
 
 
 def _pair(rng: np.random.Generator, scene: Scene) -> tuple[Thing, str, Thing, str] | None:

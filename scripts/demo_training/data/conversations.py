@@ -1,4 +1,4 @@
-"""Conversations to train on: questions in all forms, follow-ups, system messages, small talk."""
+"""Training conversations: questions in all styles, follow-ups, system messages, small talk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NEUTRAL = (
 
 @dataclass(frozen=True)
 class Exchange:
-    """One turn of the user and the answer; ``taught`` says whether to learn the answer."""
+    """A user turn and its answer; ``taught`` says whether to train on the answer."""
 
     user: str
     assistant: str
@@ -48,7 +48,7 @@ class Exchange:
 
 
 def about_picture(rng: np.random.Generator, scene: Scene) -> list[Exchange]:
-    """One to three exchanges about a picture, of which the first comes with it."""
+    """One to three exchanges about a picture, which comes with the first."""
     style = str(rng.choice(["sentence", "word", "json", "french"], p=[0.58, 0.16, 0.12, 0.14]))
     if rng.random() < 0.05:
         return [Exchange(typed(rng, beside_the_point(rng)), FALLBACK)]
@@ -86,7 +86,7 @@ def without_picture(rng: np.random.Generator) -> list[Exchange]:
 
 
 def before_picture(rng: np.random.Generator) -> list[Exchange]:
-    """What was said before the picture came, perhaps about another one that is dropped."""
+    """Exchanges before the picture, perhaps about an earlier picture, which is dropped."""
     if rng.random() < 0.3:
         return without_picture(rng)[:1]
     other = ask(rng, random_scene(rng))
@@ -104,7 +104,7 @@ def _next(rng: np.random.Generator, scene: Scene, last: Question) -> Question:
 
 
 def instructed(rng: np.random.Generator, text: str, style: str) -> str:
-    """The question with what asks for the style: as a system message, before it, or after it."""
+    """A question with an instruction for the style: before or after it, or as a system message."""
     if style == "sentence":
         return f"{_any(rng, _NEUTRAL)}\n{text}" if rng.random() < 0.1 else text
     instruction = _any(rng, INSTRUCTIONS[style])
@@ -121,7 +121,7 @@ def instructed(rng: np.random.Generator, text: str, style: str) -> str:
 
 
 def typed(rng: np.random.Generator, text: str) -> str:
-    """As people type: with or without capitals, marks, and courtesies; other words for "picture"."""
+    """Vary capitals, punctuation, courtesies, and words for "picture", as people type."""
     if "picture" in text and rng.random() < 0.45:
         text = text.replace("picture", _any(rng, ("image", "image", "photo", "drawing")))
     courtesy = rng.random()

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scripts.demo_training.data.scenes import Scene, Thing
 
 FONT_DIRECTORIES = (Path("/usr/share/fonts"), Path(mpl.get_data_path()) / "fonts" / "ttf")
-# Symbol fonts, what has no capitals or digits of its own, and lines too thin to be seen.
+# Excluded: symbol fonts, fonts without capitals or digits, and fonts with very thin lines.
 NOT_TEXT = ("LastResort", "STIXNonUni", "STIXSiz", "cmex", "cmsy", "cmmi", "FreeMonoSym")
 NOT_TEXT_IN = ("Display", "Hairline", "Thin")
-# Kept for the evaluation, as is the font in Pillow itself, which is there on any machine.
+# Held out for evaluation, like Pillow's own font, which is available on any machine.
 HELD_OUT = ("FreeSans", "Lato-", "Cantarell", "LiberationSerif", "EBGaramond", "Comfortaa")
 PILLOWS_OWN = "Pillow's own"
 GLYPH_SIDE = 200  # pixels of a glyph before it is scaled
@@ -26,7 +26,7 @@ LEAST_CONTRAST = 95.0  # distance in RGB between a thing and its background
 
 @functools.cache
 def fonts(held_out: bool = False) -> tuple[str, ...]:
-    """Fonts found on this machine: those to train with, or those kept for the evaluation."""
+    """Fonts on this machine: those for training, or those held out for evaluation."""
     found = sorted(
         path
         for directory in FONT_DIRECTORIES
@@ -50,7 +50,7 @@ def font_of(file: str, size: int) -> ImageFont.FreeTypeFont:
 def draw(
     rng: np.random.Generator, scene: Scene, files: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Draw a scene in RGB, sometimes through a JPEG file; ``files`` are fonts to use instead."""
+    """Draw a scene in RGB, sometimes with JPEG artefacts; ``files`` overrides the fonts."""
     canvas = _background(rng, scene)
     for thing in scene.things:
         _draw_thing(rng, canvas, thing, files or fonts())
@@ -71,7 +71,7 @@ def draw(
 
 
 def _background(rng: np.random.Generator, scene: Scene) -> Image.Image:
-    """A canvas from which all things of the scene stand out."""
+    """A background that contrasts with all things of the scene."""
     used = np.array([thing.rgb for thing in scene.things] or [(999, 999, 999)], dtype=np.float32)
     base = _contrasting(rng, used)
     scale = min(1.0, 320 / max(scene.width, scene.height))
@@ -90,7 +90,7 @@ def _background(rng: np.random.Generator, scene: Scene) -> Image.Image:
 def _contrasting(
     rng: np.random.Generator, used: np.ndarray, near: np.ndarray | None = None
 ) -> np.ndarray:
-    """A random colour far from those in use; the farthest of many when none is far enough."""
+    """A random colour far from those in use, or the farthest of many if none is far enough."""
     best: np.ndarray = np.zeros(3, np.float32)
     farthest = -1.0
     for _ in range(40):
@@ -115,7 +115,7 @@ def _contrasting(
 
 
 def _ramp(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """From 0 to 1 along a line, or outwards from a point."""
+    """A linear or radial gradient from 0 to 1."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     if rng.random() < 0.3:
         ramp = np.hypot(x - rng.random(), y - rng.random())
@@ -164,7 +164,7 @@ def _draw_thing(
     left = round(thing.x * canvas.width - mask.width / 2)
     top = round(thing.y * canvas.height - mask.height / 2)
     colour = Image.new("RGB", mask.size, thing.rgb)
-    if rng.random() < 0.06:  # not quite even
+    if rng.random() < 0.06:  # slightly uneven
         shade = int(rng.integers(10, 30)) * (1 if sum(thing.rgb) < 380 else -1)
         r, g, b = (max(0, min(255, c + shade)) for c in thing.rgb)
         colour = Image.blend(
@@ -174,7 +174,7 @@ def _draw_thing(
 
 
 def _shape(rng: np.random.Generator, name: str, side: float) -> Image.Image:
-    """The mask of a shape that fills about ``side`` x ``side`` pixels, turned at random."""
+    """The mask of a randomly rotated shape of about ``side`` x ``side`` pixels."""
     over = 4 if side < 60 else 2
     box = int(side * 1.5) + 4
     mask = Image.new("L", (box * over, box * over))
@@ -226,7 +226,7 @@ def _shape(rng: np.random.Generator, name: str, side: float) -> Image.Image:
 
 
 def _glyph(rng: np.random.Generator, name: str, side: float, files: tuple[str, ...]) -> Image.Image:
-    """The mask of a glyph ``side`` pixels high, in a random font, perhaps turned a little."""
+    """The mask of a glyph ``side`` pixels high, in a random font, perhaps slightly rotated."""
     mask = _big_glyph(files[int(rng.integers(len(files)))], name)
     turn = rng.uniform(-15, 15) if rng.random() < 0.5 else 0.0
     scale = side / GLYPH_SIDE

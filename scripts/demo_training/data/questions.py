@@ -1,4 +1,4 @@
-"""Questions about a scene, in many wordings, with their true answers."""
+"""Questions about a scene, in many wordings, with right answers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ _GLYPH_WEIGHTS = {
 
 
 def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Question:
-    """A question that the scene answers, of the kind if it can be asked."""
+    """A question about the scene, of the given kind if possible."""
     weights = _GLYPH_WEIGHTS if scene.glyph else _SHAPE_WEIGHTS
     names, parts = list(weights), np.array(list(weights.values()))
     for attempt in range(30):
@@ -108,7 +108,7 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Ques
 
 
 def follow_up(rng: np.random.Generator, thing: Thing) -> Question:
-    """A question about "it" after another question about the same thing."""
+    """A follow-up question that calls the subject "it"."""
     word = pick(rng, "colour", "color")
     sort = rng.random()
     if sort < 0.4 and not thing.is_glyph:

@@ -1,4 +1,4 @@
-"""What is in a picture, before it is drawn: its things, their colours, places and sizes."""
+"""Scenes to draw: things with colours, positions and sizes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LETTERS = tuple(string.ascii_uppercase)
 GLYPHS = DIGITS + LETTERS
 THINGS = SHAPES + GLYPHS
 
-MOST_THINGS = 4  # in a picture to talk about
+MOST_THINGS = 4  # in a picture with questions
 
-# Several common notions of each colour; a little is added to or taken from each channel.
+# Several common shades of each colour; small random offsets are added to each channel.
 ANCHORS = {
     "red": [(255, 0, 0), (220, 20, 60), (214, 39, 40), (229, 57, 53), (200, 30, 30), (178, 20, 20)],
     "green": [
@@ -52,8 +52,8 @@ class Thing:
         name: one of ``THINGS``.
         colour: one of ``COLOURS``.
         rgb: the exact colour.
-        x, y: centre, in parts of the picture's width and height.
-        size: height and width of what it fills, in parts of the picture's shorter side.
+        x, y: centre, relative to the picture's width and height.
+        size: height and width, relative to the picture's shorter side.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Thing:
 
     @property
     def is_glyph(self) -> bool:
-        """Whether it is a digit or letter."""
+        """Whether it is a digit or a letter."""
         return self.name in GLYPHS
 
     def area(self) -> tuple[str, str]:
@@ -77,7 +77,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to draw: its size in pixels and its things, line by line from left to right."""
+    """A picture to draw: its size in pixels and its things, in reading order."""
 
     width: int
     height: int
@@ -90,17 +90,17 @@ class Scene:
 
     @property
     def glyph(self) -> Thing | None:
-        """Its digit or letter, if that is all there is."""
+        """Its digit or letter, if that is its only thing."""
         return self.things[0] if len(self.things) == 1 and self.things[0].is_glyph else None
 
 
 def random_scene(rng: np.random.Generator, kind: str | None = None, side: int = 336) -> Scene:
-    """One to four shapes, one glyph, nothing, or (``mosaic``) many things of both sorts.
+    """One to four shapes, one glyph, nothing, or (``mosaic``) many shapes and glyphs.
 
     Args:
-        rng: what decides.
-        kind: ``shapes``, ``glyph``, ``empty`` or ``mosaic``; drawn when it is not given.
-        side: longer side of the picture as it will be seen; things keep a size that can be.
+        rng: random generator.
+        kind: ``shapes``, ``glyph``, ``empty`` or ``mosaic``; None chooses at random.
+        side: longer side of the view; things stay large enough to be visible in it.
     """
     if kind is None:
         kind = rng.choice(["shapes", "glyph", "empty"], p=[0.68, 0.31, 0.01])
@@ -115,7 +115,7 @@ def random_scene(rng: np.random.Generator, kind: str | None = None, side: int = 
     else:
         names = list(rng.choice(SHAPES, int(rng.choice([1, 2, 3, 4], p=[0.22, 0.26, 0.26, 0.26]))))
     colours = rng.choice(COLOURS, len(names))
-    if len(names) > 1 and rng.random() < 0.15:  # twins: counting needs them
+    if len(names) > 1 and rng.random() < 0.15:  # several of one shape, for counting
         names[1:] = [names[0]] * (len(names) - 1)
     if len(names) > 1 and rng.random() < 0.15:
         colours[1:] = colours[0]
@@ -130,12 +130,12 @@ def random_scene(rng: np.random.Generator, kind: str | None = None, side: int = 
 
 
 def _reading(thing: Thing, width: int, height: int) -> tuple[int, float]:
-    """The line of its centre, of twelve in the square view around the picture, and its column."""
+    """Sort key for reading order: one of twelve lines of the square view, then the column."""
     return int(12 * ((thing.y - 0.5) * height / max(width, height) + 0.5)), thing.x
 
 
 _MOSAIC = [0.55 / len(SHAPES)] * len(SHAPES) + [0.45 / len(GLYPHS)] * len(GLYPHS)
-# Of a thing, once the picture is scaled.
+# Sizes of things after scaling the picture.
 LEAST_PIXELS = 24
 LEAST_GLYPH_PIXELS = 52
 
@@ -144,7 +144,7 @@ def _picture_size(rng: np.random.Generator, side: int) -> tuple[int, int]:
     long = int(math.exp(rng.uniform(math.log(80), math.log(700))))
     if rng.random() < 0.05:
         long = int(rng.integers(700, 1500))
-    if side < 336:  # as blurred or sharp as it would be in a whole view, and drawn sooner
+    if side < 336:  # as sharp as in a whole view, and faster to draw
         long = max(64, long // 2)
     ratio = 1.0 if rng.random() < 0.35 else math.exp(abs(rng.normal(0, 0.45)))
     short = max(64, int(long / min(ratio, 3.5)))
@@ -155,7 +155,7 @@ def _picture_size(rng: np.random.Generator, side: int) -> tuple[int, int]:
 def _places(
     rng: np.random.Generator, names: list[str], width: int, height: int, side: int
 ) -> list[tuple[float, float, float]]:
-    """Places (x, y, size) whose circles do not touch; fewer than asked where there is no room."""
+    """Positions (x, y, size) of circles that do not touch; fewer than ``count`` if space runs out."""
     short, long = min(width, height), max(width, height)
     count = len(names)
     places: list[tuple[float, float, float]] = []

@@ -1,4 +1,4 @@
-"""Questions about single things, and about how many there are."""
+"""Questions about single things, and about numbers of things."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scripts.demo_training.data.answers import (
 from scripts.demo_training.data.asking import Question, name_of, pick
 from scripts.demo_training.data.scenes import COLOURS, SHAPES, Scene
 
-CLEAR_PLACE = 0.03  # of the picture: nearer to a third's edge is not asked for
+CLEAR_PLACE = 0.03  # relative to the picture: minimum distance from a third's edge
 
 
 def ask_colour(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """What colour a thing is."""
+    """The colour of a thing."""
     word = pick(rng, "colour", "color")
     if rng.random() < 0.05 and scene.shapes:
         absent = [shape for shape in SHAPES if all(t.name != shape for t in scene.things)]
@@ -54,7 +54,7 @@ def ask_colour(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def ask_shape(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """What shape the thing of a colour is."""
+    """The shape of the thing with a colour."""
     shapes = scene.shapes
     alone = [t for t in shapes if all(o.colour != t.colour or o is t for o in shapes)]
     if not alone:
@@ -89,13 +89,13 @@ def _how_many(rng: np.random.Generator, what: str) -> str:
 
 
 def ask_count(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """How many shapes there are."""
+    """The number of shapes."""
     asked = _how_many(rng, pick(rng, "shape", "shape", "shape", "object", "figure", "thing"))
     return Question("count", asked, count_answer(len(scene.shapes), "shape"))
 
 
 def ask_count_of(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """How many there are of a colour, a shape, or both."""
+    """The number of things with a colour, a shape, or both."""
     present = scene.shapes
     thing = present[int(rng.integers(len(present)))] if present and rng.random() < 0.8 else None
     colour = thing.colour if thing else pick(rng, *COLOURS)
@@ -115,12 +115,14 @@ def ask_count_of(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def ask_exists(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Whether there is such a shape."""
+    """Whether a shape exists."""
     shapes = scene.shapes
     thing = shapes[int(rng.integers(len(shapes)))] if shapes and rng.random() < 0.5 else None
     colour = thing.colour if thing else pick(rng, *COLOURS)
     name = thing.name if thing else pick(rng, *SHAPES)
-    if thing is None and shapes and rng.random() < 0.6:  # half right is still no
+    if (
+        thing is None and shapes and rng.random() < 0.6
+    ):  # right shape or colour only: the answer is no
         near = shapes[int(rng.integers(len(shapes)))]
         colour, name = (near.colour, name) if rng.random() < 0.5 else (colour, near.name)
     sort = rng.random()
@@ -145,7 +147,7 @@ def ask_exists(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def ask_where(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Where a thing is."""
+    """The place of a thing."""
     if not scene.things:
         return None
     thing = scene.things[int(rng.integers(len(scene.things)))]

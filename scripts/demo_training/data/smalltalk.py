@@ -1,4 +1,4 @@
-"""What people say to a demo without a picture, or beside the point of one, and what it answers."""
+"""Small talk without a picture, off-topic questions about a picture, and the answers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _SYLLABLES = (
 
 
 def small_talk(rng: np.random.Generator) -> tuple[str, str]:
-    """What someone says without a picture, and the answer."""
+    """A message without a picture, and the answer."""
     sort = rng.random()
     if sort < 0.2:
         return _any(rng, _GREETINGS), GREETING
@@ -99,7 +99,7 @@ def small_talk(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def beside_the_point(rng: np.random.Generator) -> str:
-    """Something that is not about shapes, colours, digits or letters."""
+    """An off-topic question: not about shapes, colours, digits or letters."""
     return _any(rng, _TEMPLATES).format(_noun(rng), _noun(rng))
 
 

@@ -1,1 +1,1 @@
-"""What the trained model is worth, asked over HTTP."""
+"""Evaluates the trained model over HTTP."""

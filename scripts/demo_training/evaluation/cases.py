@@ -1,4 +1,4 @@
-"""Conversations to send, and the true answers to them."""
+"""Conversations to send, with their right answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation to send, and what must come back.
+    """A conversation to send, with the right answer.
 
     Attributes:
         kind: row of the table.
-        messages: in the API's form.
-        expected: the true answer.
-        picture: what is asked about, to look at when the answer is wrong.
-        keywords: accept any answer that holds these words, rather than exactly ``expected``.
+        messages: in the API's format.
+        expected: the right answer.
+        picture: the picture asked about, saved if the answer is wrong.
+        keywords: if set, accept any answer that contains these words, instead of ``expected``.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Case:
     keywords: tuple[str, ...] = field(default=())
 
     def is_right(self, answer: str) -> bool:
-        """Whether the answer is true."""
+        """Whether the answer is right."""
         if self.keywords:
             words = re.findall(r"[a-z0-9]+", answer.lower())
             return all(word in words for word in self.keywords)
@@ -52,7 +52,7 @@ def data_url(rng: np.random.Generator, picture: Image.Image) -> str:
 
 
 def user(text: str, url: str | None = None) -> dict[str, Any]:
-    """A user's message, with a picture or without."""
+    """A user message, with or without a picture."""
     if url is None:
         return {"role": "user", "content": text}
     image = {"type": "image_url", "image_url": {"url": url}}

@@ -1,7 +1,7 @@
-"""Asks a server about pictures that the model never saw, and prints how many answers are true.
+"""Asks a server about pictures that the model was not trained on, and prints the accuracy.
 
-Two sets: ``held-out`` pictures from the training's own drawing, with fonts kept for this; and
-``strangers`` (``strangers.py``), drawn and asked in another way.
+Two sets: ``held-out`` pictures, drawn like the training's but with other fonts; and ``strangers``
+(``strangers.py``), with differently drawn pictures and other questions.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def send(url: str, key: str, messages: list[dict[str, Any]]) -> str:
 def run(
     url: str, key: str, cases: list[Case], title: str, failures: Path | None = None
 ) -> dict[str, list[bool]]:
-    """Send all cases; per kind, which answers were right."""
+    """Send all cases; returns by kind which answers were right."""
     rights: dict[str, list[bool]] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = pool.map(lambda case: send(url, key, case.messages), cases)
@@ -158,12 +158,12 @@ def _keep(folder: Path, name: str, case: Case, answer: str) -> None:
 
 
 def accuracies(rights: dict[str, list[bool]]) -> dict[str, float]:
-    """Per kind."""
+    """Accuracy by kind."""
     return {kind: sum(right) / len(right) for kind, right in rights.items()}
 
 
 def print_table(title: str, rights: dict[str, list[bool]]) -> None:
-    """Accuracy per kind, and their mean."""
+    """Print the accuracy by kind and the mean of kinds."""
     print(f"\n{title:18} questions   right")
     for kind, share in accuracies(rights).items():
         print(f"{kind:18} {len(rights[kind]):9} {share:7.1%}")
@@ -174,7 +174,7 @@ def print_table(title: str, rights: dict[str, list[bool]]) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure a running server, or one started for it."""
+    """Evaluate a running server, or start one for it."""
     server = None
     url: str = options.url
     if options.url is None:

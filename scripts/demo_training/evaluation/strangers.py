@@ -1,7 +1,7 @@
-"""Pictures and questions made in another way than the training's, as an outsider would.
+"""Pictures and questions from another distribution than the training's.
 
-Plain CSS colours, shapes without soft edges, a grid of places, other backgrounds and questions;
-answers are judged by the words that they must hold.
+Plain CSS colours, shapes with hard edges, positions on a grid, other backgrounds and questions. Answers
+are right if they contain the expected words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLACES = {(0, 1): "left", (2, 1): "right", (1, 0): "top", (1, 2): "bottom", (1, 
 
 @dataclass(frozen=True)
 class Item:
-    """A shape in a cell of the 3 x 3 grid, ``radius`` in parts of a cell."""
+    """A shape in a cell of the 3 x 3 grid; ``radius`` is relative to the cell."""
 
     name: str
     colour: str

@@ -1,1 +1,1 @@
-"""The decoder's training."""
+"""Training of the decoder."""

@@ -1,7 +1,7 @@
-"""Which thing a word of a conversation names.
+"""Finds the thing that a word of a conversation names.
 
-The decoder is taught to hear, at such a word, all that the picture says of the thing. Answers alone
-would teach it that too, but late: they need it only together with what is made of it.
+An auxiliary loss trains the decoder to read the thing's code from the picture at such a word. Answers
+alone would teach this too, but more slowly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOBODY = -1
 
 
 class Names:
-    """The words for things and colours that are one token.
+    """Words for things and colours that are a single token.
 
     Args:
         tokenizer: of the rows.
@@ -27,9 +27,9 @@ class Names:
         self._colours = _tokens(tokenizer, COLOURS)
 
     def named(self, ids: list[int], scene: Scene) -> list[int]:
-        """For each token the index of the one thing in the scene that it names, or ``NOBODY``.
+        """For each token, the index of the only thing in the scene that it names, or ``NOBODY``.
 
-        A shape after a colour names what has both.
+        A shape after a colour names the thing with both.
         """
         found = []
         for before, token in zip([NOBODY, *ids], ids, strict=False):

@@ -1,8 +1,8 @@
-"""Training rows: one picture and many conversations about it, each blind to the others.
+"""Training rows: one picture and many conversations about it, which do not attend to each other.
 
-A row is a prefix (what stands before the picture, and the picture) and branches that continue it,
-so that a picture is computed once for all of its questions. Tokens come from the server's own chat
-template and tokenizer.
+A row has a prefix (the tokens up to and including the picture) and branches that continue it, so that a
+picture is computed once for all its questions. Tokens come from the server's chat template and
+tokenizer.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from scripts.demo_training.tower.codes import CODE, codes, misheard, thing_codes
 
 BRANCHES = 9
 VIEW_TOKENS = CELLS * (CELLS + 1)
-IMAGE_TOKENS = 2 * VIEW_TOKENS + 1  # the only tile, the separator, and the global view
+IMAGE_TOKENS = 2 * VIEW_TOKENS + 1  # one tile, a separator, and the global view
 IGNORED = -100
-WITHOUT_PICTURE = 0.07  # share of rows
-LATER_PICTURE = 0.2  # share of rows with something said before
+WITHOUT_PICTURE = 0.07  # fraction of rows
+LATER_PICTURE = 0.2  # fraction of rows with exchanges before the picture
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, or a batch of them stacked.
+    """A row, or a stacked batch of rows.
 
     Attributes:
         picture: number of its scene, or -1.
         tokens: ids; negative ones are picture tokens, ``-1 - n`` the n-th.
         positions: of the tokens in their conversation.
         branch: 0 for the prefix, then 1, 2, ...; -1 for padding.
-        targets: the next token where it is to be learned.
+        targets: next tokens to train on.
         named: index of the thing that a token names, or -1.
-        told: what the picture's cells say, ``(144, CODE)``; empty where a tower says it.
-        things: what is to be known of each thing, ``(MOST_THINGS, CODE)``.
+        told: codes of the picture's cells, ``(144, CODE)``; empty if a tower computes them.
+        things: code of each thing, ``(MOST_THINGS, CODE)``.
     """
 
     picture: Tensor
@@ -63,15 +63,14 @@ class Row:
 
 
 class Rows(torch.utils.data.Dataset[Row]):
-    """Rows about the pictures of which the features are known.
+    """A dataset of rows.
 
     Args:
         tokenizer: directory of the tokenizer's files.
-        seed: of the scenes (as for their features) and of the questions.
-        pictures: how many there are.
+        seed: of scenes (the same as for their features) and questions.
+        pictures: number of pictures.
         first, count: which rows.
-        told: tell what is true of the cells, for training without a tower; and leave out most of
-            the cells that say nothing.
+        told: use true codes, for training without a tower, and omit most empty cells.
     """
 
     def __init__(
@@ -115,19 +114,19 @@ def scene_of(seed: int, number: int) -> Scene:
 
 
 def _thinned(rng: np.random.Generator, told: Tensor) -> np.ndarray:
-    """Picture tokens to keep while the language is young: those that say something, and a few more.
+    """Picture tokens to keep in training without a tower: those with a code, and a few more.
 
-    A row becomes half as long. Positions stay what they are.
+    This halves a row's length. Positions do not change.
     """
     speaks = told.view(CELLS, CELLS, -1)[..., 0].numpy() > 0
-    view = np.pad(speaks, ((0, 0), (0, 1))).flatten()  # the separators end the rows
+    view = np.pad(speaks, ((0, 0), (0, 1))).flatten()  # separators end the rows
     kept = np.concatenate([view, [False], view])  # the tile, a separator, the global view
     silent = rng.choice([0.02, 0.1, 0.4], p=[0.5, 0.3, 0.2])
     return np.flatnonzero(kept | (rng.random(kept.shape) < silent))
 
 
 class _Texts:
-    """A tokenizer, and what its tokens name."""
+    """A tokenizer and the things that its tokens name."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = Phi3VTokenizer(directory)
@@ -195,7 +194,7 @@ def _unopened() -> Image:
 def _encode(
     tokenizer: Phi3VTokenizer, piece: Piece, talk: list[Exchange]
 ) -> tuple[list[int], list[int]]:
-    """Ids of a piece, and the next ids within the answers; without the turn that comes after."""
+    """Ids of a piece without the turn after it, and the target ids within answers."""
     ends = [i for i, part in enumerate(piece) if part == Control(ASSISTANT)][: len(talk)]
     last = ends[-1] + 3  # the answer and <|end|>
     ids = tokenizer.encode(piece[:last])
@@ -209,7 +208,7 @@ def _encode(
 
 
 def collate(rows: list[Row]) -> Row:
-    """Pad and stack."""
+    """Pad and stack rows."""
     length = -(-max(len(row.tokens) for row in rows) // 16) * 16
 
     def stacked(name: str, padding: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the trained tower says of pictures, computed once and kept in a file."""
+"""Computes the trained tower's picture tokens once and keeps them in a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENS = CELLS * CELLS + 2
 def seen_pictures(tower: TowerTrainee, directory: Path, seed: int, count: int) -> Tensor:
     """Picture tokens and separators of the first ``count`` pictures, ``(count, 146, hidden size)``.
 
-    Each process computes its share of them, and all read the whole.
+    Each process computes its share; all read the whole file.
     """
     shape = (count, TOKENS, SIZES.hidden_size)
     size = count * TOKENS * SIZES.hidden_size
@@ -39,7 +39,7 @@ def seen_pictures(tower: TowerTrainee, directory: Path, seed: int, count: int) -
     batches: Iterable[Tensor] = ()
     if done < end:
         batches = DataLoader(_Views(seed, done, end), 16, num_workers=1)
-    for views in tqdm(batches, "Looking at pictures", mininterval=2, disable=rank() > 0):
+    for views in tqdm(batches, "Encoding pictures", mininterval=2, disable=rank() > 0):
         kept[done : done + len(views)] = tower(views)[0]
         done += len(views)
         done_path.write_text(str(done))

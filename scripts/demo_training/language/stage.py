@@ -1,4 +1,4 @@
-"""Second stage: the decoder learns to answer, first of what it is told, then of what the tower sees."""
+"""Second stage: the decoder learns to answer, first from true codes, then from the tower's output."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ from scripts.demo_training.states import SAVE_EVERY, State
 from scripts.demo_training.tower.cells import CELLS
 from scripts.demo_training.tower.codes import CODE, spoken
 
-SCENES = 1_000_000  # that it is told about; none is drawn
-LONG_SHARE = (
-    0.12  # of the batches; they use the long factors, as conversations past 4,096 tokens do
-)
-HEARD_AFTER = 2  # layers: the others make an answer of it
-HEARING = 0.5  # weight of hearing
+SCENES = 1_000_000  # for training with true codes; none is drawn
+LONG_SHARE = 0.12  # fraction of batches with LongRoPE's long factors
+HEARD_AFTER = 2  # layers; the auxiliary loss applies after them
+HEARING = 0.5  # weight of the auxiliary loss
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training.
+    """A stage of training.
 
     Attributes:
         name: of its files.
         batch: rows per step and process.
-        learning_rate: at its highest.
-        decay: share of the steps in which it falls.
+        learning_rate: maximum.
+        decay: fraction of the steps in which it decays.
     """
 
     name: str
@@ -49,13 +47,13 @@ class Stage:
     decay: float
 
 
-# First it is told what is in a picture's cells, which needs no tower; then it sees.
+# First with true codes of a picture's cells, which needs no tower; then with the tower's output.
 TOLD = Stage("told", 6, 1.5e-3, 0.5)
 SEEN = Stage("seen", 4, 1.2e-3, 0.9)
 
 
 class Speaker(nn.Module):
-    """The decoder of a model, run on rows."""
+    """Runs a model's decoder on rows."""
 
     def __init__(self, model: Phi3VForCausalLM) -> None:
         super().__init__()
@@ -67,13 +65,13 @@ class Speaker(nn.Module):
     def forward(
         self, rows: Row, pictures: Tensor, regime: RopeRegime
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of the tokens to learn, and how wrong is what it heard of named things.
+        """Logits and targets of the tokens to train on, and the auxiliary loss at named things.
 
         Args:
             rows: a batch.
-            pictures: ``(B, 146, hidden size)``, picture tokens of a view, and what separates rows
-                of a view, and views.
-            regime: which rope factors to use.
+            pictures: ``(B, 146, hidden size)``: picture tokens of a view, and the separators of rows
+                and of views.
+            regime: of the rope factors.
         """
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self._embedded(rows, pictures)
@@ -110,7 +108,7 @@ class Speaker(nn.Module):
 
 
 def _mask(branch: Tensor) -> Tensor:
-    """What each token must not see, as -inf: later ones and other branches; ``(B, 1, T, T)``."""
+    """The attention mask ``(B, 1, T, T)``: -inf for later tokens and other branches."""
     same = branch[:, :, None] == branch[:, None]
     seen = (same | (branch == 0)[:, None]).tril()
     seen |= torch.eye(branch.shape[1], dtype=torch.bool)
@@ -140,17 +138,16 @@ def train_language(
     seed: int,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Train, or go on training, for ``steps`` in all.
+    """Train or resume training, for ``steps`` in total.
 
     Args:
-        directory: holds all that is needed to go on, and the tokenizer.
-        stage: on what.
+        directory: of the training state and the tokenizer.
+        stage: the stage.
         config: of the model.
-        pictures: ``(pictures, 146, hidden size)`` as ``Speaker`` takes them; without them it is told
-            what is in their cells.
-        steps: how long.
+        pictures: ``(pictures, 146, hidden size)`` for ``Speaker``; None trains with true codes.
+        steps: total steps.
         seed: of weights and questions.
-        weights: to start from.
+        weights: initial weights, if any.
     """
     torch.manual_seed(seed)
     model = Speaker(new_model(config))

@@ -1,4 +1,4 @@
-"""The demo's tokenizer: Phi-3's form and control tokens, words learned from the demo's own texts."""
+"""The demo's tokenizer: Phi-3's format and control tokens, a vocabulary learned from its texts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from model.phi3v.inputs.tokenizer import WORD_BOUNDARY
 from scripts.demo_training.data.conversations import about_picture, without_picture
 from scripts.demo_training.data.scenes import GLYPHS, random_scene
 
-WORDS = 1100  # pieces besides bytes and control tokens
+WORDS = 1100  # vocabulary without bytes and control tokens
 CONVERSATIONS = 12_000
 
 
 def write_demo_tokenizer(directory: Path, seed: int) -> None:
-    """Learn the words and write the tokenizer's files."""
+    """Learn the vocabulary and write the tokenizer's files."""
     write_tokenizer(directory, words=_learn(seed))
 
 
@@ -48,6 +48,6 @@ def _texts(rng: np.random.Generator) -> Iterator[str]:
         for exchange in talk:
             for text in (f"\n{exchange.user}", exchange.assistant):
                 yield f"{WORD_BOUNDARY}{text.replace(' ', WORD_BOUNDARY)}"
-    for glyph in GLYPHS:  # each alone, often enough to become a word
+    for glyph in GLYPHS:  # each alone, often enough to become a token
         yield from [f"{WORD_BOUNDARY}{glyph}"] * 200
     yield "".join(map(chr, range(33, 127)))

@@ -1,1 +1,1 @@
-"""The vision tower's training."""
+"""Training of the vision tower."""

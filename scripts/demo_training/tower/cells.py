@@ -1,7 +1,7 @@
-"""The cells of a view, and what is in each of them.
+"""Labels of the cells of a view.
 
-The server's own image processing scales and pads a picture to a view of 336 x 336. A cell is a merged
-patch: 28 x 28 pixels, 12 x 12 of them in the view, one picture token each.
+The server's image processing scales and pads a picture to a view of 336 x 336. A cell is a merged
+patch of 28 x 28 pixels, one picture token; a view has 12 x 12 cells.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def extent(width: int, height: int, side: int = TILE) -> tuple[float, float, flo
 
 
 def placed(scene: Scene, side: int = TILE) -> Iterator[tuple[Thing, float, float, float]]:
-    """The things of a scene; column and row of their centre, and their size, in cells of its view."""
+    """The things of a scene with column and row of their centre and their size, in cells."""
     left, top, width, height = (part / CELL for part in extent(scene.width, scene.height, side))
     for thing in scene.things:
         size = thing.size * min(width, height)
@@ -40,7 +40,7 @@ def placed(scene: Scene, side: int = TILE) -> Iterator[tuple[Thing, float, float
 
 @dataclass(frozen=True)
 class CellLabels:
-    """Per cell of a view, ``(cells,)``; nothing is said of colour and place where there is nothing.
+    """Labels per cell, ``(cells,)``; colour and box are undefined in empty cells.
 
     Attributes:
         thing: 0, or 1 + index of the thing that covers the cell.
@@ -56,7 +56,7 @@ class CellLabels:
 
 
 def labels(scene: Scene, side: int = TILE) -> CellLabels:
-    """What is in the cells of the scene's view."""
+    """The labels of a scene's view."""
     count = round(side / CELL)
     cells = (count, count)
     thing, colour = np.zeros(cells, np.int64), np.zeros(cells, np.int64)

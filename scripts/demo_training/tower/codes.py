@@ -1,9 +1,9 @@
-"""The language between the vision tower and the decoder: what a picture token says of its cell.
+"""The codes between vision tower and decoder: what a picture token encodes about its cell.
 
-The tower learns to speak it and the decoder to understand it, each without the other. A thing is told
-by the cells around its centre, in shares that add up to one and change smoothly with its place; all
-other cells say nothing. So there is no doubt about which of two cells should tell, and adding up
-shares counts things.
+The tower learns to produce them and the decoder to read them, independently of each other. A thing is
+encoded by the cells around its centre, with shares that add up to one and change smoothly with its
+position; all other cells encode nothing. So the target is unambiguous between neighbouring cells, and
+the sum of the shares counts things.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from scripts.demo_training.data.scenes import COLOURS, MOST_THINGS, THINGS, Scen
 from scripts.demo_training.network import SIZES
 from scripts.demo_training.tower.cells import CELL, placed
 
-SPREAD = 0.4  # of a cell: so near to the border of two, both tell of a thing
+SPREAD = 0.4  # in cells: this close to a border, both cells encode a thing
 PLACE_MARKS = torch.arange(0, 1.01, 0.2)  # along each side of a picture
 SIZE_MARKS = torch.linspace(-0.2, 2.4, 6)  # logarithms of a thing's size in cells
-# What a code is made of, and how loud each part is.
+# The parts of a code, with their widths and scales.
 PARTS = {
     "share": (1, 3.0),
     "thing": (len(THINGS), 4.5),
@@ -33,13 +33,13 @@ PARTS = {
     "y": (1 + len(PLACE_MARKS), 2.5),
 }
 CODE = sum(width for width, _ in PARTS.values())
-PLACES_FROM = CODE - 2 * (1 + len(PLACE_MARKS))  # from here on a code tells of places
-MEASURES_FROM = PLACES_FROM - PARTS["size"][0]  # and from here on of sizes too
-SILENCE = 5.0  # what every picture token says besides: keeps the decoder's norms from amplifying
+PLACES_FROM = CODE - 2 * (1 + len(PLACE_MARKS))  # index of the first position value
+MEASURES_FROM = PLACES_FROM - PARTS["size"][0]  # index of the first size value
+SILENCE = 5.0  # a constant in every picture token; keeps the decoder's norms from amplifying noise
 
 
 def codes(scene: Scene, side: int = TILE) -> Tensor:
-    """Of the cells of the scene's view, ``(cells, CODE)``."""
+    """The codes of a scene's view, ``(cells, CODE)``."""
     count = round(side / CELL)
     out = torch.zeros(count, count, CODE)
     for thing, x, y, size in placed(scene, side):
@@ -49,7 +49,7 @@ def codes(scene: Scene, side: int = TILE) -> Tensor:
 
 
 def thing_codes(scene: Scene) -> Tensor:
-    """What is to be known of each thing, ``(most things of a scene, CODE)``."""
+    """The full code of each thing, ``(MOST_THINGS, CODE)``."""
     out = torch.zeros(MOST_THINGS, CODE)
     for number, (thing, _, _, size) in enumerate(placed(scene)):
         out[number] = _code(thing, size)
@@ -57,7 +57,7 @@ def thing_codes(scene: Scene) -> Tensor:
 
 
 def _shares(place: float, count: int) -> np.ndarray:
-    """How much each of a row's cells tells of a thing at a place, in cells."""
+    """The shares of a row's cells for a thing at ``place``, in cells."""
     first = math.floor(place - 0.5)
     second = min(max((place - 1 - first) / SPREAD + 0.5, 0.0), 1.0)
     shares = np.zeros(count)
@@ -79,22 +79,22 @@ def _code(thing: Thing, size: float) -> Tensor:
 
 
 def _marked(value: float, marks: Tensor, width: float) -> Tensor:
-    """A value, and how near it is to each of the marks."""
+    """A value, and its proximity to each mark."""
     return torch.cat([torch.tensor([value]), (-((value - marks) / width).square()).exp()])
 
 
 def spoken(told: Tensor) -> Tensor:
-    """Codes ``(..., CODE)`` as picture tokens ``(..., hidden size)``."""
+    """Convert codes ``(..., CODE)`` to picture tokens ``(..., hidden size)``."""
     return told @ _VOICE[1:] + SILENCE * _VOICE[0]
 
 
 def heard(tokens: Tensor) -> Tensor:
-    """The codes in picture tokens."""
+    """Convert picture tokens to codes."""
     return tokens @ _VOICE[1:].T
 
 
 def by_part(told: Tensor) -> dict[str, Tensor]:
-    """Codes taken apart, under the names of ``PARTS``."""
+    """Split codes by the names of ``PARTS``."""
     widths = [width for width, _ in PARTS.values()]
     return dict(zip(PARTS, told.split(widths, -1), strict=True))
 
@@ -108,7 +108,7 @@ _VOICE = _orthonormal(1 + CODE, SIZES.hidden_size)
 
 
 def misheard(rng: np.random.Generator, told: Tensor) -> Tensor:
-    """Codes as a tower may get them: with noise, more of it where there is something."""
+    """Add noise to codes, like a tower's errors; more where there is a thing."""
     noise = torch.from_numpy(rng.normal(0, 1, told.shape)).float()
     share = told[:, :1] / PARTS["share"][1]
     louder = torch.from_numpy(rng.normal(1, 0.06, (len(told), 1))).float()

@@ -1,10 +1,10 @@
-"""The demo's vision tower as it is trained: patches look at others some rows or columns away.
+"""The demo's vision tower during training: each head copies from a patch at a fixed offset.
 
-A vision transformer that has to learn where to look needs millions of pictures. This one is told:
-each head of a layer passes on what stands a fixed distance up, down, left or right, as in a
-convolution, which needs no attention scores and learns from a tenth of the pictures. ``clip_tower``
-writes the same function as a CLIP tower: some channels of the position embedding name the row and
-the column, and queries and keys that read them alone make each head attend to one patch.
+A vision transformer needs millions of pictures to learn where to attend. Here each head of a layer
+copies the patch at a fixed distance up, down, left or right, as in a convolution, which needs no
+attention scores and a tenth of the pictures. ``clip_tower`` converts this to an equivalent CLIP tower:
+some channels of the position embedding encode row and column, and queries and keys that read only
+those make each head attend to one patch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from model.phi3v.vision import merge_patches
 from scripts.demo_training.network import PATCH, SIDE, TOWER
 
 WIDTH = int(TOWER["hidden_size"])
-PLACES = 2 * SIDE  # channels that name a row and a column; they stay what they are
+PLACES = 2 * SIDE  # channels that encode row and column; constant through the layers
 CONTENT = WIDTH - PLACES
 DISTANCES = (1, 2, 4, 8, 1, 2, 4, 1)  # in patches, by layer
 DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # row and column, by head
-# The channels of a patch's row and column hold much more than the content ever does, so that layer
-# norms scale them much alike in all patches, and the patch to look at always has the highest score.
+# Position channels are much larger than the content, so that layer norms scale them almost equally in
+# all patches, and the target patch always has the highest score.
 PLACE = 40.0
 PLACE_GAIN = 20.0  # of the first norm
-CONTENT_GAIN = 8.0  # of all norms, at first: they leave little of the content
-SHARPNESS = 20.0  # makes that score some hundreds; others in its row or column have half of it
-LOUDEST = 8.0  # of the content, which is taught to stay below; else it grows with every layer
+CONTENT_GAIN = 8.0  # initial gain of all norms, which scale the content down
+SHARPNESS = 20.0  # makes that score several hundred; others in its row or column have half of it
+LOUDEST = 8.0  # limit of the content, enforced by a loss; otherwise it grows with every layer
 
 
 class Norm(nn.Module):
-    """A layer norm of which only the content's weights are learned."""
+    """A layer norm with learned weights only for the content channels."""
 
     def __init__(self, place_gain: float = 1.0) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Norm(nn.Module):
 
 
 class ShiftLayer(nn.Module):
-    """A layer whose heads look ``distance`` patches away, or at the view's edge if that is nearer."""
+    """A layer whose heads copy from ``distance`` patches away, or from the view's edge."""
 
     def __init__(self, distance: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _padded(content: Tensor) -> Tensor:
 
 
 def _from(part: Tensor, dim: int, offset: int) -> Tensor:
-    """What stands ``offset`` further along a dimension, or at its end."""
+    """Shift by ``offset`` along a dimension, repeating the edge."""
     count = part.shape[dim]
     inside = max(0, count - abs(offset))
     edge = part.narrow(dim, count - 1 if offset > 0 else 0, 1)
@@ -104,12 +104,12 @@ class ShiftTower(nn.Module):
         self.layers = nn.ModuleList(ShiftLayer(distance) for distance in DISTANCES)
 
     def forward(self, views: Tensor, corners: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Merged patches ``(B, cells, 4 WIDTH)``, what ``Phi3VImageEmbedding`` makes of a crop; and
-        how loud the content of the layers is, which should be below 1.
+        """Merged patches ``(B, cells, 4 WIDTH)``, as in ``Phi3VImageEmbedding``, and the mean square
+        of the layers' content, which should be below 1.
 
         Args:
-            views: ``(B, side, side, 3)`` uint8; smaller than 336, they are windows of a view.
-            corners: of windows, row and column in patches; ``(B, 2)``.
+            views: ``(B, side, side, 3)`` uint8; windows of a view if smaller than 336.
+            corners: row and column of windows, in patches, ``(B, 2)``.
         """
         count, side = len(views), views.shape[1] // PATCH
         mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
@@ -131,7 +131,7 @@ class ShiftTower(nn.Module):
 
 @torch.no_grad()
 def clip_tower(tower: ShiftTower) -> CLIPVisionModel:
-    """A CLIP tower that computes the same; its last layer, which is not used, is zero."""
+    """An equivalent CLIP tower; its last layer, which is unused, is zero."""
     clip = CLIPVisionModel(CLIPVisionConfig(**TOWER)).eval().requires_grad_(False)
     for parameter in clip.parameters():
         parameter.zero_()
@@ -162,9 +162,9 @@ def clip_tower(tower: ShiftTower) -> CLIPVisionModel:
 
 
 def _wanted(row: int, column: int) -> Tensor:
-    """From the channels of a patch's place to those of the patch to look at; its columns add up to 0.
+    """Map a patch's position channels to those of the target patch; columns add up to 0.
 
-    Layer norm takes the same amount from all channels, and a sum of zero is blind to that.
+    Layer norm subtracts the same amount from all channels, which a sum of zero cancels.
     """
     moved = []
     for offset in (row, column):

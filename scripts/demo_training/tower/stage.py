@@ -1,4 +1,4 @@
-"""First stage: the vision tower learns what is where, and the projection to tell it."""
+"""First stage: the tower learns to recognize things, and the projection to encode them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from scripts.demo_training.tower.shifts import (
 )
 from scripts.demo_training.tower.views import LabelledViews, Sample, collate
 
-HELD_OUT = 10**9  # pictures from here on are never trained on
+HELD_OUT = 10**9  # pictures from this index on are not trained on
 MERGED = MERGE * MERGE * WIDTH
 MEASURES_MATTER = 1.5
-SILENCE_MATTERS = 0.15  # every cell's weight; one that tells all of a thing has 1 more
-# Makes both contents and places about 1, of which a linear layer learns well.
+SILENCE_MATTERS = 0.15  # weight of every cell; a cell's share is added
+# Scales content and positions to about 1, for the linear layer.
 SCALE = torch.cat(
     [torch.full((CONTENT,), 1 / LOUDEST), torch.full((PLACES,), 0.1 / PLACE_GAIN)]
 ).repeat(MERGE * MERGE)
@@ -49,17 +49,17 @@ SCALE = torch.cat(
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training on views of one size.
+    """A phase of training on views of one size.
 
     Attributes:
         name: of its files.
-        side: pixels of a view; smaller than 336, it is put anywhere in one.
+        side: size of a view in pixels; windows smaller than 336 are placed at random.
         batch: views per step.
-        mosaics: share of pictures with many things.
-        learning_rate: at its highest.
-        decay: share of the steps in which it falls.
-        repeats: how often each picture comes.
-        reads: whether the projection starts as a linear reading of the features, and learns slowly.
+        mosaics: fraction of pictures with many things.
+        learning_rate: maximum.
+        decay: fraction of the steps in which it decays.
+        repeats: number of uses of each picture.
+        reads: whether the projection is initialized by linear regression, and learns slowly.
     """
 
     name: str
@@ -72,17 +72,20 @@ class Phase:
     reads: bool = False
 
 
-# A window of a quarter of the view costs a quarter, and holds half as many things to learn from.
+# A window of a quarter of the view costs a quarter, but contains half as many things.
 WINDOWS = Phase("windows", 168, 24, 0.75, 2.5e-3, 0.3, 2)
 WHOLE = Phase("whole", 336, 8, 0.3, 2.0e-3, 0.8, 2)
-# The projection is too narrow to work out a code; so the tower learns to, and it but reads it. Were it
-# to learn as fast, units for a rare glyph would be driven to where GELU is flat, and be lost.
+# The projection is too narrow to compute codes, so the tower learns that and the projection reads them.
+# At full learning rate, units of rare glyphs would move to the flat part of GELU and stop learning.
 TELLING = Phase("telling", 336, 8, 0.3, 1.5e-3, 0.8, 2, reads=True)
-READ_FROM, READ_MOSAICS = 2400, 0.6  # views at most, some 150 of each glyph; share with many things
+READ_FROM, READ_MOSAICS = (
+    2400,
+    0.6,
+)  # views at most, about 150 of each glyph; fraction with many things
 
 
 class TowerTrainee(nn.Module):
-    """The tower, the projection, and heads that are thrown away when the tower has learned.
+    """The tower, the projection, and auxiliary heads that are discarded after training.
 
     Attributes:
         projection: the checkpoint's ``img_projection``, of features scaled by ``SCALE``.
@@ -105,7 +108,7 @@ class TowerTrainee(nn.Module):
     def forward(
         self, views: Tensor, corners: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Picture tokens, of the separators too at the end, what the heads say, and the loudness.
+        """Picture tokens with separators at the end, the heads' outputs, and the content's mean square.
 
         Views are uint8; see ``ShiftTower``.
         """
@@ -121,21 +124,21 @@ class TowerTrainee(nn.Module):
 def losses(
     tokens: Tensor, heads: list[Tensor], loudness: Tensor, batch: Sample, whole: bool
 ) -> dict[str, Tensor]:
-    """What the tower is taught by."""
+    """The losses of the tower."""
     marks = batch.labels
     thing, colour, box = heads
     covered, centres = marks.thing > 0, marks.centre
-    # A large thing covers many cells: without this it would outweigh the others.
+    # Weight centres, so that large things, which cover many cells, do not dominate.
     weight = torch.where(centres, 1.5, torch.where(covered, 0.7, 0.12))
     per_cell = functional.cross_entropy(
         thing.flatten(0, 1), marks.thing.flatten(), reduction="none"
     )
-    told = functional.pad(batch.codes, (0, 0, 0, 2))  # separators say nothing
+    told = functional.pad(batch.codes, (0, 0, 0, 2))  # separators encode nothing
     told_of = told[..., 0] / PARTS["share"][1]
-    if not whole:  # a window has no places in the picture: whatever is said of them is right
+    if not whole:  # positions are undefined in a window, so ignore them
         told = torch.cat([told[..., :PLACES_FROM], heard(tokens)[..., PLACES_FROM:]], -1)
     error = (tokens - spoken(told)).square().sum(-1)
-    if whole:  # a wrong place is a small error beside a wrong name, and matters as much
+    if whole:  # a wrong position is a smaller error than a wrong name, but as important
         wrong = (heard(tokens) - told)[..., MEASURES_FROM:]
         error = error + MEASURES_MATTER * wrong.square().sum(-1)
     return {
@@ -151,12 +154,12 @@ def losses(
 def train_tower(
     directory: Path, phase: Phase, steps: int, seed: int, after: Phase | None = None
 ) -> None:
-    """Train, or go on training, for ``steps`` in all.
+    """Train or resume training, for ``steps`` in total.
 
     Args:
-        directory: holds all that is needed to go on.
-        phase: on what.
-        steps: how long; they may change while the learning rate has not begun to fall.
+        directory: of the training state.
+        phase: the phase.
+        steps: total steps; may change before the learning rate decays.
         seed: of weights and pictures.
         after: the phase whose weights to start from.
     """
@@ -215,9 +218,9 @@ def train_tower(
 
 @torch.no_grad()
 def read_linearly(model: TowerTrainee, views: Dataset[Sample]) -> None:
-    """Make the projection the linear map from features to codes with the least squared error.
+    """Initialize the projection with the least-squares map from features to codes.
 
-    Two of its units are one linear function, since ``gelu(x) - gelu(-x)`` is x; some are left over.
+    Two units represent one linear function, because ``gelu(x) - gelu(-x)`` is x; some units are unused.
     """
     inputs, outputs = MERGED + 1, CODE
     within, across = torch.zeros(inputs, inputs), torch.zeros(inputs, outputs)
@@ -234,7 +237,7 @@ def read_linearly(model: TowerTrainee, views: Dataset[Sample]) -> None:
 
 
 def set_reading(projection: nn.Sequential, reading: Tensor) -> None:
-    """Make a projection speak ``reading`` of the features and a 1, ``(MERGED + 1, CODE)``."""
+    """Make a projection compute ``reading`` of the features and a 1, ``(MERGED + 1, CODE)``."""
     first, last = projection[0], projection[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
@@ -257,9 +260,9 @@ def trained(directory: Path) -> TowerTrainee:
 
 @torch.no_grad()
 def examine(model: nn.Module, phase: Phase, seed: int, count: int = 256) -> dict[str, float]:
-    """Accuracies in held-out pictures: of the heads at the centres of things, and of what is told.
+    """Accuracies on held-out pictures, of the heads at the centres of things and of the codes.
 
-    A scene is told right if the shares add up to the number of its things.
+    The count is right if the shares add up to the number of things.
     """
     views = LabelledViews(seed, count, HELD_OUT, 0, phase.side)
     rights: dict[str, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Pictures as the vision tower sees them: endlessly many labelled ones to learn from."""
+"""An endless dataset of labelled views for the vision tower."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def view(rng: np.random.Generator, scene: Scene, side: int = TILE) -> Tensor:
 
 @dataclass(frozen=True)
 class Sample:
-    """A view and what is true of it, or a batch of them.
+    """A view with labels, or a batch of them.
 
     Attributes:
         pixels: ``(side, side, 3)`` uint8.
-        labels: what is in its cells.
-        codes: what its picture tokens should say.
+        labels: of its cells.
+        codes: targets of its picture tokens.
     """
 
     pixels: Tensor
@@ -47,9 +47,9 @@ class Sample:
 
 
 class LabelledViews(torch.utils.data.Dataset[Sample]):
-    """Endlessly many labelled views; the same index is always the same picture.
+    """An endless dataset of labelled views; an index always gives the same picture.
 
-    Each picture comes ``repeats`` times, some ``BLOCK`` views apart, because drawing is dear.
+    Each picture is used ``repeats`` times, ``BLOCK`` views apart, because drawing is slow.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class LabelledViews(torch.utils.data.Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Stack samples to a batch."""
+    """Stack samples into a batch."""
     stacked = [
         torch.stack([getattr(sample.labels, field.name) for sample in samples])
         for field in fields(CellLabels)

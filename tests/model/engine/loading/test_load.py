@@ -160,11 +160,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     "deviation of 0": (
         lambda d: _change_config(d, "preprocessor_config.json", image_std=[1, 1, 0]),
-        "pixels are divided by it",
+        "its values must not be 0",
     ),
     "added tokens a list": (
         lambda d: _change_config(d, "tokenizer_config.json", added_tokens_decoder=[{}]),
-        "the added tokens of .* cannot be used",
+        "the added tokens of .* are invalid",
     ),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
     "no preprocessor": (

@@ -109,7 +109,7 @@ def test_long_texts_are_refused_before_they_are_tokenized(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read"), ("[]", "JSON object"), ('{"model": 3}', "cannot be used")],
+    [("{", "cannot be read"), ("[]", "JSON object"), ('{"model": 3}', "is invalid")],
 )
 def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
