@@ -1,1 +1,1 @@
-"""Requests in, text deltas out. Knows nothing of HTTP."""
+"""The inference engine: takes requests and returns text deltas. Independent of HTTP."""

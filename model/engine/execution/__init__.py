@@ -1,1 +1,1 @@
-"""What a step runs on the device: vision tower, decoder, CUDA graphs."""
+"""Runs a step on the device: vision tower, decoder, CUDA graphs."""

@@ -1,14 +1,14 @@
-"""What answers must match: compiled and followed in processes of their own.
+"""Grammars that answers must match, compiled and followed in confined processes.
 
-llguidance does the parsing, and may hang, overflow its stack or swell at what a stranger wrote. So
-each grammar is compiled in a worker of its own, and answers to it are followed in a child of that
-one. A fault ends the answer that caused it; another child follows the others from their tokens. The
-server never loads llguidance.
+llguidance parses the grammars; untrusted ones may make it hang, overflow its stack or exhaust memory.
+So each grammar is compiled in its own worker process, and a child of the worker follows the answers. A
+fault fails only the answer that caused it; a new child follows the others from their tokens. The server
+process never loads llguidance.
 
-    Grammars.compile(spec)   -> Grammar        a process that has compiled it, kept for those to come
-    Grammar.begin()          -> GrammarState   one answer, in the process that follows them
+    Grammars.compile(spec)   -> Grammar        a process with the compiled grammar, cached
+    Grammar.begin()          -> GrammarState   the state of one answer
 
-An answer is everything after the one space that the detokenizer drops, so each grammar begins with
-that space, as answers of the model do. Where a grammar leaves but one continuation, its canonical
-tokens are *forced*: they are the answer however they are computed, one at a time or together.
+The detokenizer drops the leading space of an answer, so each grammar starts with that space, like the
+model's answers. Where a grammar allows only one continuation, its canonical tokens are *forced*: the
+answer is the same whether they are computed one at a time or together.
 """

@@ -1,1 +1,1 @@
-"""Keys and values of tokens that were computed, in blocks, per device."""
+"""The paged KV cache, with an implementation per device."""

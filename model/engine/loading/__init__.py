@@ -1,1 +1,1 @@
-"""From a checkpoint on disk to an engine: checks, memory plan, placement, weights."""
+"""Loads an engine from a checkpoint: memory plan, placement, weights."""

@@ -1,1 +1,1 @@
-"""From logits to tokens: processors, token masks, sampling, acceptance."""
+"""Samples tokens from logits: processors, token masks, sampling, acceptance."""

@@ -1,1 +1,1 @@
-"""Which sequences run in the next step, and the blocks that they hold."""
+"""Schedules sequences and manages their KV blocks."""

@@ -1,1 +1,1 @@
-"""What an answer does with text: detokenization, and drafts by prompt lookup."""
+"""Detokenization and prompt lookup."""

@@ -73,7 +73,9 @@ def run(options: Options) -> Report:
 
 
 def repeating(options: Options, period: int) -> Path:
-    directory = options.checkpoint("bench", num_crops=period % 13 + 1)  # a directory of its own
+    directory = options.checkpoint(
+        "bench", num_crops=period % 13 + 1
+    )  # a separate directory per period
     mark = directory / "repeating"
     if not mark.exists():
         make_repeating(directory, period)
