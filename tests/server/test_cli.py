@@ -135,7 +135,7 @@ def test_pickles_are_refused_also_beside_good_weights(
     shutil.copytree(tiny, directory)
     (directory / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     sentence = one_sentence(run("--model", str(directory), "--port", "0"))
-    assert f"{directory} holds {name}, a pickle" in sentence
+    assert f"{directory} contains {name}, a pickle" in sentence
     assert "safetensors only" in sentence
 
 
@@ -182,7 +182,7 @@ def test_environment_sets_and_flags_win(tiny: Path) -> None:
         assert httpx2.get(f"{live.url}/info").status_code == 401
         info = httpx2.get(f"{live.url}/info", headers={"api-key": API_KEY})
         assert info.json()["model_name"] == "from-flag"
-        assert any("longest sequence 256 tokens" in line for line in live.log)
+        assert any("longest sequence: 256 of" in line for line in live.log)
     finally:
         assert live.stop(signal.SIGINT) == 0
 

@@ -154,7 +154,10 @@ BAD: dict[str, tuple[Callable[[EntraIssuer], str], str]] = {
         lambda i: jwt.encode(i.claims(), "", "none", {"kid": next(iter(i.keys))}),
         "alg value is not allowed",
     ),
-    "no key id": (lambda i: jwt.encode(i.claims(), i.keys[next(iter(i.keys))], "RS256"), "no key"),
+    "no key id": (
+        lambda i: jwt.encode(i.claims(), i.keys[next(iter(i.keys))], "RS256"),
+        "no signing key",
+    ),
     "garbage": (lambda _: "a.b.c", "the token is invalid: "),
 }
 

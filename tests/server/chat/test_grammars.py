@@ -184,9 +184,7 @@ def test_grammars_all_of_whose_processes_are_killed(guided: LiveServer) -> None:
     with watched(guided), ThreadPoolExecutor(1) as pool:
         running = pool.submit(asked, guided, ENDLESS, seed=1, **request)
         found = eventually(lambda: followers_of(running, guided))
-        for process in [*of(guided), *found]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill([*of(guided), *found])
         assert running.result().status_code == 422
         assert asked(guided, ENDLESS, max_tokens=9).status_code == 200
 
@@ -194,7 +192,8 @@ def test_grammars_all_of_whose_processes_are_killed(guided: LiveServer) -> None:
 def kill(processes: list[psutil.Process]) -> None:
     """Until each has ended, reaped or not."""
     for process in processes:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     eventually(lambda: not any(map(lives, processes)))
 
 
