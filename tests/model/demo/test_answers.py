@@ -148,5 +148,6 @@ def test_a_sample(demo_once: LiveServer) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_thousand_questions(demo_once: LiveServer) -> None:
     check(demo_once, 1080, 500, least=0.95, least_kind=0.82)
