@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +66,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_engine(tiny: Path) -> Callable[..., Engine]:
     """Engines on the tiny checkpoint in float32, of the given sizes; caches on unless they are set."""
     from model.engine.config import LoadOptions
-    from model.engine.engine import Engine
     from model.engine.loading.load import load_engine
+    from tests.support.engines.engine_runs import resized
 
     loaded = load_engine(tiny, LoadOptions(model="", dtype="float32", max_model_len=2048))
 
-    def make(**sizes: Any) -> Engine:
-        config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded.stop_ids, config)
-
-    return make
+    return partial(resized, loaded)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ from tests.support.servers.wire import AUTHORIZED, HELLO
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
+def said(number: int) -> dict[str, Any]:
+    """A conversation, as chat takes it."""
+    return {"messages": [{"role": "user", "content": f"question {number}"}]}
+
+
 class Stream(threading.Thread):
     """Reads a stream: its status, its text, and how it ended."""
 

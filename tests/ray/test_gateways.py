@@ -6,13 +6,12 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from tests.ray.ray_server import answering, logged_by, start_ray_server, text_of, until_idle
-from tests.ray.streams import Stream, begin
+from tests.ray.streams import Stream, begin, said
 from tests.support.servers.live_server import API_KEY, LiveServer
 from tests.support.servers.wire import AUTHORIZED, chat, check_error
 from tests.support.waiting import eventually
@@ -37,11 +36,6 @@ def ray_server(tiny: Path) -> Iterator[LiveServer]:
     )
     yield live
     assert live.stop() == 0
-
-
-def said(number: int) -> dict[str, Any]:
-    """A conversation, as chat takes it."""
-    return {"messages": [{"role": "user", "content": f"question {number}"}]}
 
 
 def gateway(server: LiveServer, name: str) -> int:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import httpx2
 import pytest
@@ -21,7 +20,7 @@ from tests.ray.ray_server import (
     start_ray_server,
     text_of,
 )
-from tests.ray.streams import GREEDY, Stream
+from tests.ray.streams import GREEDY, Stream, said
 from tests.support.servers.live_server import LiveServer
 from tests.support.servers.wire import AUTHORIZED, chat
 from tests.support.waiting import eventually
@@ -44,11 +43,6 @@ def ray_server(tiny: Path) -> Iterator[LiveServer]:
     )
     yield live
     assert live.stop() == 0
-
-
-def said(number: int) -> dict[str, Any]:
-    """A conversation, as chat takes it."""
-    return {"messages": [{"role": "user", "content": f"question {number}"}]}
 
 
 def whole(server: LiveServer, number: int, tokens: int) -> str:

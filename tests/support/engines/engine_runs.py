@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +18,12 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 BOUNDARY = 1024
 MakeEngine = Callable[..., Engine]
 Answers = dict[tuple[int, int], list[int]]
+
+
+def resized(engine: Engine, **sizes: Any) -> Engine:
+    """Another engine on the same network, with other sizes."""
+    config = replace(engine.config, **sizes)
+    return Engine(engine.network, engine.processor, engine.stop_ids, config)
 
 
 def text_prompt(length: int, seed: int = 0) -> PromptInputs:

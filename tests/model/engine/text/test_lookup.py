@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from model.engine.loading.load import load_engine
 from model.engine.request import SamplingParams
 from model.engine.text.lookup import LONGEST_GUESS, Lookup
 from model.phi3v.inputs.chat import Message
+from tests.support.engines.engine_runs import resized
 
 
 @pytest.fixture(
@@ -32,11 +33,7 @@ def make_repeater(
     make_repeating(directory, period=40)
     loaded = load_engine(directory, LoadOptions("", dtype=request.param, max_model_len=2048))
 
-    def make(**sizes: Any) -> Engine:
-        config = replace(loaded.config, **sizes)
-        return Engine(loaded.network, loaded.processor, loaded.stop_ids, config)
-
-    return make
+    return partial(resized, loaded)
 
 
 def run(
