@@ -23,13 +23,14 @@ class Pauses:
         floor: seconds that it may take in any case; people don't notice shorter pauses.
         streams_per_prompt: number of streams that a waiting prompt counts as. If the prompts count for
             more than the streams, the additional time grows in proportion.
-        bends: whether the cost of a token may be higher in chunks larger than those measured.
+        first_chunk: tokens of the first chunk beside streams, from which chunks grow step by step;
+            None to try the largest at once.
     """
 
     stretch: float
     floor: float
     streams_per_prompt: float
-    bends: bool
+    first_chunk: int | None
 
     def spare_seconds(self, decode: float, num_decoding: int, num_prefilling: int) -> float:
         """Seconds by which a step may exceed one that takes ``decode`` seconds without prefill."""
@@ -37,9 +38,14 @@ class Pauses:
         return spare * max(1.0, self.streams_per_prompt * num_prefilling / num_decoding)
 
 
-CPU_PAUSES = Pauses(stretch=2.0, floor=0.0, streams_per_prompt=4, bends=False)
-# Streams on a GPU pause at most for 3 steps or 50 ms. Times vary, so the aim is a tenth lower.
-GPU_PAUSES = Pauses(stretch=2.7, floor=0.045, streams_per_prompt=1, bends=True)
+CPU_PAUSES = Pauses(stretch=2.0, floor=0.0, streams_per_prompt=4, first_chunk=None)
+AIM = 7 / 8  # of what streams on a GPU may wait, because the times of steps vary
+GPU_PAUSES = Pauses(
+    stretch=3 * AIM,
+    floor=0.05 * AIM,
+    streams_per_prompt=1,
+    first_chunk=256,  # which cost little more than one token: the weights are read once anyway
+)
 
 
 def pauses_on(device_type: str) -> Pauses:
@@ -101,11 +107,13 @@ class Pacing:
     def prefill_budget(self, num_decoding: int, num_prefilling: int) -> int:
         """Maximum number of prefill tokens in the next step."""
         spare = self.spare_seconds(num_decoding, num_prefilling)
-        tokens = None if spare is None else self._prefill_cost.tokens_within(spare)
-        if spare is None or tokens is None:
+        if spare is None:
             return self._prefill_chunk
-        if self._pauses.bends:
-            tokens = min(tokens, self._prefill_cost.safe_tokens(spare))
+        tokens, first = self._prefill_cost.tokens_within(spare), self._pauses.first_chunk
+        if tokens is None:
+            return min(first or self._prefill_chunk, self._prefill_chunk)
+        if first is not None:
+            tokens = min(tokens, max(self._prefill_cost.safe_tokens(spare), first))
         whole = int(tokens) // SMALLEST_CHUNK * SMALLEST_CHUNK
         return min(max(whole, SMALLEST_CHUNK), self._prefill_chunk)
 

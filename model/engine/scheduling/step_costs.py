@@ -136,4 +136,4 @@ class PrefillCost:
         pull = SPREAD * tokens**2
         slope = (covariance + pull * mean) / (variance + pull)
         self.per_token = min(max(slope, LEAST_SLOPE * mean), mean)
-        self.fixed = added - self.per_token * tokens
+        self.fixed = max(added - self.per_token * tokens, 0.0)  # not -1e-18
