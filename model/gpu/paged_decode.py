@@ -12,6 +12,7 @@ N blocks, B slots of a block (16), W widest block table.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -185,17 +186,37 @@ def _traffic(
     chunks: int,
     split: int,
 ) -> Traffic:
-    """Keys and values once per chunk of query rows, queries and results, and partial results."""
+    lengths = length_S.tolist()
+    counts = query_start_S1.diff().tolist() if query_start_S1 is not None else [1] * len(lengths)
+    return paged_traffic(q_THD, cache_layer, lengths, counts, chunks, split)
+
+
+def paged_traffic(
+    q_THD: Tensor,
+    cache_layer: Tensor,
+    lengths: Sequence[int],
+    counts: Sequence[int],
+    chunks: int = 1,
+    split: int = SPLIT,
+) -> Traffic:
+    """Bytes of a launch: keys and values, queries and results, and partial results.
+
+    Args:
+        q_THD: queries.
+        cache_layer: as for ``paged_decode``.
+        lengths: tokens of each sequence.
+        counts: how many of them are queries.
+        chunks: how many times keys and values are read.
+        split: as for ``paged_decode``.
+    """
     heads, dim = q_THD.shape[1:]
-    read = q_THD.nbytes + length_S.nbytes
-    written = q_THD.nbytes
-    starts = query_start_S1.tolist() if query_start_S1 is not None else range(len(length_S) + 1)
-    for s, length in enumerate(length_S.tolist()):
+    read, written = q_THD.nbytes + 4 * len(lengths), q_THD.nbytes
+    for length, count in zip(lengths, counts, strict=True):
         splits = split_count(length, split)
         slots = triton.cdiv(length, BLOCK)
         read += 2 * length * cache_layer[0, 0, :, 0].nbytes * chunks + 4 * slots
         if splits > 1:
-            partial = (starts[s + 1] - starts[s]) * heads * splits * (dim + 2) * 4
+            partial = count * heads * splits * (dim + 2) * 4
             read += partial
             written += partial
     return Traffic(read, written)

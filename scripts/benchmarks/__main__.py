@@ -30,6 +30,7 @@ NAMES = [
     "drift",
     "quantized",
     "kernels",
+    "gpu-plan",
     "pacing",
 ]
 ALONE = ["full"]  # excluded from all: needs most of a machine's memory
@@ -99,6 +100,7 @@ def main() -> None:
         default=["--no-prefix-caching", "--no-prompt-lookup"],
         help="additional flags for our server",
     )
+    flag("--json", action="store_true", help="print JSON instead of tables")
     flag("--smoke", action="store_true", help="run one round on tiny checkpoints, as a test")
     flag("--out", type=Path, default=Path("bench-results"), help="output directory")
     flag(
@@ -109,7 +111,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that cleanup stops the servers
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    names = args.pop("names")
+    names, as_json = args.pop("names"), args.pop("json")
     if args["smoke"]:
         args |= SMOKE
     with tempfile.TemporaryDirectory() as directory:
@@ -117,9 +119,13 @@ def main() -> None:
         if "all" in names:
             names = NAMES + [name for name in ALONE if name in names]
         for name in names:
-            report = importlib.import_module(f"scripts.benchmarks.suites.{name}").run(options)
+            module = f"scripts.benchmarks.suites.{name.replace('-', '_')}"
+            report = importlib.import_module(module).run(options)
             report.write(options.out)
-            print(f"\n{report.markdown()}\nwrote {options.out}/{name}.md, .json and .png\n")
+            if as_json:
+                print((options.out / f"{name}.json").read_text("utf-8"))
+            else:
+                print(f"\n{report.markdown()}\nwrote {options.out}/{name}.md, .json and .png\n")
 
 
 if __name__ == "__main__":
