@@ -1,7 +1,7 @@
 """The one place where kernels are launched, so that a tool can count launches and bytes.
 
-    with intercepted(seen.append):
-        step()
+with intercepted(seen.append):
+    step()
 """
 
 from __future__ import annotations

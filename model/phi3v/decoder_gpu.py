@@ -65,7 +65,9 @@ class GpuDecoder:
         """See ``Decoder``; changes ``hidden_TE`` in place."""
         assert isinstance(attend, FusedAttention)
         added_TE: Tensor | None = None
-        for device, layers in groupby(range(len(self.layer_devices)), self.layer_devices.__getitem__):
+        for device, layers in groupby(
+            range(len(self.layer_devices)), self.layer_devices.__getitem__
+        ):
             if hidden_TE.device != device:
                 hidden_TE, cos_TD, sin_TD = (x.to(device) for x in (hidden_TE, cos_TD, sin_TD))
                 added_TE = None if added_TE is None else added_TE.to(device)

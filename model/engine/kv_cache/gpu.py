@@ -26,7 +26,6 @@ from model.gpu.rope_store import BLOCK, split_rope_store
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.transfer import to_device
 
-
 LEAST_QUERIES = 256  # sequences times tokens that can read in place, even with few sequences
 
 
@@ -100,9 +99,7 @@ class GpuKVCache:
         self.blocks = torch.empty(shape, dtype=dtype, device=device)
         self.tables = BlockTables(rows, max_blocks, device)
         self._queries = max(rows, LEAST_QUERIES)
-        self.scratch = DecodeScratch.allocate(
-            self._queries, 1, heads, head_dim, max_blocks, device
-        )
+        self.scratch = DecodeScratch.allocate(self._queries, 1, heads, head_dim, max_blocks, device)
         self._heads, self._prefill = heads, prefill
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +29,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Prefill(Protocol):
     """Prepares the attention of one call, for all layers."""
 
-    def __call__(
-        self, queries: Sequence[int], keys: Sequence[int], device: torch.device
-    ) -> Attend:
+    def __call__(self, queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Attend:
         """Return ``(q (Q, H, D), k (L, G, D), v (L, G, D)) -> output (Q, H, D)``.
 
         Args:
@@ -51,7 +49,9 @@ def sdpa(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> A
         outputs = []
         for q, k, v, mask in pieces:
             output = scaled_dot_product_attention(
-                *(x.transpose(0, 1)[None] for x in (q, k, v)),
+                q.transpose(0, 1)[None],
+                k.transpose(0, 1)[None],
+                v.transpose(0, 1)[None],
                 attn_mask=mask,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
@@ -75,9 +75,10 @@ def varlen(queries: Sequence[int], keys: Sequence[int], device: torch.device) ->
 
     def attend(q_QHD: Tensor, k_LGD: Tensor, v_LGD: Tensor) -> Tensor:
         # Older versions have no enable_gqa, so it is not passed for other models.
-        gqa = {"enable_gqa": True} if q_QHD.shape[1] != k_LGD.shape[1] else {}
+        gqa: dict[str, Any] = {"enable_gqa": True} if q_QHD.shape[1] != k_LGD.shape[1] else {}
         # Causal, aligned to each sequence's last position.
-        return varlen_attn(q_QHD, k_LGD, v_LGD, *sizes, window_size=(-1, 0), **gqa)
+        output_QHD: Any = varlen_attn(q_QHD, k_LGD, v_LGD, *sizes, window_size=(-1, 0), **gqa)
+        return output_QHD
 
     return attend
 

@@ -173,7 +173,13 @@ def _logits(engine: Engine, text: Text) -> Tensor:
     if image is not None:
         [embedding] = network.vision([image.pixels], [image.grid])
         hidden_TE[token_T < 0] = embedding.to(hidden_TE)
-    cache = make_kv_cache(network.config, engine.config, network.dtype, decoder.layer_devices)
+    cache = make_kv_cache(
+        network.config,
+        engine.config,
+        network.dtype,
+        decoder.layer_devices,
+        decoder.fuses_attention,
+    )
     rope = LongRope(network.config, decoder.device)
     position_T = torch.arange(len(ids), device=decoder.device)
     regime_T = torch.full_like(position_T, int(rope.regime(len(ids))))

@@ -88,7 +88,8 @@ def _is_view(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
 def count_step(config: Phi3VConfig, rows: int, length: int) -> Step:
     """Run a decode step of ``rows`` sequences that hold ``length`` tokens each."""
     with META:
-        model = Phi3VForCausalLM(config).to(torch.bfloat16)
+        model = Phi3VForCausalLM(config)
+    model.bfloat16()
     decoder, rope = GpuDecoder(model), LongRope(config, META)
     blocks = -(-length // 16)
     cache = GpuKVCache(
@@ -97,7 +98,9 @@ def count_step(config: Phi3VConfig, rows: int, length: int) -> Step:
     step, queries = Step(rows, length), cache.new_output(rows)
 
     def counted(launch: Launch) -> None:
-        if launch.kernel == "paged_decode_kernel":  # its bytes depend on lengths, which have no data
+        if (
+            launch.kernel == "paged_decode_kernel"
+        ):  # its bytes depend on lengths, which have no data
             traffic = paged_traffic(queries, cache.blocks[0], [length] * rows, [1] * rows)
         else:
             traffic = launch.traffic()

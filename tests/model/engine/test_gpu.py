@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+
 from model.engine.kv_cache.gpu import GpuKVCache
 from model.engine.request import TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.engine.request import SamplingParams
-from model.engine.sampling.logits_processors import process
 from model.engine.sampling.drawing import uniform
+from model.engine.sampling.logits_processors import process
 from model.engine.sampling.sampler import sample
 from model.engine.scheduling.sequence import Sequence
 from model.engine.text.detokenizer import Detokenizer
