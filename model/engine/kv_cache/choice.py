@@ -24,11 +24,6 @@ def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def block_size(device: torch.device) -> int:
-    """Positions in a KV block: the fewest that the device's kernels support, to waste little."""
-    return kv_cache_cuda.BLOCK_SIZE if on_cuda(device) else 16
-
-
 def on_cuda(device: torch.device) -> bool:
     """Whether torch calls a device a CUDA device."""
     return device.type == "cuda"

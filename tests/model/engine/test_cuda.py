@@ -18,7 +18,6 @@ from torch.nn.attention import varlen
 
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
-from model.engine.kv_cache.choice import block_size
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
 from model.engine.request import TextDelta
@@ -104,7 +103,7 @@ def test_the_engine_runs_without_the_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", refuses)
-    engine = make_engine(gpu_model, tiny, block_size=block_size(torch.device("cpu")), num_blocks=60)
+    engine = make_engine(gpu_model, tiny, block_size=256, num_blocks=60)
     assert run(engine, LENGTHS) == expected
     assert not tapes
 
