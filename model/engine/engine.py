@@ -27,6 +27,7 @@ from model.engine.kv_cache.choice import make_kv_cache
 from model.engine.policy import GRAMMAR_PATIENCE, Policy
 from model.engine.request import Output, Result, SamplingParams, SequenceKey
 from model.engine.sampling.acceptance import Acceptance
+from model.engine.sampling.drawing import make_draw
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 TOWER_SECONDS = 0.25  # per step without running streams; longer would delay aborts
 
-MakeRunner = Callable[[Decoder, PagedCache, LongRope, Policy, int], Runner]
+MakeRunner = Callable[[Decoder, PagedCache, LongRope, Policy], Runner]
 
 
 class Engine:
@@ -76,7 +77,10 @@ class Engine:
         self.stop_ids = frozenset(i for i in stop_ids if i < self._vocabulary)
         device = network.decoder.device
         rope = LongRope(network.config, device)
-        cache = make_kv_cache(network.config, config, network.dtype, network.decoder.layer_devices)
+        decoder = network.decoder
+        cache = make_kv_cache(
+            network.config, config, network.dtype, decoder.layer_devices, decoder.fuses_attention
+        )
         policy = Policy.of(config)
         self._make_sequences = SequenceFactory(processor.tokenizer, self.stop_ids, config, policy)
         self.blocks = BlockManager(config.num_blocks, config.block_size, policy.prefix_caching)
@@ -84,8 +88,7 @@ class Engine:
         self.scheduler = Scheduler(
             config, policy, self.blocks, rope, self._pacing, cache.copy_block
         )
-        max_blocks = self.blocks.blocks_for(config.max_model_len)
-        runner = make_runner(network.decoder, cache, rope, policy, max_blocks)
+        runner = make_runner(decoder, cache, rope, policy)
         self._kv_cache_kind, self._graph_rows = type(cache).__name__, runner.graph_rows
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
         self.vision = VisionRunner(network.vision, embeddings, policy.single_images)
@@ -96,7 +99,8 @@ class Engine:
         token_masks = TokenMasks(
             config.max_num_seqs, self._vocabulary, device, policy.grammar_patience
         )
-        self._compute = StepRunner(runner, token_masks)
+        draw = make_draw(decoder.fuses_attention, self._vocabulary)
+        self._compute = StepRunner(runner, token_masks, draw)
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(

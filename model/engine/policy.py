@@ -13,6 +13,8 @@ from model.engine.config import EngineConfig
 from model.engine.grammars.follower import STALL_SECONDS
 
 MOST_TOGETHER = 32  # tokens that one step may add to a sequence
+GUESSES = (3, 7, 15)  # tokens that a sequence may guess in a step with a CUDA graph
+MOST_VERIFIED = 256  # tokens of such a step; more are no cheaper than without a graph
 GRAMMAR_PATIENCE = 0.05  # seconds that a step waits for grammars, pausing all its streams
 
 
@@ -30,7 +32,7 @@ class Policy:
             tokens one at a time.
         fixed_rows: if positive, pad batches of single tokens to this many rows, and compute chunks of
             prompts alone.
-        graph_rows: batch sizes with CUDA graphs, ascending.
+        graph_sizes: sizes of CUDA graphs: numbers of sequences, and of tokens for each.
         single_images: run the vision tower on one image at a time.
         grammar_patience: maximum seconds that a step waits for grammars; sequences with later
             grammars skip the step.
@@ -43,7 +45,7 @@ class Policy:
     most_together: int
     fixed_chunks: bool
     fixed_rows: int
-    graph_rows: tuple[int, ...]
+    graph_sizes: tuple[tuple[int, int], ...]
     single_images: bool
     grammar_patience: float
 
@@ -60,12 +62,11 @@ class Policy:
                 most_together=1,  # after a preemption tokens are recomputed one at a time
                 fixed_chunks=True,
                 fixed_rows=rows,
-                graph_rows=(rows,),
+                graph_sizes=((rows, 1),),
                 single_images=True,
                 # Long enough for every grammar: skipping a step would change the chunks.
                 grammar_patience=2 * STALL_SECONDS,
             )
-        powers_of_two = [1 << exponent for exponent in range((rows - 1).bit_length())]
         return cls(
             prefix_caching=config.prefix_caching,
             shared_prompts=True,
@@ -74,7 +75,17 @@ class Policy:
             most_together=MOST_TOGETHER,
             fixed_chunks=False,
             fixed_rows=0,
-            graph_rows=(*powers_of_two, rows),
+            graph_sizes=_graph_sizes(rows),
             single_images=False,
             grammar_patience=GRAMMAR_PATIENCE,
         )
+
+
+def _graph_sizes(max_rows: int) -> tuple[tuple[int, int], ...]:
+    """Sizes close enough together that few rows of a step are unused."""
+    rows = [*(n for n in (1, 2, 4) if n < max_rows), *range(8, max_rows, 8), max_rows]
+    verifying = [(n, 1 + guess) for n in rows for guess in GUESSES]
+    return (
+        *((n, 1) for n in rows),
+        *((n, tokens) for n, tokens in verifying if n * tokens <= MOST_VERIFIED),
+    )

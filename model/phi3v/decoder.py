@@ -2,8 +2,8 @@
 
 Everything but attention works on single tokens, so sequences need no padding. Attention is an argument;
 it gets a layer's queries, keys and values, and owns the KV cache. The weights are those of
-``Phi3VForCausalLM``. This implementation runs on any device; ``decoder_cpu`` is faster on CPUs that it
-supports.
+``Phi3VForCausalLM``. This implementation runs on any device; ``decoder_cpu`` and ``decoder_gpu``
+are faster where they are supported.
 
 Shape suffixes: T tokens of all sequences, E hidden size, H query heads, G key-value heads,
 D head dim, S tokens that need logits, V vocabulary.
@@ -37,12 +37,14 @@ class Decoder(Protocol):
         device: of all arguments and results, except those of attention.
         layer_devices: of each layer and its attention.
         batch_invariant: whether results are bit-identical regardless of batching.
+        fuses_attention: whether attention must be a ``decoder_gpu.FusedAttention``.
     """
 
     dtype: torch.dtype
     device: torch.device
     layer_devices: list[torch.device]
     batch_invariant: bool
+    fuses_attention: bool
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings ``(T, E)`` of int64 ``token_ids``."""
@@ -51,11 +53,11 @@ class Decoder(Protocol):
     def __call__(
         self, hidden_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, attend: Attention
     ) -> Tensor:
-        """Hidden states ``(T, E)`` after all layers, before the final norm."""
+        """Hidden states ``(T, E)`` after all layers, for ``logits``. May change ``hidden_TE``."""
         ...
 
     def logits(self, hidden_SE: Tensor) -> Tensor:
-        """Float32 logits ``(S, V)`` of final hidden states."""
+        """Float32 logits ``(S, V)`` of hidden states after all layers."""
         ...
 
 
@@ -63,6 +65,7 @@ class TorchDecoder:
     """The decoder with torch's operators, on one or several devices of any kind; see ``Decoder``."""
 
     batch_invariant = False
+    fuses_attention = False
 
     def __init__(self, model: Phi3VForCausalLM) -> None:
         self._model = model

@@ -62,6 +62,7 @@ class CpuDecoder:
     """
 
     batch_invariant = True
+    fuses_attention = False
 
     def __init__(self, model: Phi3VForCausalLM) -> None:
         config = model.config

@@ -42,8 +42,7 @@ def make_network(model: Phi3VForCausalLM) -> Network:
 
 def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
     if model.device.type != "cpu":
-        use_torch_kernels(model)
-        return TorchDecoder(model)
+        return _make_gpu_decoder(model)
     try:
         from model.phi3v.decoder_cpu import CpuDecoder, unsupported_reason
     except ImportError as error:
@@ -55,4 +54,18 @@ def _make_decoder(model: Phi3VForCausalLM) -> Decoder:
     logger.warning("using the uncompiled decoder, which is slower: %s", reason)
     use_torch_kernels(model)
     use_onednn(model)
+    return TorchDecoder(model)
+
+
+def _make_gpu_decoder(model: Phi3VForCausalLM) -> Decoder:
+    use_torch_kernels(model)
+    try:
+        from model.phi3v.decoder_gpu import GpuDecoder, unsupported_reason
+    except ImportError as error:
+        reason: str | None = str(error)
+    else:
+        reason = unsupported_reason(model)
+        if reason is None:
+            return GpuDecoder(model)
+    logger.warning("decoding without fused kernels and CUDA graphs, which is slower: %s", reason)
     return TorchDecoder(model)

@@ -51,9 +51,11 @@ class LongRope:
             self.original_length = config.original_max_position_embeddings
             scaling = attention_scaling(config.max_position_embeddings, self.original_length)
         self.scaling = scaling
-        self.inv_freq_RF = torch.stack(
+        inv_freq_RF = torch.stack(
             [1.0 / (torch.tensor(factor, dtype=torch.float32) * base_F) for factor in factors]
-        ).to(device)
+        )
+        # Twice, because both halves of a head are rotated by the same angles.
+        self.inv_freq_RD = torch.cat((inv_freq_RF, inv_freq_RF), dim=-1).to(device)
 
     def regime(self, length: int) -> RopeRegime:
         """The regime of a sequence with ``length`` tokens."""
@@ -65,13 +67,15 @@ class LongRope:
         """Cos and sin of shape ``(T, D)``, scaled, in ``dtype``.
 
         Args:
-            position_T: int64 positions in the sequences, from 0.
-            regime_T: int64 ``RopeRegime`` of each token's sequence.
+            position_T: integer positions in the sequences, from 0.
+            regime_T: integer ``RopeRegime`` of each token's sequence.
             dtype: of the results.
         """
-        angle_TF = position_T[:, None].float() * self.inv_freq_RF[regime_T]
-        angle_TD = torch.cat((angle_TF, angle_TF), dim=-1)
-        return (angle_TD.cos() * self.scaling).to(dtype), (angle_TD.sin() * self.scaling).to(dtype)
+        angle_TD = position_T[:, None] * self.inv_freq_RD[regime_T]
+        cos_TD, sin_TD = (torch.empty_like(angle_TD, dtype=dtype) for _ in range(2))
+        torch.mul(angle_TD.cos(), self.scaling, out=cos_TD)
+        torch.mul(angle_TD.sin(), self.scaling, out=sin_TD)
+        return cos_TD, sin_TD
 
 
 def attention_scaling(max_length: int, original_length: int) -> float:

@@ -6,21 +6,23 @@ sequences sampled, V vocabulary.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from model.engine.execution.cuda_graphs import DecodeGraphs, make_decode_graphs
 from model.engine.kv_cache.base import PagedCache, Span
 from model.engine.policy import Policy
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.scheduler import Chunk, sampled_tokens
 from model.phi3v.decoder import Attention, Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 
+if TYPE_CHECKING:
+    from model.engine.execution.cuda_graphs import DecodeGraphs
 
-def make_runner(
-    decoder: Decoder, cache: PagedCache, rope: LongRope, policy: Policy, max_blocks: int
-) -> Runner:
+
+def make_runner(decoder: Decoder, cache: PagedCache, rope: LongRope, policy: Policy) -> Runner:
     """Create an engine's runner, with CUDA graphs if possible.
 
     Args:
@@ -28,9 +30,16 @@ def make_runner(
         cache: the KV cache.
         rope: of the model.
         policy: of the engine.
-        max_blocks: maximum number of blocks of a sequence.
     """
-    graphs = make_decode_graphs(decoder, cache, rope, policy.graph_rows, max_blocks)
+    graphs = None
+    if decoder.fuses_attention and len(set(decoder.layer_devices)) == 1:
+        # Only GPUs have what these modules import.
+        from model.engine.execution.cuda_graphs import Size, make_decode_graphs
+        from model.engine.kv_cache.gpu import GpuKVCache
+
+        assert isinstance(cache, GpuKVCache)
+        sizes = [Size(*size) for size in policy.graph_sizes]
+        graphs = make_decode_graphs(decoder, cache, rope, sizes)
     return Runner(decoder, cache, rope, policy.fixed_rows, graphs)
 
 
@@ -39,7 +48,7 @@ class Runner:
 
     Args:
         fixed_rows: see ``Policy``; ignored if the decoder is batch invariant.
-        graphs: CUDA graphs for steps of single tokens, if any.
+        graphs: CUDA graphs for decode steps, if any.
     """
 
     def __init__(
@@ -59,8 +68,9 @@ class Runner:
 
     @property
     def graph_rows(self) -> tuple[int, ...]:
-        """Batch sizes with CUDA graphs."""
-        return () if self._graphs is None else tuple(self._graphs.rows)
+        """Numbers of sequences with CUDA graphs for one token each, ascending."""
+        sizes = () if self._graphs is None else self._graphs.sizes
+        return tuple(size.rows for size in sizes if size.tokens_per_row == 1)
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks; returns float32 logits ``(S, V)``, ``num_sampled`` rows per chunk."""
@@ -79,18 +89,14 @@ class Runner:
 
     def _compute(self, chunks: list[Chunk], rows: int) -> Tensor:
         """Logits of the chunks that sample, computed in a batch padded to ``rows`` if not 0."""
-        if self._graphs is not None and all(chunk.is_text_token for chunk in chunks):
-            return self._graphs.run(chunks)
+        if self._graphs is not None and (logits_SV := self._graphs.run(chunks)) is not None:
+            return logits_SV
         hidden_TE = self._embed(chunks)
         position_T = self._tensor([c.start + i for c in chunks for i in range(len(c))])
         regime_T = self._tensor([int(c.sequence.regime) for c in chunks for _ in range(len(c))])
         spans = [Span(c.sequence.block_table, c.start, c.start + len(c)) for c in chunks]
         attend = self._cache.attention(spans)
-        end = 0
-        sampled: list[int] = []
-        for chunk in chunks:
-            end += len(chunk)
-            sampled += range(end - chunk.num_sampled, end)
+        sampled_S = self._tensor(sampled_tokens(chunks))
         if rows:
             count = len(hidden_TE)
             attend = _Padded(attend, count)
@@ -101,8 +107,8 @@ class Runner:
         cos_TD, sin_TD = self._rope.cos_sin(position_T, regime_T, self._decoder.dtype)
         hidden_TE = self._decoder(hidden_TE, cos_TD, sin_TD, attend)
         if rows:  # a fixed batch size for the head too
-            return self._decoder.logits(hidden_TE)[sampled]
-        return self._decoder.logits(hidden_TE[sampled])
+            return self._decoder.logits(hidden_TE)[sampled_S]
+        return self._decoder.logits(hidden_TE[sampled_S])
 
     def _embed(self, chunks: list[Chunk]) -> Tensor:
         """Embeddings of the chunks' tokens, with image embeddings at image positions."""
@@ -121,7 +127,7 @@ class Runner:
         return embedded_TE
 
     def _tensor(self, values: list[int]) -> Tensor:
-        return to_device(torch.tensor(values), self._device)
+        return to_device(torch.tensor(values, dtype=torch.int64), self._device)
 
 
 class _Padded:

@@ -11,9 +11,11 @@ from itertools import islice
 import torch
 
 from model.engine.execution.runner import Runner
+from model.engine.sampling.drawing import Draw
 from model.engine.sampling.sampler import Sample, sample
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.scheduler import Chunk
+from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +28,13 @@ class StepRunner:
     Args:
         runner: runs the decoder.
         token_masks: the grammars' masks.
+        draw: chooses tokens.
     """
 
-    def __init__(self, runner: Runner, token_masks: TokenMasks) -> None:
+    def __init__(self, runner: Runner, token_masks: TokenMasks, draw: Draw) -> None:
         self._runner = runner
         self._token_masks = token_masks
+        self._draw = draw
 
     def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
         """Compute the chunks; returns them with their samples, and failed ones with their exceptions.
@@ -64,9 +68,13 @@ class StepRunner:
             self._token_masks.wait([sequence for sequence, _ in rows])
             in_time = [i for i, (sequence, _) in enumerate(rows) if not sequence.is_late]
             if len(in_time) < len(rows):
-                logits_SV, rows = logits_SV[in_time], [rows[i] for i in in_time]
+                rows = [rows[i] for i in in_time]
+                row_S = to_device(torch.tensor(in_time, dtype=torch.int64), logits_SV.device)
+                logits_SV = logits_SV.index_select(0, row_S)
             sampled, ahead = [sequence for sequence, _ in rows], [number for _, number in rows]
-            samples = sample(logits_SV, sampled, self._token_masks, ahead) if rows else []
+            samples = (
+                sample(logits_SV, sampled, self._token_masks, ahead, self._draw) if rows else []
+            )
         except torch.AcceleratorError:
             raise
         except Exception as error:

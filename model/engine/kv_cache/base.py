@@ -2,7 +2,7 @@
 
 A block holds the keys and values of ``block_size`` positions (slots); a block table maps a sequence's
 positions to blocks. ``attention`` prepares a step once, and the decoder calls the result for each
-layer. This implementation runs on any torch device; ``cpu`` and ``cuda`` are faster on theirs.
+layer. This implementation runs on any torch device; ``cpu`` and ``gpu`` are faster on theirs.
 
 Shape suffixes: T tokens of a step, H query heads, G key-value heads, D head dim, L positions of one
 sequence, Q tokens of one span, N blocks, B slots of a block.
@@ -51,10 +51,8 @@ class KVCache:
     """Storage for ``num_blocks`` blocks in every layer.
 
     Attributes:
-        keys, values: ``(layers, N, G, B, D)``, or ``(layers, N, B, G, D)`` if ``heads_first`` is False.
+        keys, values: ``(layers, N, G, B, D)``.
     """
-
-    heads_first = True
 
     def __init__(
         self,
@@ -68,11 +66,15 @@ class KVCache:
         self.device = device
         heads = config.num_key_value_heads or config.num_attention_heads
         head_dim = config.hidden_size // config.num_attention_heads
-        block = (heads, block_size) if self.heads_first else (block_size, heads)
-        shape = (config.num_hidden_layers, num_blocks, *block, head_dim)
+        shape = (config.num_hidden_layers, num_blocks, heads, block_size, head_dim)
         # Not zeroed, so that the system provides memory only as sequences fill it.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.keys)
 
     def attention(self, spans: list[Span]) -> Attention:
         """See ``PagedCache``."""

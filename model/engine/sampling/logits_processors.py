@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.engine.request import SamplingParams
 from model.engine.scheduling.sequence import Sequence
+from model.phi3v.transfer import to_device
 
 LARGEST = 1e30  # magnitude of a processed logit: stays finite when divided by a temperature
 
@@ -66,15 +67,15 @@ def _presence_and_frequency(logits_V: Tensor, sequence: Sequence) -> None:
 def _bias(logits_V: Tensor, sequence: Sequence) -> None:
     bias = sequence.params.logit_bias
     if bias:
-        values = torch.tensor(list(bias.values()), dtype=logits_V.dtype, device=logits_V.device)
-        logits_V[_ids(list(bias), logits_V)] += values
+        values = torch.tensor(list(bias.values()), dtype=logits_V.dtype)
+        logits_V[_ids(list(bias), logits_V)] += to_device(values, logits_V.device)
 
 
 def _not_yet(logits_V: Tensor, sequence: Sequence) -> None:
     """Forbid stop tokens before ``min_tokens``."""
     if sequence.num_output < sequence.params.min_tokens and sequence.stop_ids:
-        logits_V[_ids(list(sequence.stop_ids), logits_V)] = -torch.inf
+        logits_V.index_fill_(0, _ids(list(sequence.stop_ids), logits_V), -torch.inf)
 
 
 def _ids(token_ids: list[int], logits_V: Tensor) -> Tensor:
-    return torch.tensor(token_ids, dtype=torch.int64, device=logits_V.device)
+    return to_device(torch.tensor(token_ids, dtype=torch.int64), logits_V.device)

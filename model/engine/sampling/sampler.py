@@ -1,11 +1,10 @@
 """Samples one token per row from a step's logits, all rows at once.
 
-A sampled row derives one random number from its seed and position and looks it up in its cumulative
-distribution. So the result does not depend on other rows, on the device's random state, or on whether
-the token was guessed. Log probabilities are of the raw logits, before penalties and temperature.
+Log probabilities are of the raw logits, before penalties and temperature. The device is waited for
+once, when everything is computed.
 
-Shape suffixes: S sequences sampled in the step, R rows that are not greedy, V vocabulary,
-K candidate tokens.
+Shape suffixes: S sequences sampled in the step, R rows with log probabilities, V vocabulary,
+K most probable tokens.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.engine.request import SamplingParams
+from model.engine.sampling.drawing import Draw, Row, draw
 from model.engine.sampling.logits_processors import process
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.sequence import Sequence
-
-GREEDY_BELOW = 1e-5  # a temperature below this would overflow the scaled logits
-CANDIDATES = 256  # most probable tokens; more need a sort of the whole vocabulary
+from model.phi3v.transfer import to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ def sample(
     sequences: Rows[Sequence],
     token_masks: TokenMasks | None = None,
     ahead: Rows[int] | None = None,
+    choose: Draw = draw,
 ) -> list[Sample]:
     """Sample the next token of each row.
 
@@ -51,127 +49,30 @@ def sample(
         sequences: the sequence of each row.
         token_masks: masks of sequences with grammars.
         ahead: number of guessed tokens between a sequence's end and the row's token.
+        choose: chooses tokens from processed logits.
     """
     processed_SV = process(logits_SV, sequences)
     if token_masks is not None:
         processed_SV = token_masks.apply(processed_SV, sequences)
-    token_S = processed_SV.argmax(dim=-1)
-    rows = [i for i, s in enumerate(sequences) if s.params.temperature >= GREEDY_BELOW]
-    if rows:
-        uniforms = [
-            uniform(sequences[i].seed, sequences[i].num_output + (ahead[i] if ahead else 0))
-            for i in rows
-        ]
-        token_S[rows] = _draw(processed_SV[rows], [sequences[i].params for i in rows], uniforms)
-    tokens: list[int] = token_S.tolist()
-    samples = [Sample(token) for token in tokens]
-    reported = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
-    if reported:
-        logprobs_RV = torch.log_softmax(logits_SV[reported], dim=-1)
-        for row, i in zip(logprobs_RV, reported, strict=True):
-            samples[i] = _with_logprobs(tokens[i], row, sequences[i].params.logprobs or 0)
+    numbers = ahead or [0] * len(sequences)
+    rows = [
+        Row(sequence.params, sequence.seed, sequence.num_output + number)
+        for sequence, number in zip(sequences, numbers, strict=True)
+    ]
+    token_S = choose(processed_SV, rows)
+    asked = {i: s.params.logprobs for i, s in enumerate(sequences) if s.params.logprobs is not None}
+    if not asked:
+        (token_S,) = to_host(token_S)
+        return [Sample(token_id) for token_id in token_S.tolist()]
+    reported_R = to_device(torch.tensor(list(asked)), logits_SV.device)
+    logprob_RV = torch.log_softmax(logits_SV.index_select(0, reported_R), dim=-1)
+    chosen_R1 = logprob_RV.gather(1, token_S.index_select(0, reported_R)[:, None])
+    best = logprob_RV.topk(max(asked.values()))
+    token_S, chosen_R1, value_RK, index_RK = to_host(token_S, chosen_R1, best.values, best.indices)
+    samples = [Sample(token_id) for token_id in token_S.tolist()]
+    for (i, top), chosen, values, indices in zip(
+        asked.items(), chosen_R1.tolist(), value_RK.tolist(), index_RK.tolist(), strict=True
+    ):
+        pairs = tuple(zip(indices[:top], values[:top], strict=True))
+        samples[i] = Sample(samples[i].token_id, chosen[0], pairs)
     return samples
-
-
-def _with_logprobs(token_id: int, logprobs_V: Tensor, top: int) -> Sample:
-    best = logprobs_V.topk(top)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return Sample(token_id, float(logprobs_V[token_id]), tuple(pairs))
-
-
-def _draw(logits_RV: Tensor, params: Rows[SamplingParams], uniforms: Rows[float]) -> Tensor:
-    """Sample rows by temperature, top_k, top_p and min_p; returns int64 ``(R,)``."""
-    device = logits_RV.device
-    temperature_R = torch.tensor([p.temperature for p in params], device=device)
-    scaled_RV = logits_RV / temperature_R[:, None]
-    uniform_R = torch.tensor(uniforms, dtype=torch.float64, device=device)
-    token_R = torch.empty(len(params), dtype=torch.int64, device=device)
-    whole = [i for i, p in enumerate(params) if p.top_p >= 1 and not p.top_k and not p.min_p]
-    if whole:
-        token_R[whole] = _invert(scaled_RV[whole].softmax(-1), uniform_R[whole])
-    cut = [i for i in range(len(params)) if i not in whole]
-    if cut:
-        token_R[cut] = _draw_cut(scaled_RV[cut], uniform_R[cut], [params[i] for i in cut])
-    return token_R
-
-
-@dataclass(frozen=True)
-class _Cuts:
-    """Truncation parameters of some rows; a ``top_k_R`` of ``vocabulary`` keeps all tokens."""
-
-    vocabulary: int
-    top_k_R: Tensor
-    top_p_R: Tensor
-    min_p_R: Tensor
-
-    @classmethod
-    def of(cls, params: Rows[SamplingParams], vocabulary: int, device: torch.device) -> _Cuts:
-        return cls(
-            vocabulary,
-            torch.tensor([min(p.top_k or vocabulary, vocabulary) for p in params], device=device),
-            torch.tensor([p.top_p for p in params], device=device),
-            torch.tensor([p.min_p for p in params], device=device),
-        )
-
-    def rows(self, which: Tensor) -> _Cuts:
-        return _Cuts(self.vocabulary, self.top_k_R[which], self.top_p_R[which], self.min_p_R[which])
-
-    def weights(self, prob_RK: Tensor) -> Tensor:
-        """Probabilities of candidates, best first, with truncated ones set to 0."""
-        rank_K = torch.arange(prob_RK.shape[1], device=prob_RK.device)
-        weight_RK = prob_RK * (rank_K < self.top_k_R[:, None])
-        # top_p is relative to the probability that top_k leaves.
-        before_RK = weight_RK.cumsum(-1) - weight_RK
-        mass_R = torch.where(self.top_k_R == self.vocabulary, 1.0, weight_RK.sum(-1))
-        in_top_p_RK = before_RK < (self.top_p_R * mass_R)[:, None]
-        in_min_p_RK = prob_RK >= self.min_p_R[:, None] * prob_RK[:, :1]
-        in_top_p_RK[:, 0] = True  # top_p of 0 keeps the best token
-        return weight_RK * (in_top_p_RK & in_min_p_RK)
-
-
-def _draw_cut(scaled_RV: Tensor, uniform_R: Tensor, params: Rows[SamplingParams]) -> Tensor:
-    """Sample truncated rows, from their most probable tokens if those suffice."""
-    vocabulary = scaled_RV.shape[-1]
-    cuts = _Cuts.of(params, vocabulary, scaled_RV.device)
-    prob_RV = scaled_RV.softmax(-1)
-    best = prob_RV.topk(min(CANDIDATES, vocabulary))
-    # They suffice if top_k is within the candidates, or if it is unset and they reach top_p.
-    enough_R = (cuts.top_k_R <= best.values.shape[1]) | (
-        (cuts.top_k_R == vocabulary) & (best.values.sum(-1) > cuts.top_p_R)
-    )
-    token_R = torch.empty_like(cuts.top_k_R)
-
-    def draw(rows_R: Tensor, prob_RK: Tensor, index_RK: Tensor) -> None:
-        weight_RK = cuts.rows(rows_R).weights(prob_RK)
-        chosen_R = _invert(weight_RK, uniform_R[rows_R])
-        token_R[rows_R] = index_RK.gather(1, chosen_R[:, None])[:, 0]
-
-    if bool(enough_R.any()):
-        draw(enough_R, best.values[enough_R], best.indices[enough_R])
-    if not bool(enough_R.all()):
-        draw(~enough_R, *prob_RV[~enough_R].sort(dim=-1, descending=True))
-    return token_R
-
-
-def _invert(weight_RK: Tensor, uniform_R: Tensor) -> Tensor:
-    """Index at which each row's cumulative weight exceeds its uniform number times the total."""
-    cumulative_RK = weight_RK.double().cumsum(-1)
-    total_R = cumulative_RK[:, -1]
-    target_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
-    index_R = torch.searchsorted(cumulative_RK, target_R[:, None], right=True)[:, 0]
-    # With NaN weights the search returns the end; the index must still be valid.
-    return index_R.clamp_(max=weight_RK.shape[1] - 1)
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends only on seed and position (SplitMix64)."""
-    mask = (1 << 64) - 1
-    z = (_mix(seed & mask) + 0x9E3779B97F4A7C15 * (position + 1)) & mask
-    return (_mix(z) >> 11) / (1 << 53)
-
-
-def _mix(z: int) -> int:
-    mask = (1 << 64) - 1
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)

@@ -68,9 +68,10 @@ class TokenMasks:
         if len(rows) == len(logits_SV):
             self._kernel(logits_SV, masks_GB, logits_SV)
         else:
-            logits_GV = logits_SV[rows]
+            row_G = to_device(torch.tensor(rows), logits_SV.device)
+            logits_GV = logits_SV.index_select(0, row_G)
             self._kernel(logits_GV, masks_GB, logits_GV)
-            logits_SV[rows] = logits_GV
+            logits_SV.index_copy_(0, row_G, logits_GV)
         return logits_SV
 
     def _fill(self, sequences: list[Sequence]) -> Tensor:

@@ -57,6 +57,16 @@ class Chunk:
         return len(self) == 1 and self.sequence.token_ids[self.start] >= 0
 
 
+def sampled_tokens(chunks: list[Chunk]) -> list[int]:
+    """Which of a step's packed tokens have sampled successors."""
+    sampled: list[int] = []
+    end = 0
+    for chunk in chunks:
+        end += len(chunk)
+        sampled += range(end - chunk.num_sampled, end)
+    return sampled
+
+
 class Scheduler:
     """The waiting queue, the running sequences and their blocks.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.phi3v.transfer import to_device
+
 
 class Counts:
     """Token counts of a growing sequence.
@@ -25,7 +27,7 @@ class Counts:
         if self._counts_V is None:
             self._counts_V = torch.zeros_like(logits_V)
         new = [token_id for token_id in token_ids[self._counted :] if token_id >= 0]
-        ids = torch.tensor(new, dtype=torch.int64, device=logits_V.device)
+        ids = to_device(torch.tensor(new, dtype=torch.int64), logits_V.device)
         self._counts_V.index_add_(0, ids, torch.ones_like(ids, dtype=logits_V.dtype))
         self._counted = len(token_ids)
         return self._counts_V

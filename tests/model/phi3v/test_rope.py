@@ -54,5 +54,5 @@ def test_default_rope() -> None:
     config = Phi3VConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=512)
     rope = LongRope(config)
     assert rope.regime(512) is RopeRegime.SHORT
-    assert torch.equal(rope.inv_freq_RF[0], rope.inv_freq_RF[1])
+    assert torch.equal(rope.inv_freq_RD[0], rope.inv_freq_RD[1])
     assert rope.scaling == 1.0

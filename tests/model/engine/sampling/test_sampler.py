@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from model.engine.request import SamplingParams
 from model.engine.sampling.logits_processors import process
-from model.engine.sampling.sampler import sample, uniform
+from model.engine.sampling.drawing import uniform
+from model.engine.sampling.sampler import sample
 from model.engine.scheduling.sequence import Sequence
 from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.inputs.processing import PromptInputs

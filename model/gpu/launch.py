@@ -1,0 +1,63 @@
+"""The one place where kernels are launched, so that a tool can count launches and bytes.
+
+    with observed(seen.append):
+        step()
+
+Nothing is computed for the count unless somebody observes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from triton import knobs
+from triton.runtime.jit import KernelInterface
+
+INTERPRETED = bool(knobs.runtime.interpret)  # kernels run as numpy operations on CPU tensors
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of device memory that a launch reads and writes, by formula."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch of a kernel, as observers see it."""
+
+    kernel: str
+    traffic: Traffic
+
+
+_observers: list[Callable[[Launch], None]] = []
+
+
+@contextmanager
+def observed(observer: Callable[[Launch], None]) -> Iterator[None]:
+    """Call ``observer`` after each launch. Counting attention's bytes waits for the device."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def launch(
+    kernel: KernelInterface[Any],
+    grid: tuple[int, ...],
+    *arguments: Any,
+    traffic: Callable[[], Traffic],
+    **options: Any,
+) -> None:
+    """Launch a kernel on the current stream; ``options`` are constants and compiler options."""
+    kernel[grid](*arguments, **options)
+    if _observers:
+        seen = Launch(kernel.__name__, traffic())
+        for observer in _observers:
+            observer(seen)

@@ -1,0 +1,191 @@
+"""Attention of the last tokens of sequences over their blocks of the cache.
+
+A sequence's keys are cut into *splits*, so that many multiprocessors read one long sequence. Programs
+take splits of all sequences in turn; whoever finishes the last split of a sequence merges them, in the
+order of their positions. Split borders depend on the sequence's length alone, so its bits do not
+depend on the batch.
+
+Shape suffixes: T tokens of the step, S sequences, H query heads, G key-value heads, D head dim,
+N blocks, B slots of a block (16), W widest block table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from model.gpu.launch import INTERPRETED, Traffic, launch
+from model.gpu.paged_decode_kernel import paged_decode_kernel
+from model.gpu.rope_store import BLOCK
+
+SPLIT = 256  # tokens of a split; doubled until a sequence has at most MAX_SPLITS
+MAX_SPLITS = 32
+MAX_QUERY = 16
+PROGRAMS = 8  # per multiprocessor
+
+
+def scratch_shapes(
+    rows: int, max_query: int, heads: int, head_dim: int, max_blocks: int, split: int = SPLIT
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of ``DecodeScratch``'s tensors, by name.
+
+    Args:
+        rows: most sequences of a step.
+        max_query: most tokens of a sequence in a step, up to 16.
+        max_blocks: widest block table.
+    """
+    partials = rows * max_query * heads * most_splits(max_blocks, split)
+    return {
+        "output": ((partials, head_dim), torch.float32),
+        "largest": ((partials,), torch.float32),
+        "total": ((partials,), torch.float32),
+        "finished": ((rows * max_query * heads,), torch.int32),
+    }
+
+
+def most_splits(max_blocks: int, split: int = SPLIT) -> int:
+    """The most splits that a sequence of ``max_blocks`` blocks has."""
+    return min(triton.cdiv(max_blocks * BLOCK, split), MAX_SPLITS)
+
+
+@dataclass(frozen=True)
+class DecodeScratch:
+    """Memory for the results of splits, shared by all layers.
+
+    Attributes:
+        output: each split's weighted values, relative to its largest score.
+        largest, total: each split's largest score and sum of exponentials.
+        finished: counters of finished splits; zero between launches.
+    """
+
+    output: Tensor
+    largest: Tensor
+    total: Tensor
+    finished: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        rows: int,
+        max_query: int,
+        heads: int,
+        head_dim: int,
+        max_blocks: int,
+        device: torch.device | str,
+        split: int = SPLIT,
+    ) -> DecodeScratch:
+        """Allocate for steps of these sizes; see ``scratch_shapes``."""
+        shapes = scratch_shapes(rows, max_query, heads, head_dim, max_blocks, split)
+        tensors = {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in shapes.items()
+        }
+        tensors["finished"].zero_()
+        return cls(**tensors)
+
+
+def paged_decode(
+    q_THD: Tensor,
+    cache_layer: Tensor,
+    table_SW: Tensor,
+    length_S: Tensor,
+    query_start_S1: Tensor | None,
+    max_query: int,
+    scratch: DecodeScratch,
+    out_THD: Tensor,
+    split: int = SPLIT,
+) -> None:
+    """Causal attention of the last ``max_query`` or fewer tokens of each sequence.
+
+    Args:
+        q_THD: rotated queries, contiguous, sequence by sequence.
+        cache_layer: ``(N, 2, G, B, D)``, contiguous; holds the keys and values of this step too.
+        table_SW: int32 blocks of each sequence; entries beyond its length are not read.
+        length_S: int32 tokens of each sequence, with this step's; 0 for a row without a sequence,
+            whose output is not written.
+        query_start_S1: int32 first row of each sequence in ``q_THD``, and the end; None if each has
+            one row.
+        max_query: the most tokens of a sequence, 1 to 16.
+        scratch: of at least the step's size.
+        out_THD: in the dtype of ``q_THD``.
+        split: tokens of a split, a multiple of 64.
+
+    Raises:
+        ValueError: the scratch memory is too small, or ``max_query`` is out of range.
+    """
+    sequences, width = table_SW.shape
+    heads, dim = q_THD.shape[1:]
+    groups = cache_layer.shape[2]
+    per_group = heads // groups
+    splits = most_splits(width, split)
+    if not 1 <= max_query <= MAX_QUERY:
+        raise ValueError(f"max_query is {max_query}; it must be between 1 and {MAX_QUERY}")
+    if sequences * splits * heads * max_query > scratch.total.shape[0]:
+        raise ValueError(
+            f"DecodeScratch is too small for {sequences} sequences of {max_query} tokens in "
+            f"{width} blocks; allocate it for these sizes"
+        )
+    tile_rows = min(max(16, triton.next_power_of_2(max_query * per_group)), 64)
+    chunks = triton.cdiv(max_query * per_group, tile_rows)
+    first = 1 << (dim.bit_length() - 1)
+    rest = max(16, triton.next_power_of_2(dim - first)) if dim > first else 0
+    exact = q_THD.dtype == torch.float32
+
+    def traffic() -> Traffic:
+        tokens = int(length_S.sum())
+        kept = 2 * tokens * groups * dim * q_THD.element_size()
+        return Traffic(kept * chunks + q_THD.nbytes + length_S.nbytes, out_THD.nbytes)
+
+    launch(
+        paged_decode_kernel,
+        (_programs(q_THD.device, sequences * splits, groups * chunks), groups, chunks),
+        q_THD,
+        cache_layer,
+        table_SW,
+        length_S,
+        query_start_S1 if query_start_S1 is not None else length_S,
+        scratch.output,
+        scratch.largest,
+        scratch.total,
+        scratch.finished,
+        out_THD,
+        sequences,
+        width,
+        splits,
+        dim**-0.5 * 1.4426950408889634,  # scores are powers of 2
+        traffic=traffic,
+        RAGGED=query_start_S1 is not None,
+        MAX_QUERY=max_query,
+        HEADS=heads,
+        GROUPS=groups,
+        DIM=dim,
+        FIRST=first,
+        REST=rest,
+        SLOTS=BLOCK,
+        SPLIT=split,
+        MAX_SPLITS=MAX_SPLITS,
+        SEQUENCES=_padded(sequences),
+        TILE_ROWS=tile_rows,
+        TILE=32 if exact else 64,
+        EXACT=exact,
+        num_warps=4,
+        num_stages=2 if exact else 3,
+    )
+
+
+def _padded(sequences: int) -> int:
+    """Length of the vector of all sequences; few lengths, so that few kernels are compiled."""
+    return next(
+        (size for size in (16, 256) if sequences <= size), triton.next_power_of_2(sequences)
+    )
+
+
+def _programs(device: torch.device, splits: int, others: int) -> int:
+    """Programs per head: enough to fill the device, and no more than there may be splits."""
+    if INTERPRETED:
+        return 1
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(splits, triton.cdiv(PROGRAMS * multiprocessors, others))
