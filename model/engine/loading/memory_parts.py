@@ -15,6 +15,7 @@ import torch
 from model.engine.config import BLOCK_SIZE, Quantization
 from model.engine.kv_cache.choice import on_cuda, storage_dtype
 from model.engine.loading.step_size import StepSize
+from model.engine.policy import MOST_VERIFIED, graph_sizes
 from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
@@ -22,13 +23,12 @@ from model.phi3v.weights.quantization import LAYERS, quantized_bytes
 
 VISION = ".vision_embed_tokens."
 LAYER = "model.layers."
-GRAPH_TOKENS = 256  # of the largest CUDA graph
-GUESSED_TOKENS = 256  # most tokens that a step on a GPU verifies besides those that it decodes
-SPLIT_TOKENS = 256  # keys that one program of the split attention reads
-# Float32 copies of a step's logits on a GPU: computed and processed ones; and of a draw those selected,
-# scaled, as probabilities, and their weights and sums in float64. Log probabilities follow later, and are
-# fewer.
-LOGITS_COPIES = 9
+# The split attention of model.gpu, which only machines with its compiler can import.
+SPLIT_TOKENS, MOST_SPLITS = 256, 32
+LEAST_QUERIES = 256  # of its scratch memory, see kv_cache.gpu
+# Float32 copies of a step's logits on a GPU: those sampled, processed and masked; and of those with log
+# probabilities their own and the result.
+LOGITS_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,12 @@ def step_bytes(
         copies = 4  # of logits: raw, processed, sorted, and their order
         return 4 * ((chunk + rows) * row + copies * rows * config.vocab_size)
     item = dtype.itemsize
-    tokens = chunk + rows + GUESSED_TOKENS
-    logits = (rows + GUESSED_TOKENS) * config.vocab_size * (item + 4 * LOGITS_COPIES)
-    # Graphs share the memory of the largest. It stays reserved, so other steps cannot use it.
-    graphs = GRAPH_TOKENS * (item * row + (item + 4) * config.vocab_size)
-    return item * tokens * row + logits + graphs
+    tokens = chunk + rows + MOST_VERIFIED  # guesses are verified besides
+    logits = (rows + MOST_VERIFIED) * config.vocab_size * (item + 4 * LOGITS_COPIES)
+    # Graphs share the memory of the largest, but each keeps its logits. All of it stays reserved.
+    graphs = [rows * tokens_per_row for rows, tokens_per_row in graph_sizes(rows)]
+    captured = max(graphs) * item * (row + config.vocab_size) + sum(graphs) * config.vocab_size * 4
+    return item * tokens * row + logits + captured
 
 
 def window_bytes(
@@ -118,21 +119,22 @@ def window_bytes(
     if not on_cuda(device):
         return 0
     heads, groups, head_dim = _heads(config)
-    gathered = (
-        2 * window * groups * head_dim * dtype.itemsize
-    )  # by prefill, for one layer at a time
-    table = (rows + 1) * -(-window // BLOCK_SIZE) * 4  # int32; one row is padding
-    queries = max(rows, GRAPH_TOKENS)  # a row that verifies guesses has several
-    return gathered + table + split_scratch_bytes(queries, heads, head_dim, window)
+    # Of one layer, for a chunk that continues a prompt: keys and values picked, and brought in order.
+    gathered = 2 * 2 * window * groups * head_dim * dtype.itemsize
+    tables = 2 * rows * -(-window // BLOCK_SIZE) * 4  # int32: all, and those of a step
+    return gathered + tables + split_scratch_bytes(rows, heads, head_dim, window)
 
 
-def split_scratch_bytes(queries: int, heads: int, head_dim: int, window: int) -> int:
-    """Bytes of the split attention's partial results ``(queries, heads, splits, head_dim + 2)``, float32.
+def split_scratch_bytes(rows: int, heads: int, head_dim: int, window: int) -> int:
+    """Bytes of the split attention's partial results, float32 ``(queries, heads, splits, head_dim + 2)``.
 
-    Each part has its output, its largest score and its sum of weights. Splits have a fixed length, so
-    that results do not depend on the batch; there are enough for the longest sequence.
+    Each has its output, its largest score and its sum of weights. The length of a split depends on the
+    sequence alone, so that results do not depend on the batch; there are enough for the longest
+    sequence. A counter for each query and head tells how many are finished.
     """
-    return queries * heads * -(-window // SPLIT_TOKENS) * (head_dim + 2) * 4
+    queries = max(rows, LEAST_QUERIES)  # a row that verifies guesses has several
+    splits = min(-(-window // SPLIT_TOKENS), MOST_SPLITS)
+    return queries * heads * (splits * (head_dim + 2) + 1) * 4
 
 
 def tower_bytes(config: Phi3VConfig, dtype: torch.dtype, device: torch.device) -> int:

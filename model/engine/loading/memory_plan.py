@@ -198,7 +198,7 @@ class _Planner:
         used = 1 + sum(count > 0 for count in counts[1:])
         weights = self._weights_of(options)
         vision = footprint.others - (weights.decoder - weights.layers)
-        headroom = used * work + footprint.layers - weights.layers
+        headroom = used * work
         available = vision + weights.decoder + headroom + left
         blocks = left // (footprint.block + footprint.held)
         if options.kv_cache_bytes is not None:
@@ -229,7 +229,7 @@ class _Planner:
         others = weights.decoder - weights.layers + weights.tower + tower_work
         return Footprint(
             num_layers=config.num_hidden_layers,
-            layers=weights.layers + (block if on_cuda(device) else 0),  # with the scratch block
+            layers=weights.layers,
             others=others + options.embedding_cache_bytes,
             block=block,
             held=BLOCK_SIZE * parts.embedding_bytes(config, dtype, device),
