@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.support.peers.collector import Collector
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
+os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU's kernels on CPU tensors
 
 # An example may take its time, and making it too: what is slow here is the machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -33,7 +33,7 @@ def silu_gate(gate_up_TI2: Tensor, out_TI: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def silu_gate_kernel(
     gate_up_TI2,
     out_TI,

@@ -36,6 +36,7 @@ class Launch:
 
 
 _observers: list[Callable[[Launch], None]] = []
+_replacements: list[Callable[..., None]] = []
 
 
 @contextmanager
@@ -48,6 +49,16 @@ def observed(observer: Callable[[Launch], None]) -> Iterator[None]:
         _observers.remove(observer)
 
 
+@contextmanager
+def redirected(replacement: Callable[..., None]) -> Iterator[None]:
+    """Call ``replacement(kernel, grid, *arguments, **options)`` in place of every launch."""
+    _replacements.append(replacement)
+    try:
+        yield
+    finally:
+        _replacements.pop()
+
+
 def launch(
     kernel: KernelInterface[Any],
     grid: tuple[int, ...],
@@ -56,6 +67,9 @@ def launch(
     **options: Any,
 ) -> None:
     """Launch a kernel on the current stream; ``options`` are constants and compiler options."""
+    if _replacements:
+        _replacements[-1](kernel, grid, *arguments, **options)
+        return
     kernel[grid](*arguments, **options)
     if _observers:
         seen = Launch(kernel.__name__, traffic())

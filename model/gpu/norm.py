@@ -49,7 +49,7 @@ def add_rms_norm(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def add_rms_norm_kernel(
     residual_TE,
     added_TE,
@@ -69,11 +69,11 @@ def add_rms_norm_kernel(
     inside = (row < tokens)[:, None] & (column < WIDTH)[None, :]
     dtype = residual_TE.dtype.element_ty
     x = tl.load(residual_TE + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_E + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     if ADDS:
         x = (x + tl.load(added_TE + at, mask=inside, other=0.0).to(tl.float32)).to(dtype)
         tl.store(residual_TE + at, x, mask=inside)
         x = x.to(tl.float32)
     mean = tl.sum(x * x, axis=1) / WIDTH
     normed = (x * tl.math.rsqrt(mean + eps)[:, None]).to(dtype).to(tl.float32)
-    weight = tl.load(weight_E + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     tl.store(out_TE + at, (weight[None, :] * normed).to(dtype), mask=inside)

@@ -11,6 +11,7 @@ N blocks, B slots of a block (16), W widest block table.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from model.gpu.launch import INTERPRETED, Traffic, launch
 from model.gpu.paged_decode_kernel import paged_decode_kernel
 from model.gpu.rope_store import BLOCK
 
+TILE = 256 if INTERPRETED else 32  # positions that a program attends to at once
 SPLIT = 256  # tokens of a split; doubled until a sequence has at most MAX_SPLITS
 MAX_SPLITS = 32
 MAX_QUERY = 16
@@ -49,6 +51,13 @@ def scratch_shapes(
 def most_splits(max_blocks: int, split: int = SPLIT) -> int:
     """The most splits that a sequence of ``max_blocks`` blocks has."""
     return min(triton.cdiv(max_blocks * BLOCK, split), MAX_SPLITS)
+
+
+def split_count(length: int, split: int = SPLIT) -> int:
+    """Splits of a sequence of ``length`` tokens."""
+    while split * MAX_SPLITS < length:
+        split *= 2
+    return int(triton.cdiv(length, split))
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def paged_decode(
         max_query: the most tokens of a sequence, 1 to 16.
         scratch: of at least the step's size.
         out_THD: in the dtype of ``q_THD``.
-        split: tokens of a split, a multiple of 64.
+        split: tokens of a split before it is doubled, a multiple of 32.
 
     Raises:
         ValueError: the scratch memory is too small, or ``max_query`` is out of range.
@@ -128,17 +137,10 @@ def paged_decode(
             f"DecodeScratch is too small for {sequences} sequences of {max_query} tokens in "
             f"{width} blocks; allocate it for these sizes"
         )
-    tile_rows = min(max(16, triton.next_power_of_2(max_query * per_group)), 64)
-    chunks = triton.cdiv(max_query * per_group, tile_rows)
+    rows = min(max(16, triton.next_power_of_2(max_query * per_group)), 64)
+    chunks = triton.cdiv(max_query * per_group, rows)
     first = 1 << (dim.bit_length() - 1)
-    rest = max(16, triton.next_power_of_2(dim - first)) if dim > first else 0
     exact = q_THD.dtype == torch.float32
-
-    def traffic() -> Traffic:
-        tokens = int(length_S.sum())
-        kept = 2 * tokens * groups * dim * q_THD.element_size()
-        return Traffic(kept * chunks + q_THD.nbytes + length_S.nbytes, out_THD.nbytes)
-
     launch(
         paged_decode_kernel,
         (_programs(q_THD.device, sequences * splits, groups * chunks), groups, chunks),
@@ -155,25 +157,49 @@ def paged_decode(
         sequences,
         width,
         splits,
-        dim**-0.5 * 1.4426950408889634,  # scores are powers of 2
-        traffic=traffic,
+        max_query * per_group,
+        dim**-0.5 * 1.4426950408889634,  # 1 / ln 2: exponentials are powers of 2
+        traffic=lambda: _traffic(q_THD, cache_layer, length_S, query_start_S1, chunks, split),
         RAGGED=query_start_S1 is not None,
-        MAX_QUERY=max_query,
         HEADS=heads,
         GROUPS=groups,
         DIM=dim,
         FIRST=first,
-        REST=rest,
+        REST=max(16, triton.next_power_of_2(dim - first)) if dim > first else 0,
         SLOTS=BLOCK,
         SPLIT=split,
         MAX_SPLITS=MAX_SPLITS,
         SEQUENCES=_padded(sequences),
-        TILE_ROWS=tile_rows,
-        TILE=32 if exact else 64,
+        ROWS=rows,
+        TILE=TILE,
         EXACT=exact,
         num_warps=4,
-        num_stages=2 if exact else 3,
+        num_stages=5,
     )
+
+
+def _traffic(
+    q_THD: Tensor,
+    cache_layer: Tensor,
+    length_S: Tensor,
+    query_start_S1: Tensor | None,
+    chunks: int,
+    split: int,
+) -> Traffic:
+    """Keys and values once per chunk of query rows, queries and results, and partial results."""
+    heads, dim = q_THD.shape[1:]
+    read = q_THD.nbytes + length_S.nbytes
+    written = q_THD.nbytes
+    starts = query_start_S1.tolist() if query_start_S1 is not None else range(len(length_S) + 1)
+    for s, length in enumerate(length_S.tolist()):
+        splits = split_count(length, split)
+        slots = triton.cdiv(length, BLOCK)
+        read += 2 * length * cache_layer[0, 0, :, 0].nbytes * chunks + 4 * slots
+        if splits > 1:
+            partial = (starts[s + 1] - starts[s]) * heads * splits * (dim + 2) * 4
+            read += partial
+            written += partial
+    return Traffic(read, written)
 
 
 def _padded(sequences: int) -> int:
@@ -185,7 +211,11 @@ def _padded(sequences: int) -> int:
 
 def _programs(device: torch.device, splits: int, others: int) -> int:
     """Programs per head: enough to fill the device, and no more than there may be splits."""
-    if INTERPRETED:
+    if device.type != "cuda":
         return 1
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(splits, triton.cdiv(PROGRAMS * multiprocessors, others))
+    return min(splits, triton.cdiv(PROGRAMS * _multiprocessors(device), others))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

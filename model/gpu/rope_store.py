@@ -68,10 +68,11 @@ def split_rope_store(
         ROWS=rows,
         PER_PROGRAM=per_program,
         num_warps=4,
+        enable_fp_fusion=False,  # round both products, as torch does
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def split_rope_store_kernel(
     qkv_T,
     cos_TD,

@@ -14,6 +14,7 @@ from model.gpu.launch import Traffic, launch
 from model.gpu.sample_kernel import sample_kernel
 
 LARGEST_VOCABULARY = 32768  # a row stays in the registers of one program
+THREADS = 512
 GREEDY_BELOW = 1e-5  # as in the CPU's sampler
 
 
@@ -60,10 +61,11 @@ def sample_rows(
         seed_R,
         position_R,
         out_R,
-        vocabulary,
         traffic=lambda: Traffic(logits_RV.nbytes + rows * 28, rows * 8),
+        VOCABULARY=vocabulary,
         GREEDY_BELOW=GREEDY_BELOW,
         HAS_MIN_P=min_p_R is not None,
-        PADDED=max(triton.next_power_of_2(vocabulary), 512),
-        num_warps=16,
+        OUTER=triton.next_power_of_2(triton.cdiv(vocabulary, 4 * THREADS)),
+        THREADS=THREADS,
+        num_warps=THREADS // 32,
     )

@@ -159,7 +159,8 @@ class _Planner:
         smallest = None
         for size in step_sizes(options, self._machines):
             plan = smallest = self._plan(options, size)
-            if _fits(plan, options) and has_room(options, size, plan.tokens, plan.max_model_len):
+            sizes = (size, plan.tokens, plan.max_model_len)
+            if _fits(plan, options) and has_room(options, self._device, *sizes):
                 return plan
         assert smallest is not None  # there is always a size to try
         return smallest

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from model.engine.config import GIB, LoadOptions
 from model.engine.kv_cache.choice import on_cuda
 from model.engine.loading.machine import Machine
@@ -64,15 +66,21 @@ def step_sizes(options: LoadOptions, machines: Sequence[Machine]) -> Iterator[St
             yield StepSize(count, chunk)
 
 
-def has_room(options: LoadOptions, size: StepSize, tokens: int, window: int) -> bool:
-    """Whether a KV cache has room for as many sequences as a step may have; always if asked for.
+def has_room(
+    options: LoadOptions, device: torch.device, size: StepSize, tokens: int, window: int
+) -> bool:
+    """Whether a KV cache has room for as many sequences as were chosen for a step.
+
+    True for those that the options ask for, and on CPUs, whose KV caches do not decide.
 
     Args:
         options: what to load.
+        device: of the KV cache.
         size: of a step.
         tokens: of the KV cache.
         window: longest sequence, in tokens.
     """
-    if options.max_num_seqs is not None or size.max_num_seqs <= SMALLEST.max_num_seqs:
+    rows = size.max_num_seqs
+    if options.max_num_seqs is not None or rows <= SMALLEST.max_num_seqs or not on_cuda(device):
         return True
-    return tokens >= size.max_num_seqs * min(ROW_TOKENS, window)
+    return tokens >= rows * min(ROW_TOKENS, window)

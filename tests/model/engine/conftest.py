@@ -10,20 +10,19 @@ from torch.nn.attention import varlen
 
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.engines.cuda_stand_ins import Tape, paged_attention
+from tests.support.engines.gpu_stand_ins import Tape, varlen_attention
 
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Has the engine take the CPU for a GPU with stand-ins; these are the graphs it will make."""
+    """The CUDA graphs that engines make, with stand-ins for what needs a GPU."""
     made: list[Tape] = []
 
     def make() -> Tape:
         made.append(Tape())
         return made[-1]
 
-    monkeypatch.setattr("model.engine.kv_cache.choice.on_cuda", lambda device: True)
-    monkeypatch.setattr(varlen, "varlen_attn", paged_attention)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attention)
     monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", make)
     return made
 

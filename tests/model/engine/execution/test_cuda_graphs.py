@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.engine.config import EngineConfig
+from model.engine.policy import Policy
+from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.engines.cuda_engines import Runners, decode_step, logits_of, make_engine
-from tests.support.engines.cuda_stand_ins import Tape
+from tests.support.engines.gpu_engines import Runners, decode_step, logits_of, make_engine
+from tests.support.engines.gpu_stand_ins import Tape
 
 pytestmark = pytest.mark.usefixtures("tapes")
 
 
 @torch.inference_mode()
-def test_rows_that_fill_up_touch_nothing(
+def test_unused_rows_touch_nothing(
     gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
 ) -> None:
     runners = Runners()
     engine = make_engine(gpu_model, tiny, runners.make)
     cache = runners.cache
     chunks = decode_step(engine, [33, 16, 5])  # which takes a graph of four rows
-    everything = (cache.keys, cache.values)
     slots = [
         (c.sequence.block_table[c.start // cache.block_size], c.start % cache.block_size)
         for c in chunks
     ]
-    before = [x.clone() for x in everything]
-    mine = sorted({block for c in chunks for block in c.sequence.block_table})
-    for x in everything:  # nobody else's block may be read, nor what scratch rows left there
-        x[:, [b for b in range(x.shape[1]) if b not in mine]] = torch.nan
-    poisoned = [x.clone() for x in everything]
+    before = cache.blocks.clone()
+    mine = {block for c in chunks for block in c.sequence.block_table}
+    # Nobody else's block may be read.
+    cache.blocks[:, [b for b in range(cache.blocks.shape[1]) if b not in mine]] = torch.nan
+    poisoned = cache.blocks.clone()
     found = runners.fast.run(chunks)
     assert tapes[-1].played[-1] == 4
-    for x, old in zip(everything, poisoned, strict=True):
-        changed = ((x != old) & ~(x.isnan() & old.isnan())).any(dim=(0, 3, 4)).nonzero().tolist()
-        assert sorted(map(tuple, changed)) == sorted([*slots, (cache.scratch_block, 0)])
-    for x, old in zip(everything, before, strict=True):
-        x.copy_(old)
+    changed = (cache.blocks != poisoned) & ~(cache.blocks.isnan() & poisoned.isnan())
+    assert sorted(map(tuple, changed.any(dim=(0, 2, 3, 5)).nonzero().tolist())) == sorted(slots)
+    cache.blocks.copy_(before)
     torch.testing.assert_close(found, runners.plain.run(chunks))
+
+
+@torch.inference_mode()
+def test_guesses_are_verified_in_graphs(
+    gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
+) -> None:
+    """Several tokens of some sequences, in both regimes, as the plain path computes them."""
+    runners = Runners()
+    engine = make_engine(gpu_model, tiny, runners.make)
+    chunks = decode_step(engine, [33, 1030, 5])
+    guesses: list[tuple[int, ...]] = [(7, 8, 9), (), (310, 311)]
+    for chunk, guess in zip(chunks, guesses, strict=True):
+        engine.blocks.grow(chunk.sequence.block_table, len(chunk.sequence) + len(guess))
+    guessing = [replace(c, guess=guess) for c, guess in zip(chunks, guesses, strict=True)]
+    found = runners.fast.run(guessing)
+    assert tapes[-1].played[-1] == 4 * 4
+    assert len(found) == 4 + 1 + 3
+    torch.testing.assert_close(found, runners.plain.run(guessing))
+
+
+@torch.inference_mode()
+def test_longer_chunks_and_images_go_without_a_graph(
+    gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
+) -> None:
+    runners = Runners()
+    engine = make_engine(gpu_model, tiny, runners.make)
+    (chunk,) = decode_step(engine, [40])
+    sequence = chunk.sequence
+    long = Chunk(sequence, len(sequence) - 17, len(sequence))
+    assert runners.fast.run([long]).shape == (1, 32064)
+    assert not tapes[-1].played
 
 
 @torch.inference_mode()
@@ -53,13 +85,15 @@ def test_logits_outlive_the_next_replay(gpu_model: Phi3VForCausalLM, tiny: Path)
 
 
 @pytest.mark.parametrize(
-    ("largest", "rows"), [(1, {1}), (2, {1, 2}), (5, {1, 2, 4, 5}), (8, {1, 2, 4, 8})]
+    ("largest", "rows"),
+    [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8]), (30, [1, 2, 4, 8, 16, 24, 30])],
 )
-def test_numbers_of_rows(
-    gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape], largest: int, rows: set[int]
-) -> None:
-    make_engine(gpu_model, tiny, max_num_seqs=largest)
-    assert tapes[-1].captured == sorted(rows, reverse=True)
+def test_sizes(largest: int, rows: list[int]) -> None:
+    sizes = Policy.of(EngineConfig(64, max_num_seqs=largest, num_blocks=4)).graph_sizes
+    assert [number for number, tokens in sizes if tokens == 1] == rows
+    verifying = {size for size in sizes if size[1] > 1}
+    assert verifying >= {(1, 4), (1, 8), (1, 16)}
+    assert max(number * tokens for number, tokens in verifying) <= 256
 
 
 def test_deterministic_steps_have_one_shape(

@@ -1,4 +1,4 @@
-"""Engines as on a GPU, on the CPU; see ``cuda_stand_ins``."""
+"""Engines as on a GPU, on the CPU: kernels in Triton's interpreter; see ``gpu_stand_ins``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from model.engine.config import EngineConfig
 from model.engine.engine import Engine, MakeRunner
 from model.engine.execution.runner import Runner, make_runner
 from model.engine.kv_cache.base import PagedCache
-from model.engine.kv_cache.cuda import CudaKVCache
+from model.engine.kv_cache.gpu import GpuKVCache
 from model.engine.policy import Policy
 from model.engine.request import SamplingParams, TextDelta
 from model.engine.scheduling.pacing import Pacing
 from model.engine.scheduling.scheduler import Chunk
-from model.phi3v.decoder import Decoder, TorchDecoder
+from model.phi3v.decoder import Decoder
+from model.phi3v.decoder_gpu import GpuDecoder
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import Network
@@ -34,7 +35,7 @@ def make_engine(
     model: Phi3VForCausalLM, tiny: Path, make: MakeRunner = make_runner, **sizes: Any
 ) -> Engine:
     vision = model.model.vision_embed_tokens
-    network = Network(model.config, TorchDecoder(model), vision, model.dtype)
+    network = Network(model.config, GpuDecoder(model), vision, model.dtype)
     config = replace(SIZES, **sizes)
     # Which steps there are must not depend on the clock.
     pacing = Pacing(config.prefill_chunk, fixed=True)
@@ -44,7 +45,7 @@ def make_engine(
 class Runners:
     """Makes an engine's runner, and a plain one that shares its cache."""
 
-    cache: CudaKVCache
+    cache: GpuKVCache
     fast: Runner
     plain: Runner
 
@@ -54,12 +55,11 @@ class Runners:
         cache: PagedCache,
         rope: LongRope,
         policy: Policy,
-        max_blocks: int,
     ) -> Runner:
-        assert isinstance(cache, CudaKVCache)
+        assert isinstance(cache, GpuKVCache)
         self.cache = cache
         self.plain = Runner(decoder, cache, rope, policy.fixed_rows)
-        self.fast = make_runner(decoder, cache, rope, policy, max_blocks)
+        self.fast = make_runner(decoder, cache, rope, policy)
         assert self.fast.graph_rows
         return self.fast
 

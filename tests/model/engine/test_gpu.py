@@ -1,11 +1,10 @@
-"""The engine as on a GPU, on the CPU: with a paged attention and graphs that stand in for CUDA's.
+"""The engine as on a GPU, on the CPU: kernels in Triton's interpreter, and stand-ins for CUDA graphs.
 
-Where there is a GPU, the last test runs the real ones.
+Where there is a GPU, ``scripts/gpu_check`` runs the real ones.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,28 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+<<<<<<< HEAD:tests/model/engine/test_cuda.py
 from torch.nn.attention import varlen
 
 from model.engine.config import LoadOptions
 from model.engine.engine import Engine
 from model.engine.kv_cache.cuda import CudaKVCache
 from model.engine.loading.load import load_engine
+=======
+from model.engine.kv_cache.gpu import GpuKVCache
+>>>>>>> main:tests/model/engine/test_gpu.py
 from model.engine.request import TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.transfer import to_device
-from tests.support.engines.cuda_engines import (
+from tests.support.engines.gpu_engines import (
     GREEDY,
     LENGTHS,
-    Runners,
-    decode_step,
-    logits_of,
     make_engine,
     run,
     text_prompt,
 )
-from tests.support.engines.cuda_stand_ins import Tape, refuses
+from tests.support.engines.gpu_stand_ins import Tape
 from tests.support.engines.oracle import greedy
 
 pytestmark = pytest.mark.usefixtures("tapes")
@@ -64,13 +64,13 @@ def test_answers_are_those_of_generate(
     if not graphs:
         monkeypatch.setattr("model.engine.execution.cuda_graphs.CudaCapture", lambda: 1 / 0)
     engine = make_engine(gpu_model, tiny)
-    assert engine.describe().kv_cache == CudaKVCache.__name__
+    assert engine.describe().kv_cache == GpuKVCache.__name__
     assert run(engine, LENGTHS) == expected
     assert engine.scheduler.num_crossings == 1
     if graphs:
         assert not caplog.records
         (tape,) = tapes
-        assert {1, 2, 4, 6} >= set(tape.played) > {1}
+        assert set(tape.played) > {1}
     else:
         assert caplog.messages == [
             "decoding without CUDA graphs, which is slower: division by zero"
@@ -95,6 +95,7 @@ def test_a_capture_that_fails_midway_leaves_the_plain_path(
     assert run(engine, LENGTHS[:2]) == expected[:2]
 
 
+<<<<<<< HEAD:tests/model/engine/test_cuda.py
 def test_the_engine_runs_without_the_function(
     gpu_model: Phi3VForCausalLM,
     expected: list[list[int]],
@@ -108,6 +109,8 @@ def test_the_engine_runs_without_the_function(
     assert not tapes
 
 
+=======
+>>>>>>> main:tests/model/engine/test_gpu.py
 def test_image_tokens_alone_in_a_chunk_go_the_plain_way(
     gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
 ) -> None:
@@ -148,33 +151,3 @@ def test_what_goes_to_a_gpu_goes_by_itself() -> None:
         watched: Any = Watched()
         to_device(watched, torch.device(device))
         assert watched.calls == calls
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_on_a_gpu(
-    deterministic: bool,
-    tiny: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Torch's own function passes the probe, and graphs agree with the plain path."""
-    monkeypatch.undo()
-    options = LoadOptions(
-        "", dtype="bfloat16", device="cuda", max_model_len=2048, deterministic=deterministic
-    )
-    loaded = load_engine(tiny, options)
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING], caplog.text
-    runners = Runners()
-    parts = (loaded.network, loaded.processor, loaded.stop_ids)
-    engine = Engine(*parts, loaded.config, runners.make)
-    assert loaded.describe().graph_rows == runners.fast.graph_rows
-    with torch.inference_mode():
-        chunks = decode_step(engine, LENGTHS)
-        found = runners.fast.run(chunks)
-        torch.testing.assert_close(found, runners.plain.run(chunks), atol=0.2, rtol=0.05)
-    if deterministic:
-        alone, company = (
-            logits_of(load_engine(tiny, options), *x) for x in (([30], 0), ([7, 30, 900, 2], 1))
-        )
-        assert torch.equal(alone, company)
