@@ -13,16 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-<<<<<<< HEAD:tests/model/engine/test_cuda.py
-from torch.nn.attention import varlen
-
-from model.engine.config import LoadOptions
-from model.engine.engine import Engine
-from model.engine.kv_cache.cuda import CudaKVCache
-from model.engine.loading.load import load_engine
-=======
 from model.engine.kv_cache.gpu import GpuKVCache
->>>>>>> main:tests/model/engine/test_gpu.py
 from model.engine.request import TextDelta
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -95,22 +86,6 @@ def test_a_capture_that_fails_midway_leaves_the_plain_path(
     assert run(engine, LENGTHS[:2]) == expected[:2]
 
 
-<<<<<<< HEAD:tests/model/engine/test_cuda.py
-def test_the_engine_runs_without_the_function(
-    gpu_model: Phi3VForCausalLM,
-    expected: list[list[int]],
-    tiny: Path,
-    tapes: list[Tape],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(varlen, "varlen_attn", refuses)
-    engine = make_engine(gpu_model, tiny, block_size=256, num_blocks=60)
-    assert run(engine, LENGTHS) == expected
-    assert not tapes
-
-
-=======
->>>>>>> main:tests/model/engine/test_gpu.py
 def test_image_tokens_alone_in_a_chunk_go_the_plain_way(
     gpu_model: Phi3VForCausalLM, tiny: Path, tapes: list[Tape]
 ) -> None:
