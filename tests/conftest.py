@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
 os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU's kernels on CPU tensors
+
+
+def _interpret_triton() -> None:
+    """Run GPU kernels on CPU tensors in this process, but not in servers that tests start."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's own kernels read it when they are imported
+    from triton import knobs
+
+    knobs.propagate_env = False
+    knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
+
+
+_interpret_triton()
 
 # An example may take its time, and making it too: what is slow here is the machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

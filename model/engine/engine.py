@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from model.engine.config import EngineConfig
+from model.engine.execution.device_clock import clock_of
 from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.execution.runner import Runner, make_runner
 from model.engine.execution.step_runner import StepRunner
@@ -30,7 +31,7 @@ from model.engine.sampling.acceptance import Acceptance
 from model.engine.sampling.drawing import make_draw
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
-from model.engine.scheduling.pacing import Pacing
+from model.engine.scheduling.pacing import Pacing, pauses_on
 from model.engine.scheduling.scheduler import Chunk, Scheduler
 from model.engine.scheduling.sequence import Sequence
 from model.engine.scheduling.sequence_factory import SequenceFactory
@@ -84,14 +85,16 @@ class Engine:
         policy = Policy.of(config)
         self._make_sequences = SequenceFactory(processor.tokenizer, self.stop_ids, config, policy)
         self.blocks = BlockManager(config.num_blocks, config.block_size, policy.prefix_caching)
-        self._pacing = pacing or Pacing(config.prefill_chunk, policy.fixed_chunks)
-        self.scheduler = Scheduler(
-            config, policy, self.blocks, rope, self._pacing, cache.copy_block
-        )
+        pauses = pauses_on(device.type)
+        self._pacing = pacing or Pacing(config.prefill_chunk, policy.fixed_chunks, pauses)
         runner = make_runner(decoder, cache, rope, policy)
+        self.scheduler = Scheduler(
+            config, policy, self.blocks, rope, self._pacing, cache.copy_block, runner.guess_limit
+        )
         self._kv_cache_kind, self._graph_rows = type(cache).__name__, runner.graph_rows
         embeddings = EmbeddingCache(config.embedding_cache_bytes)
-        self.vision = VisionRunner(network.vision, embeddings, policy.single_images)
+        clock = clock_of(device)
+        self.vision = VisionRunner(network.vision, embeddings, policy.single_images, clock)
         max_sequences = config.max_num_seqs + config.max_waiting
         self._grammars = Grammars(
             processor.tokenizer, self._vocabulary, self.stop_ids, max_sequences
@@ -100,7 +103,7 @@ class Engine:
             config.max_num_seqs, self._vocabulary, device, policy.grammar_patience
         )
         draw = make_draw(decoder.fuses_attention, self._vocabulary)
-        self._compute = StepRunner(runner, token_masks, draw)
+        self._compute = StepRunner(runner, token_masks, draw, clock)
         self._sequences: dict[SequenceKey, Sequence] = {}
         self._totals = Totals()
         self._acceptance = Acceptance(
@@ -213,18 +216,15 @@ class Engine:
         if not chunks:
             self._wait_for_grammars()
             return outputs
-        started = time.perf_counter()
-        outputs += self._begin(chunks, started)
+        outputs += self._begin(chunks, time.perf_counter())
         chunks = [chunk for chunk in chunks if chunk.sequence.key in self._sequences]
         computed, failed = self._compute(chunks)
         now = time.perf_counter()
         if failed:
             self._totals.failed_steps += 1
-        elif not any(
-            chunk.sequence.is_late for chunk in chunks
-        ):  # waiting for grammars would distort the measurement
-            num_decoding = sum(chunk.decodes for chunk in chunks)
-            self._pacing.measured(now - started, num_decoding, sum(map(len, chunks)) - num_decoding)
+        # Waiting for grammars would distort the measurement.
+        elif not any(chunk.sequence.is_late for chunk in chunks):
+            self.scheduler.measured(chunks, self._compute.seconds)
         outputs += [self._fail(chunk.sequence, error) for chunk, error in failed]
         until = self._acceptance.announce(computed)
         for chunk, samples in computed:

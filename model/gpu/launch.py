@@ -1,9 +1,7 @@
 """The one place where kernels are launched, so that a tool can count launches and bytes.
 
-    with observed(seen.append):
+    with intercepted(seen.append):
         step()
-
-Nothing is computed for the count unless somebody observes.
 """
 
 from __future__ import annotations
@@ -29,34 +27,30 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch of a kernel, as observers see it."""
+    """A launch of a kernel, as observers see it.
+
+    Attributes:
+        kernel: its name.
+        traffic: computes the bytes; attention's depend on lengths, so this waits for the device.
+        run: launches the kernel, now or again.
+    """
 
     kernel: str
-    traffic: Traffic
+    traffic: Callable[[], Traffic]
+    run: Callable[[], None]
 
 
-_observers: list[Callable[[Launch], None]] = []
-_replacements: list[Callable[..., None]] = []
-
-
-@contextmanager
-def observed(observer: Callable[[Launch], None]) -> Iterator[None]:
-    """Call ``observer`` after each launch. Counting attention's bytes waits for the device."""
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
+_handlers: list[Callable[[Launch], None]] = []
 
 
 @contextmanager
-def redirected(replacement: Callable[..., None]) -> Iterator[None]:
-    """Call ``replacement(kernel, grid, *arguments, **options)`` in place of every launch."""
-    _replacements.append(replacement)
+def intercepted(handler: Callable[[Launch], None]) -> Iterator[None]:
+    """Pass each launch to ``handler``, which may run it."""
+    _handlers.append(handler)
     try:
         yield
     finally:
-        _replacements.pop()
+        _handlers.remove(handler)
 
 
 def launch(
@@ -67,11 +61,11 @@ def launch(
     **options: Any,
 ) -> None:
     """Launch a kernel on the current stream; ``options`` are constants and compiler options."""
-    if _replacements:
-        _replacements[-1](kernel, grid, *arguments, **options)
+    if not _handlers:
+        kernel[grid](*arguments, **options)
         return
-    kernel[grid](*arguments, **options)
-    if _observers:
-        seen = Launch(kernel.__name__, traffic())
-        for observer in _observers:
-            observer(seen)
+
+    def run() -> None:
+        kernel[grid](*arguments, **options)
+
+    _handlers[-1](Launch(kernel.__name__, traffic, run))

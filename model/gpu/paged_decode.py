@@ -140,7 +140,6 @@ def paged_decode(
     rows = min(max(16, triton.next_power_of_2(max_query * per_group)), 64)
     chunks = triton.cdiv(max_query * per_group, rows)
     first = 1 << (dim.bit_length() - 1)
-    exact = q_THD.dtype == torch.float32
     launch(
         paged_decode_kernel,
         (_programs(q_THD.device, sequences * splits, groups * chunks), groups, chunks),
@@ -172,7 +171,7 @@ def paged_decode(
         SEQUENCES=_padded(sequences),
         ROWS=rows,
         TILE=TILE,
-        EXACT=exact,
+        PRECISION="ieee" if q_THD.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=5,
     )

@@ -43,7 +43,7 @@ def paged_decode_kernel(
     SEQUENCES: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One program per share of all splits, key-value head, and ``ROWS`` query rows.
 
@@ -76,7 +76,7 @@ def paged_decode_kernel(
         start, end = split * size, tl.minimum(length, (split + 1) * size)
         top, mass, acc1, acc2 = _attend(
             *(q1, q2, cache_head, table, start, end, last, scale),
-            *(GROUPS, DIM, FIRST, REST, SLOTS, ROWS, TILE, EXACT),
+            *(GROUPS, DIM, FIRST, REST, SLOTS, ROWS, TILE, PRECISION),
         )
         done = count == 1
         if count > 1:
@@ -117,10 +117,9 @@ def _split_ends(
 @triton.jit
 def _split_size(length, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
     """Tokens of a split: doubled until a sequence has at most ``MAX_SPLITS``."""
-    size = length * 0 + SPLIT
-    for _ in tl.static_range(12):
-        size = tl.where(size * MAX_SPLITS < length, size * 2, size)
-    return size
+    times = tl.maximum(length - 1, 0) // (SPLIT * MAX_SPLITS)
+    exponent = times.to(tl.float32).to(tl.int32, bitcast=True) >> 23
+    return SPLIT << tl.maximum(exponent - 126, 0)
 
 
 @triton.jit
@@ -140,7 +139,7 @@ def _attend(
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Largest score, sum of exponentials and weighted values of the positions of a split."""
     top = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -153,9 +152,9 @@ def _attend(
         block = tl.load(table + p // SLOTS, mask=held, other=0)
         at = cache_head + block.to(tl.int64) * (2 * GROUPS * SLOTS * DIM) + (p % SLOTS) * DIM
         k1, k2 = _load(at, held, DIM, FIRST, REST)
-        score = _dot(q1, tl.trans(k1), EXACT)
+        score = tl.dot(q1, tl.trans(k1), input_precision=PRECISION)
         if REST:
-            score += _dot(q2, tl.trans(k2), EXACT)
+            score += tl.dot(q2, tl.trans(k2), input_precision=PRECISION)
         seen = held[None, :] & (p[None, :] <= last_M[:, None])
         score = tl.where(seen, score * scale, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, axis=1))
@@ -167,9 +166,9 @@ def _attend(
         top = new_top
         v1, v2 = _load(at + GROUPS * SLOTS * DIM, held, DIM, FIRST, REST)
         weight = weight.to(v1.dtype)
-        acc1 = acc1 * shrink[:, None] + _dot(weight, v1, EXACT)
+        acc1 = acc1 * shrink[:, None] + tl.dot(weight, v1, input_precision=PRECISION)
         if REST:
-            acc2 = acc2 * shrink[:, None] + _dot(weight, v2, EXACT)
+            acc2 = acc2 * shrink[:, None] + tl.dot(weight, v2, input_precision=PRECISION)
     return top, mass, acc1, acc2
 
 
@@ -228,10 +227,3 @@ def _store(at, first, rest, mask, DIM: tl.constexpr, FIRST: tl.constexpr, REST: 
     if REST:
         d = FIRST + tl.arange(0, REST)[None, :]
         tl.store(at[:, None] + d, rest.to(dtype), mask=mask[:, None] & (d < DIM))
-
-
-@triton.jit
-def _dot(a, b, EXACT: tl.constexpr):
-    if EXACT:
-        return tl.dot(a, b, input_precision="ieee")
-    return tl.dot(a, b)

@@ -17,12 +17,13 @@
 | ``drift`` | next-token distributions in bfloat16, int8 and int4 | float32 |
 | ``quantized`` | decode and prefill time with int8 and int4 weights | unquantized weights |
 | ``kernels`` | decode and prefill time with the compiled CPU kernels | torch's operators |
+| ``pacing`` | a long prompt beside streams on cards, predicted with a simulated clock | pacing with one cost per token; limits |
 | ``full`` | the server with a checkpoint of the official size: startup time, memory, one image, decoding | its files and KV cache; reading the weights once per step |
 
 ``all`` excludes ``full``, which writes 8.3 GB, needs 12 GB of memory and takes several minutes.
 
 The speed of a shared machine drifts by tens of percent within minutes. Each run therefore measures
 all sides in turn, one at a time, for several rounds, and compares the medians; do not compare figures
-of different runs. All benchmarks run on random checkpoints and assert nothing: they print each figure
-next to its target, write it as JSON and plot it.
+of different runs. All benchmarks but ``pacing``, which computes nothing, run on random checkpoints.
+They assert nothing: they print each figure next to its target, write it as JSON and plot it.
 """

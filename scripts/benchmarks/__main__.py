@@ -30,6 +30,7 @@ NAMES = [
     "drift",
     "quantized",
     "kernels",
+    "pacing",
 ]
 ALONE = ["full"]  # excluded from all: needs most of a machine's memory
 SMOKE = {

@@ -72,6 +72,12 @@ class Runner:
         sizes = () if self._graphs is None else self._graphs.sizes
         return tuple(size.rows for size in sizes if size.tokens_per_row == 1)
 
+    def guess_limit(self, rows: int) -> int | None:
+        """Maximum number of tokens that each of ``rows`` sequences may guess; None if unlimited."""
+        if self._graphs is not None:
+            return self._graphs.longest_guess(rows)
+        return None if self._device.type == "cpu" else 0
+
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks; returns float32 logits ``(S, V)``, ``num_sampled`` rows per chunk."""
         if not self._fixed_rows:

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from model.engine.execution.device_clock import DeviceClock, StepTimer
 from model.engine.execution.runner import Runner
 from model.engine.sampling.drawing import Draw
 from model.engine.sampling.sampler import Sample, sample
@@ -29,12 +30,16 @@ class StepRunner:
         runner: runs the decoder.
         token_masks: the grammars' masks.
         draw: chooses tokens.
+        clock: of the device.
     """
 
-    def __init__(self, runner: Runner, token_masks: TokenMasks, draw: Draw) -> None:
+    def __init__(
+        self, runner: Runner, token_masks: TokenMasks, draw: Draw, clock: DeviceClock
+    ) -> None:
         self._runner = runner
         self._token_masks = token_masks
         self._draw = draw
+        self._timer = StepTimer(clock)
 
     def __call__(self, chunks: list[Chunk]) -> tuple[list[Computed], list[tuple[Chunk, Exception]]]:
         """Compute the chunks; returns them with their samples, and failed ones with their exceptions.
@@ -60,11 +65,18 @@ class StepRunner:
                 computed += alone
         return computed, failed
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the newest step; see ``StepTimer``. Read it right after the step."""
+        return self._timer.seconds()
+
     def _attempt(self, chunks: list[Chunk]) -> list[Computed] | Exception:
         """Compute the chunks once; returns the exception, after logging it, if that fails."""
         rows = [(chunk.sequence, ahead) for chunk in chunks for ahead in range(chunk.num_sampled)]
         try:
+            self._timer.begin()
             logits_SV = self._runner.run(chunks)
+            self._timer.launched()  # but for the sampler, whose time prefill doesn't change
             self._token_masks.wait([sequence for sequence, _ in rows])
             in_time = [i for i, (sequence, _) in enumerate(rows) if not sequence.is_late]
             if len(in_time) < len(rows):

@@ -3,18 +3,22 @@
 The tower takes as long as hundreds of decode steps. It runs in parts, one layer of a few crops each, so
 that it can pause for running streams. Images of several sequences share a pass if their crops fit;
 sequences with the same image share its embedding.
+
+A GPU works through a queue of parts. While it computes one, the next is queued: with none the GPU would
+idle, and with more the streams would wait for all of them.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model.engine.execution.device_clock import DeviceClock, Mark
 from model.engine.execution.embedding_cache import EmbeddingCache
 from model.engine.scheduling.sequence import Sequence
 from model.phi3v.inputs.image_processing import ImageInputs
@@ -31,6 +35,36 @@ class _Pass:
     parts: Generator[None, None, list[Tensor]]
 
 
+class _Slice:
+    """A slice of the device's time.
+
+    Args:
+        clock: of the device.
+        seconds: length of the slice.
+        part_seconds: duration of a part in the slice before.
+    """
+
+    def __init__(self, clock: DeviceClock, seconds: float, part_seconds: float) -> None:
+        self.part_seconds = part_seconds
+        self._clock = clock
+        self._seconds = seconds
+        self._spent = 0.0
+        self._done = clock.mark()  # the device got at least here
+        self._queued: deque[Mark] = deque()
+
+    def has_time_after(self) -> bool:
+        """Whether there is time for a part after the one just launched; waits for those before it."""
+        self._queued.append(self._clock.mark())
+        if len(self._queued) > 1 or not self._clock.queues:
+            done = self._queued.popleft()
+            done.wait()
+            self.part_seconds = done.since(self._done)
+            self._spent += self.part_seconds
+            self._done = done
+        ahead = len(self._queued) + 1
+        return self._spent + ahead * self.part_seconds < self._seconds
+
+
 class VisionRunner:
     """The vision tower with its embedding cache.
 
@@ -38,29 +72,36 @@ class VisionRunner:
         tower: the vision tower.
         cache: of its embeddings.
         single_images: run the tower on one image at a time.
+        clock: of the tower's device.
 
     Attributes:
         num_images: number of images computed.
     """
 
     def __init__(
-        self, tower: Phi3VImageEmbedding, cache: EmbeddingCache, single_images: bool
+        self,
+        tower: Phi3VImageEmbedding,
+        cache: EmbeddingCache,
+        single_images: bool,
+        clock: DeviceClock,
     ) -> None:
         self.cache = cache
         self.num_images = 0
         self._tower = tower
         self._pass: _Pass | None = None
         self._single_images = single_images
+        self._clock = clock
+        self._part_seconds = 0.0
         self._alone: set[bytes] = set()  # images of failed passes, to be retried alone
 
     def advance(
         self, sequences: list[Sequence], seconds: float
     ) -> list[tuple[Sequence, Exception]]:
-        """Compute images of ``sequences``, in order, for about ``seconds``.
+        """Compute images of ``sequences``, in order, for about ``seconds`` of the device's time.
 
         Sets the embeddings of finished images; returns sequences with failed images.
         """
-        deadline = time.perf_counter() + seconds
+        time_slice = _Slice(self._clock, seconds, self._part_seconds)
         failures = []
         wanted = {_digest(sequence): _image(sequence) for sequence in sequences}
         done: dict[bytes, Tensor | Exception] = {}
@@ -69,7 +110,8 @@ class VisionRunner:
                 done[digest] = embedding
                 del wanted[digest]
         while wanted:
-            results = self._work(wanted, deadline)
+            results = self._work(wanted, time_slice)
+            self._part_seconds = time_slice.part_seconds
             if results is None:
                 break
             done |= results
@@ -83,19 +125,17 @@ class VisionRunner:
         return failures
 
     def _work(
-        self, wanted: dict[bytes, ImageInputs], deadline: float
+        self, wanted: dict[bytes, ImageInputs], time_slice: _Slice
     ) -> dict[bytes, Tensor | Exception] | None:
-        """Results of one pass; None if it is not finished by the deadline."""
+        """Results of one pass; None if it is not finished within the slice."""
         if self._pass is None or not self._pass.images.keys() & wanted.keys():
             self._pass = self._start(wanted)
         digests = list(self._pass.images)
         embeddings: list[Tensor] = []
-        now = time.perf_counter()
         try:
             while True:
                 next(self._pass.parts)
-                started, now = now, time.perf_counter()
-                if now + (now - started) >= deadline:  # the next part would end after it
+                if not time_slice.has_time_after():
                     return None
         except StopIteration as end:
             embeddings = end.value

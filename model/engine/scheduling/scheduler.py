@@ -77,6 +77,9 @@ class Scheduler:
         rope: maps a length to its rope regime.
         pacing: limits the prefill of a step.
         copy_block: copies a block's content, (source, target).
+        guess_limit: maximum number of tokens that each of some number of decoding sequences may
+            guess; None for no limit. On a GPU guesses pay only in steps with a CUDA graph, so if
+            there is a limit, steps with prefill guess nothing.
     """
 
     def __init__(
@@ -87,12 +90,14 @@ class Scheduler:
         rope: LongRope,
         pacing: Pacing,
         copy_block: Callable[[int, int], None],
+        guess_limit: Callable[[int], int | None] = lambda rows: None,
     ) -> None:
         self._config = config
         self._policy = policy
         self._rope = rope
         self._pacing = pacing
         self._copy_block = copy_block
+        self._guess_limit = guess_limit
         self.blocks = blocks
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
@@ -133,15 +138,22 @@ class Scheduler:
                 self._make_room(sequence)
         taking_part = [sequence for sequence in self.running if not sequence.is_late]
         decoding = [sequence for sequence in taking_part if sequence.is_decoding]
-        chunks = self._decode(decoding)
+        prefill: list[Chunk] = []
         num_prefilling = len(taking_part) - len(decoding) + len(self.waiting)
         budget = self._pacing.prefill_budget(len(decoding), num_prefilling)
         for sequence in taking_part:
             if not sequence.is_decoding and budget > 0:
-                budget -= self._prefill(sequence, budget, chunks)
+                budget -= self._prefill(sequence, budget, prefill)
         while budget > 0 and self._admit():
-            budget -= self._prefill(self.running[-1], budget, chunks)
-        return chunks
+            budget -= self._prefill(self.running[-1], budget, prefill)
+        return self._decode(decoding, bool(prefill)) + prefill
+
+    def measured(self, chunks: list[Chunk], seconds: float) -> None:
+        """Let the pacing learn how long a step took; call before its tokens are accepted."""
+        decoding = [len(chunk) for chunk in chunks if chunk.decodes]
+        prefill_tokens = sum(map(len, chunks)) - sum(decoding)
+        guessed_tokens = sum(decoding) - len(decoding)
+        self._pacing.measured(seconds, len(decoding), prefill_tokens, guessed_tokens)
 
     def computed(self, sequence: Sequence, end: int) -> None:
         """Record that a sequence's keys and values are computed up to ``end``."""
@@ -155,23 +167,27 @@ class Scheduler:
         if end >= sequence.prompt_len:
             self._release_followers(sequence)
 
-    def _decode(self, decoding: list[Sequence]) -> list[Chunk]:
+    def _decode(self, decoding: list[Sequence], with_prefill: bool) -> list[Chunk]:
         """Chunks of decoding sequences, with guesses within the step's spare tokens."""
         spare = self._pacing.spare_tokens(len(decoding))
+        limit = self._guess_limit(len(decoding)) if decoding else None
+        if limit is not None and with_prefill:
+            limit = 0
         chunks = []
         for number, sequence in enumerate(decoding):
             guess: list[int] = []
             if sequence.lookup is not None and sequence.num_pending == 1:
                 share = -(-spare // (len(decoding) - number))
+                share = share if limit is None else min(share, limit)
                 guess = sequence.lookup.guess(
-                    sequence.token_ids, self._most_guessed(sequence, share)
+                    sequence.token_ids, self._longest_guess(sequence, share)
                 )
                 spare -= len(guess)
                 self.blocks.grow(sequence.block_table, len(sequence) + len(guess))
             chunks.append(Chunk(sequence, sequence.num_computed, len(sequence), tuple(guess)))
         return chunks
 
-    def _most_guessed(self, sequence: Sequence, share: int) -> int:
+    def _longest_guess(self, sequence: Sequence, share: int) -> int:
         """Maximum number of guessed tokens: limited by answer length, rope regime, blocks and share."""
         length = len(sequence)
         most = min(share, sequence.max_tokens - sequence.num_output - 1, LONGEST_GUESS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode  # documented under this name alone
 
-from model.gpu.launch import redirected
+from model.gpu.launch import Launch, intercepted
 
 
 def varlen_attention(
@@ -65,7 +65,7 @@ class Tape(TorchDispatchMode):
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self._repeats: list[Callable[[], None]] = []
-        with redirected(self._launch), self:
+        with intercepted(self._launch), self:
             output = compute()
         repeats = self._repeats
         self.captured.append(len(output))
@@ -78,14 +78,11 @@ class Tape(TorchDispatchMode):
 
         return replay
 
-    def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        def run() -> None:
-            kernel[grid](*args, **options)
-
+    def _launch(self, launch: Launch) -> None:
         # The interpreter calls torch too, which is part of the kernel.
         with torch.utils._python_dispatch._disable_current_modes():
-            run()
-        self._repeats.append(run)
+            launch.run()
+        self._repeats.append(launch.run)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

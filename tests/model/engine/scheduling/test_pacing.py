@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.engine.scheduling.pacing import SMALLEST_CHUNK, STRETCH, Pacing
+from model.engine.scheduling.pacing import CPU_PAUSES, SMALLEST_CHUNK, Pacing
 
 FIXED, PER_TOKEN = 0.01, 0.0005  # seconds
 
@@ -35,7 +35,7 @@ def test_a_step_is_stretched_by_no_more_than_it_may(decoding: int) -> None:
     budget = learned().prefill_budget(decoding, 1)
     plain = FIXED + PER_TOKEN * decoding
     stretched = plain + PER_TOKEN * budget
-    most = plain * max(STRETCH, 1 + 4 / decoding)
+    most = plain * max(CPU_PAUSES.stretch, 1 + 4 / decoding)
     assert most - PER_TOKEN * SMALLEST_CHUNK <= stretched <= most * 1.05
 
 
