@@ -29,16 +29,30 @@ RUN python -m venv --without-pip /opt/venv \
 
 FROM python:3.12-slim-bookworm
 
+# The variants have the names of their devices: without its GPU the image for GPUs does not start.
+ARG VARIANT=cuda
+
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HF_HOME=/cache/huggingface \
     XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/cache/triton \
     PHI3V_MODEL=microsoft/Phi-3-vision-128k-instruct \
+    PHI3V_DEVICE=$VARIANT \
     PHI3V_HOST=0.0.0.0 \
     PHI3V_PORT=8000 \
     PHI3V_GENERATED_KEY_FILE=/cache/api-key
+
+# Triton compiles the program that launches its kernels in C, once, at the first start with a GPU. Python's
+# headers are part of the base image. A compiler's version does not matter, and Debian keeps one only.
+# hadolint ignore=DL3008
+RUN if [ "$VARIANT" = cuda ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 
 RUN useradd --system --create-home --uid 10001 phi3v \
     && mkdir /cache \

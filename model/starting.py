@@ -11,10 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from model import hub
-from model.engine.config import LoadOptions, ModelInfo
+from model.engine.config import DEMO, LoadOptions, ModelInfo
 from model.errors import CheckpointError, ModelError
 from model.phi3v.checkpoint import first_line
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from model.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-DEMO = "demo"  # the name of the embedded checkpoint
 
 T = TypeVar("T")
 
@@ -86,24 +85,27 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 
 def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     try:
+        load = _import_load()
+        if options.model != DEMO:
+            load.devices_for(options)  # an unusable GPU is refused before gigabytes are downloaded
         directory = find_checkpoint(options.model, options.revision)
-        return _load(directory, options)
+        info = load.describe(directory, options.model)
+        engine = load.load_engine(directory, options)
     except ModelError:
         raise
     except Exception as error:  # a checkpoint can be broken in unforeseen ways
         logger.debug("loading %s failed", options.model, exc_info=True)
         raise CheckpointError(f"{options.model} cannot be loaded: {first_line(error)}") from error
+    gc.collect()
+    gc.freeze()  # so that no request waits while the collector scans all this again
+    return engine, info
 
 
-def _load(directory: Path, options: LoadOptions) -> tuple[Engine, ModelInfo]:
+def _import_load() -> ModuleType:
     gc.disable()  # imports create hundreds of thousands of objects, none of them garbage
     try:
         from model.engine.loading import load
     finally:
         gc.freeze()
         gc.enable()
-    info = load.describe(directory, options.model)
-    engine = load.load_engine(directory, options)
-    gc.collect()
-    gc.freeze()  # so that no request waits while the collector scans all this again
-    return engine, info
+    return load

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, FilePath
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
@@ -113,6 +113,7 @@ class Batch(ModelSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="phi3v-server batch")
+    throughput: ClassVar[bool] = True
 
     input: CliPositionalArg[FilePath] = Field(
         description="JSON Lines file; each line has custom_id, method, url and body"
@@ -120,10 +121,11 @@ class Batch(ModelSettings):
     output: CliPositionalArg[Path] = Field(
         description="file for the results, one JSON object per line"
     )
-    max_num_seqs: int = Field(
-        64,
+    max_num_seqs: int | None = Field(
+        None,
         ge=1,
-        description="maximum sequences computed per step; more than when serving, for throughput",
+        description="maximum sequences computed per step; by default 64 on CPUs, and 16 to 256 on GPUs, "
+        "one for each 512 tokens that fit",
     )
     request_timeout: float = Field(
         math.inf, gt=0, description="seconds a request may take, including time in the queue"

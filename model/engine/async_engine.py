@@ -79,6 +79,11 @@ class AsyncEngine:
         return self._engine.config.max_model_len
 
     @property
+    def max_num_seqs(self) -> int:
+        """Maximum number of sequences in a step."""
+        return self._engine.config.max_num_seqs
+
+    @property
     def longest_ratio(self) -> float:
         """Largest supported aspect ratio of an image, long side to short side."""
         return self._engine.processor.image_processor.longest_ratio

@@ -6,13 +6,15 @@ Each option is declared only here, with the name of its command-line flag.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4"]
 Device = Literal["auto", "cpu", "cuda"]
 
 GIB = 1 << 30
+DEMO = "demo"  # the name of the embedded checkpoint
+BLOCK_SIZE = 16  # tokens in a KV block, on every device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +22,10 @@ class EngineOptions:
     """Options that the engine uses unchanged.
 
     Attributes:
-        max_num_seqs: maximum number of sequences in a batch.
         max_waiting: maximum number of waiting sequences; more are refused.
         max_waiting_tokens: maximum number of prompt tokens in flight; more are refused.
         max_waiting_memory: maximum GiB of images and log probabilities in flight.
         request_timeout: seconds that a request may take, including waiting.
-        prefill_chunk: maximum number of prefill tokens in a step; fewer if they would stall streams.
         max_output_tokens: default of a request's ``max_tokens``.
         prefix_caching: reuse cached blocks for prompts that begin alike.
         embedding_cache_memory: GiB for cached image embeddings; 0 disables the cache.
@@ -33,12 +33,10 @@ class EngineOptions:
         prompt_lookup: guess tokens from the prompt and the answer, and verify several per step.
     """
 
-    max_num_seqs: int = 16
     max_waiting: int = 256
     max_waiting_tokens: int = 2_000_000
     max_waiting_memory: float = 2
     request_timeout: float = 1800
-    prefill_chunk: int = 512
     max_output_tokens: int = 4096
     prefix_caching: bool = True
     embedding_cache_memory: float = 0.5
@@ -67,6 +65,9 @@ class LoadOptions(EngineOptions):
         device: where the model runs.
         quantization: of the weights of the decoder's linear layers.
         max_model_len: longest sequence (prompt and answer), in tokens.
+        max_num_seqs: maximum number of sequences in a batch.
+        prefill_chunk: maximum number of prefill tokens in a step.
+        throughput: where sizes are chosen, choose for throughput rather than for short waits.
         pipeline_parallel_size: number of GPUs that the decoder's layers are spread over.
         gpu_memory_utilization: fraction of the GPU memory free at startup that may be used.
         kv_cache_memory: size of the KV cache in GiB.
@@ -78,6 +79,9 @@ class LoadOptions(EngineOptions):
     device: Device = "auto"
     quantization: Quantization = "none"
     max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    prefill_chunk: int | None = None
+    throughput: bool = False
     pipeline_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: float | None = None
@@ -98,18 +102,22 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class EngineConfig(EngineOptions):
-    """The engine's options, and sizes that follow from the available memory.
+    """The engine's options, and sizes that follow from the machine and its memory.
 
     Attributes:
         max_model_len: longest sequence (prompt and answer), in tokens.
         block_size: tokens in a KV block.
         num_blocks: number of KV blocks; enough for at least one sequence of ``max_model_len``.
+        max_num_seqs: maximum number of sequences in a batch.
+        prefill_chunk: maximum number of prefill tokens in a step; fewer if they would stall streams.
         jump_ahead: emit the tokens that a grammar forces without sampling them.
     """
 
     max_model_len: int
-    block_size: int = 16
+    block_size: int = BLOCK_SIZE
     num_blocks: int = 0
+    max_num_seqs: int = 16
+    prefill_chunk: int = 512
     jump_ahead: bool = True
 
     def __post_init__(self) -> None:
@@ -124,9 +132,9 @@ class EngineConfig(EngineOptions):
         return min(max_tokens or self.max_output_tokens, self.max_model_len - prompt_tokens)
 
     @classmethod
-    def of(
-        cls, options: EngineOptions, max_model_len: int, block_size: int, num_blocks: int
-    ) -> EngineConfig:
-        """Add sizes to options; for the arguments see the attributes."""
-        given = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
-        return cls(max_model_len, block_size, num_blocks, **given)
+    def of(cls, options: EngineOptions, **sizes: int) -> EngineConfig:
+        """Add sizes to options; for their names see the attributes."""
+        given: dict[str, Any] = {
+            field.name: getattr(options, field.name) for field in fields(EngineOptions)
+        }
+        return cls(**given | sizes)

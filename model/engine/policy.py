@@ -75,13 +75,13 @@ class Policy:
             most_together=MOST_TOGETHER,
             fixed_chunks=False,
             fixed_rows=0,
-            graph_sizes=_graph_sizes(rows),
+            graph_sizes=graph_sizes(rows),
             single_images=False,
             grammar_patience=GRAMMAR_PATIENCE,
         )
 
 
-def _graph_sizes(max_rows: int) -> tuple[tuple[int, int], ...]:
+def graph_sizes(max_rows: int) -> tuple[tuple[int, int], ...]:
     """Sizes close enough together that few rows of a step are unused."""
     rows = [*(n for n in (1, 2, 4) if n < max_rows), *range(8, max_rows, 8), max_rows]
     verifying = [(n, 1 + guess) for n in rows for guess in GUESSES]

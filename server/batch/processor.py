@@ -75,7 +75,7 @@ class BatchProcessor:
             BatchEndedError: the engine has failed.
             OSError: a result cannot be written.
         """
-        count = 2 * self._backend.settings.max_num_seqs
+        count = 2 * self._backend.engine.max_num_seqs
         workers = [asyncio.create_task(self._work(lines)) for _ in range(count)]
         try:
             await asyncio.gather(*workers)

@@ -11,6 +11,10 @@ from pydantic_settings import SettingsConfigDict
 
 from server.settings import Settings, unprotected
 
+# A replica chooses max_num_seqs when it starts, but requests are routed before. On a CPU it chooses this;
+# on a GPU a card of 80 GB holds about as many conversations with a picture.
+ONGOING_CPU, ONGOING_GPU = 16, 64
+
 
 class RaySettings(Settings):
     """The server's and Ray's settings, from arguments of ``serve run`` or ``PHI3V_*`` variables.
@@ -38,7 +42,10 @@ class RaySettings(Settings):
     )
     cpus_per_replica: float = Field(1, gt=0, description="CPU cores per replica")
     ongoing_requests: int | None = Field(
-        None, ge=1, description="maximum concurrent requests per replica; max_num_seqs by default"
+        None,
+        ge=1,
+        description="maximum concurrent requests per replica; by default max_num_seqs, or if that is unset 64 "
+        "with a GPU and otherwise 16",
     )
     queued_requests: int = Field(
         64, ge=1, description="maximum requests waiting in a gateway for a replica; more get a 429"
@@ -73,7 +80,8 @@ class RaySettings(Settings):
     @property
     def ongoing(self) -> int:
         """Maximum concurrent requests per replica."""
-        return self.ongoing_requests or self.max_num_seqs
+        chosen = ONGOING_GPU if self.gpus else ONGOING_CPU
+        return self.ongoing_requests or self.max_num_seqs or chosen
 
     @property
     def replica_slots(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -60,6 +60,8 @@ class CommandSettings(BaseSettings):
 class ModelSettings(CommandSettings):
     """Model, engine and request limits."""
 
+    throughput: ClassVar[bool] = False  # see model.LoadOptions
+
     model: str = Field(
         "demo",
         min_length=1,
@@ -78,7 +80,11 @@ class ModelSettings(CommandSettings):
         "none",
         description="quantization of the decoder's weights; saves memory, changes answers slightly",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="device that runs the model; auto uses a GPU if the machine has one, and refuses "
+        "one that torch cannot use",
+    )
     pipeline_parallel_size: int = Field(
         1, ge=1, description="number of GPUs to split the decoder's layers across"
     )
@@ -87,11 +93,17 @@ class ModelSettings(CommandSettings):
         ge=2,
         description="maximum length of prompt plus answer, in tokens; as much as fits by default",
     )
-    max_num_seqs: int = Field(16, ge=1, description="maximum sequences computed per step")
-    prefill_chunk: int = Field(
-        512,
+    max_num_seqs: int | None = Field(
+        None,
         ge=1,
-        description="maximum prompt tokens computed per step while sequences are decoding",
+        description="maximum sequences computed per step; by default 16 on CPUs, and 16 to 256 on GPUs, "
+        "one for each 512 tokens that fit",
+    )
+    prefill_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="maximum prompt tokens computed per step; by default 512 on CPUs, 2048 on GPUs, and "
+        "8192 on GPUs from 70 GiB",
     )
     max_output_tokens: int = Field(
         4096, ge=1, description="max_tokens for requests that do not set it"

@@ -96,8 +96,9 @@ def test_messages_are_the_programs_own() -> None:
 def plan(gigabytes: int, quantization: Quantization = "none") -> MemoryPlan:
     """Of the official model on a GPU of its own."""
     options = LoadOptions("", dtype="bfloat16", quantization=quantization)
-    free = int(options.gpu_memory_utilization * gigabytes * 1e9)
-    return plan_memory(HEADERS, FULL, options, [Machine(torch.device("cuda"), free, "")])
+    total = int(gigabytes * 1e9)
+    free = int(options.gpu_memory_utilization * total)
+    return plan_memory(HEADERS, FULL, options, [Machine(torch.device("cuda"), free, "", total)])
 
 
 def thousands(found: MemoryPlan) -> str:
@@ -112,6 +113,10 @@ def test_sizes_are_computed_right() -> None:
     assert len(sizes) == 2
     for gib, tokens in sizes:
         assert slot * int(tokens.replace(",", "")) == int(gib) << 30
+    choices = SIZING.partition("| CPU |")[2]
+    for found, chunk in ((plan(24), "2,048"), (plan(80), "8,192")):
+        assert f"{found.prefill_chunk:,}" == chunk
+        assert chunk in choices
     rows = re.findall(
         r"^\| NVIDIA \w+ \| (\d+) GB \| ([\d,]+) \| (\d+) \| \d+ \|$", SIZING, re.MULTILINE
     )

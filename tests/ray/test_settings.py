@@ -16,7 +16,9 @@ from tests.support.servers.live_server import ROOT
 def test_defaults() -> None:
     settings = RaySettings(insecure=True)
     assert (settings.min_replicas, settings.most_replicas, settings.gpus) == (1, 1, 0)
-    assert settings.ongoing == settings.max_num_seqs == 16
+    assert settings.ongoing == 16
+    assert RaySettings(insecure=True, device="cuda").ongoing == 64
+    assert RaySettings(insecure=True, device="cuda", max_num_seqs=200).ongoing == 200
     assert RaySettings(insecure=True, device="cuda").gpus == 1
     assert RaySettings(insecure=True, device="cuda", gpus_per_replica=0.5).gpus == 0.5
     assert RaySettings(insecure=True, pipeline_parallel_size=2).gpus == 2

@@ -18,12 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from model.cpu.memory import keep_freed_memory
-from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
+from model.engine.config import DEMO, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
 from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
+from model.engine.loading.unusable_gpu import unusable_gpu, why_none
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError, RequestError
 from model.phi3v.checking import read_headers
@@ -71,7 +72,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     network = make_network(model)
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
-    config = EngineConfig.of(options, plan.max_model_len, plan.block_size, plan.num_blocks)
+    config = EngineConfig.of(options, **plan.sizes)
     engine = Engine(network, processor, stop_ids, config)
     _warm_up(engine)
     _log_choices(engine)
@@ -178,11 +179,14 @@ def _plan(
         more = _how_many_would_do(lambda count: plan_on(_gpus(count)), devices)
         raise CheckpointError(f"{error}{more}") from error
     logger.info(
-        "memory: %s (%s); longest sequence: %d of the model's %d tokens",
+        "memory: %s (%s); longest sequence: %d of the model's %d tokens; "
+        "steps of at most %d sequences and %d prompt tokens",
         plan,
         there_is,
         plan.max_model_len,
         config.context_window,
+        plan.max_num_seqs,
+        plan.prefill_chunk,
     )
     return plan
 
@@ -198,12 +202,21 @@ def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device
 
 
 def devices_for(options: LoadOptions) -> list[torch.device]:
-    """The devices of the decoder's layers; the first also holds everything else."""
+    """The devices of the decoder's layers; the first also holds everything else.
+
+    Raises:
+        CheckpointError: torch cannot use as many GPUs as asked for, or none of those in the machine. In
+            the latter case the demo model runs on the CPU, with a warning.
+    """
     wanted, found = options.pipeline_parallel_size, torch.cuda.device_count()
     if options.device == "cuda" and not found:
         raise CheckpointError(
-            "--device cuda: torch finds no CUDA device; check the driver, or use --device cpu"
+            f"--device cuda: torch finds no CUDA device: {why_none()}; or use --device cpu"
         )
+    if options.device == "auto" and not found and (reason := unusable_gpu()):
+        if options.model != DEMO:
+            raise CheckpointError(f"{reason}; or use --device cpu, which is slow")
+        logger.warning("running on the CPU: %s", reason)
     gpus = 0 if options.device == "cpu" else found
     if wanted > max(gpus, 1):
         raise CheckpointError(

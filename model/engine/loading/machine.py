@@ -22,11 +22,18 @@ class Machine:
         device: ``cpu`` or ``cuda``.
         available: bytes that the model may use.
         text: human-readable description of that memory.
+        total: bytes that the device has; None if that is not known.
     """
 
     device: torch.device
     available: int
     text: str
+    total: int | None = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the device has, or at least those that the model may use."""
+        return self.available if self.total is None else self.total
 
 
 def probe(device: torch.device, gpu_memory_utilization: float) -> Machine:
@@ -39,7 +46,7 @@ def probe(device: torch.device, gpu_memory_utilization: float) -> Machine:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         text = f"{gpu_memory_utilization:g} of {_gib(free)} free GPU memory, {_gib(total)} in total"
-        return Machine(device, int(free * gpu_memory_utilization), text)
+        return Machine(device, int(free * gpu_memory_utilization), text, total)
     free, allowed = psutil.virtual_memory().available, cgroup_left()
     if allowed is not None and allowed < free:
         return Machine(device, allowed, "left within the cgroup's memory limit")

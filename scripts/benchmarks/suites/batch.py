@@ -29,7 +29,7 @@ from scripts.benchmarks.harness.processes import ours, start
 from scripts.benchmarks.harness.report import Figure, Panel, Report, median
 
 REQUESTS, SMOKE_REQUESTS = 128, 8
-COMPUTED = 16  # the server's default --max-num-seqs
+COMPUTED = 16  # the default --max-num-seqs on a CPU
 SENTENCE = re.compile(
     r"(\d+) answered, 0 failed, 0 left, 0 by earlier runs; (\d+) tokens in ([\d.]+) s"
 )
