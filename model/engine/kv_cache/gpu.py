@@ -237,7 +237,8 @@ class GpuAttention:
         for prompt in self._prompts:
             tokens = prompt.tokens
             if prompt.blocks is None:
-                assert k_TGD is not None and v_TGD is not None
+                assert k_TGD is not None
+                assert v_TGD is not None
                 keys, values = k_TGD[tokens], v_TGD[tokens]
             else:
                 keys, values = _gather(stored, prompt.blocks, prompt.length)

@@ -7,6 +7,7 @@ checked by torch's own fake tensors, which have devices that are not there.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,8 +30,10 @@ from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from model.engine.loading.placement import device_map, spread
 from model.engine.request import SamplingParams, TextDelta
 from model.errors import CheckpointError
+from model.gpu.launch import intercepted
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.decoder import TorchDecoder
+from model.phi3v.decoder import Decoder, TorchDecoder
+from model.phi3v.decoder_gpu import GpuDecoder
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -131,38 +134,58 @@ def placed(model: Phi3VForCausalLM, counts: list[int]) -> Phi3VForCausalLM:
     return made
 
 
+@pytest.mark.parametrize("make", [TorchDecoder, GpuDecoder])
 def test_nothing_is_computed_from_tensors_of_two_devices(
-    model: Phi3VForCausalLM, caplog: pytest.LogCaptureFixture
+    make: Callable[[Phi3VForCausalLM], Decoder],
+    model: Phi3VForCausalLM,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with FakeTensorMode(), torch.inference_mode():
-        decoder = TorchDecoder(placed(model, [2, 2, 1]))
+    kernels: list[str] = []
+    with (
+        FakeTensorMode(),
+        torch.inference_mode(),
+        intercepted(lambda launch: kernels.append(launch.kernel)),
+    ):
+        decoder = make(placed(model, [2, 2, 1]))
         assert [device.index for device in decoder.layer_devices] == [0, 0, 1, 1, 2]
         assert decoder.device.index == 0
         config = copy.copy(model.config)
-        sizes = replace(SIZES, block_size=32, num_blocks=64)  # which no kernel of the CPU reads
-        cache = make_kv_cache(config, sizes, torch.float32, decoder.layer_devices)
+        fused = decoder.fuses_attention
+        # The CPU's kernels read no blocks of 32.
+        sizes = SIZES if fused else replace(SIZES, block_size=32, num_blocks=64)
+        devices = decoder.layer_devices
+        cache = make_kv_cache(config, sizes, torch.float32, devices, fused)
         assert isinstance(cache, PipelineKVCache)
-        assert [(stage.device.index, len(stage.keys)) for stage in cache.stages] == [
-            (0, 2),
-            (1, 2),
-            (2, 1),
-        ]
+        assert [stage.num_layers for stage in cache.stages] == [2, 2, 1]
         hidden_TE = decoder.embed(torch.zeros(7, dtype=torch.int64, device="cpu:0"))
-        cos_TD, sin_TD = torch.empty(2, 7, 16, device="cpu:0")
-        cos_TD, sin_TD = (x[:, : config.hidden_size // 4] for x in (cos_TD, sin_TD))
-        seen: list[int] = []
-        attend = cache.attention([Span([0], 0, 4), Span([1], 5, 8)])
-
-        def watch(layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-            output_THD = attend(layer, q_THD, k_TGD, v_TGD)
-            seen.append(output_THD.device.index)
-            return output_THD
-
-        hidden_TE = decoder(hidden_TE, cos_TD, sin_TD, watch)
+        cos_TD, sin_TD = torch.empty(2, 7, config.hidden_size // 4, device="cpu:0")
+        attend = Watched(cache.attention([Span([0], 0, 4), Span([1], 5, 8)]))
+        hidden_TE = decoder(hidden_TE, cos_TD, sin_TD, attend)
         assert decoder.logits(hidden_TE).device.index == 0
-        assert seen == [0, 0, 1, 1, 2]
+        assert attend.seen == [0, 0, 1, 1, 2]
         cache.copy_block(0, 1)
+    assert ("paged_decode_kernel" in kernels) == fused
     assert "decoding on 3 GPUs without CUDA graphs" in caplog.text
+
+
+class Watched:
+    """An attention that tells on which devices its results are."""
+
+    def __init__(self, attend: Any) -> None:
+        self.seen: list[int] = []
+        self._attend = attend
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        return self._see(self._attend(layer, q_THD, k_TGD, v_TGD))
+
+    def fused(
+        self, layer: int, qkv_TK: Tensor, cos_TD: Tensor, sin_TD: Tensor, heads: int
+    ) -> Tensor:
+        return self._see(self._attend.fused(layer, qkv_TK, cos_TD, sin_TD, heads))
+
+    def _see(self, output: Tensor) -> Tensor:
+        self.seen.append(output.device.index)
+        return output
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
