@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 from model.engine.request import SamplingParams
 from model.engine.sampling.sampler import sample
-from model.gpu.sample import LARGEST_VOCABULARY, sample_rows
+from model.gpu.sample import sample_rows
+from model.gpu.support import LARGEST_VOCABULARY
 
 OFFICIAL, ODD = 32064, 32011
 
@@ -102,10 +103,8 @@ def test_no_more_of_equal_logits_than_asked(cut: dict[str, Any]) -> None:
 def test_forbidden_tokens_are_not_drawn() -> None:
     logits = torch.full((9, 400), -torch.inf)
     logits[:, [3, 250]] = torch.tensor([0.0, 1.0])
-    rows = [
-        SamplingParams(temperature=1, seed=seed, **cut)
-        for seed, cut in enumerate([{}, {"top_k": 10}, {"top_p": 0.99}] * 3)
-    ]
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 10}, {"top_p": 0.99}]
+    rows = [SamplingParams(temperature=1, seed=n, **cut) for n, cut in enumerate(cuts * 3)]
     assert set(draw(logits, rows)) == {3, 250}
 
 
