@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.gpu.launch import Traffic, launch
 from model.gpu.sample_kernel import sample_kernel
+from model.gpu.support import LARGEST_VOCABULARY
 
-LARGEST_VOCABULARY = 32768  # a row stays in the registers of one program
 THREADS = 512
 GREEDY_BELOW = 1e-5  # as in the CPU's sampler
 

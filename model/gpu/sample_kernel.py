@@ -41,10 +41,10 @@ def sample_kernel(
     logits = tl.load(at, mask=inside, other=float("-inf"))
     temperature = tl.load(temperature_R + row)
     if temperature < GREEDY_BELOW:
-        chosen = _lowest(logits == _max(logits), first, second)
+        chosen = _lowest(logits == tl.max(logits), first, second)
     else:
         scaled = logits / temperature
-        weight = tl.exp(scaled - _max(scaled))
+        weight = tl.exp(scaled - tl.max(scaled))
         top_k = tl.load(top_k_R + row)
         top_p = tl.load(top_p_R + row)
         min_p = top_p * 0.0
@@ -86,7 +86,7 @@ def _draw_cut(weight, first, second, top_k, top_p, min_p, seed, position, VOCABU
             low = middle
         else:
             high = middle
-    count = _count(bits == low)
+    count = tl.sum((bits == low).to(tl.int32))
     count = tl.where(low == cut, tl.minimum(count, ties), count)
     number = tl.floor((target - _sum(tl.where(bits > low, weight, 0.0))) / _value(low))
     number = tl.maximum(tl.minimum(number, count - 1.0), 0.0)
@@ -102,11 +102,11 @@ def _cut_top_k(bits, top_k, VOCABULARY: tl.constexpr):
         over = cut + ONE + 1
         while over - cut > 1:
             middle = (cut + over) // 2
-            if _count(bits >= middle) >= top_k:
+            if tl.sum((bits >= middle).to(tl.int32)) >= top_k:
                 cut = middle
             else:
                 over = middle
-        ties = top_k - _count(bits > cut)
+        ties = top_k - tl.sum((bits > cut).to(tl.int32))
     return cut, ties
 
 
@@ -129,7 +129,7 @@ def _cut_top_p(weight, bits, cut, ties, top_p):
 @triton.jit
 def _kept(weight, bits, cut, ties):
     """The sum of all weights above ``cut``, and of at most ``ties`` weights equal to it."""
-    equal = tl.minimum(_count(bits == cut), ties)
+    equal = tl.minimum(tl.sum((bits == cut).to(tl.int32)), ties)
     return _sum(tl.where(bits > cut, weight, 0.0)) + equal * _value(cut)
 
 
@@ -165,31 +165,15 @@ def _sum(weight):
 
 
 @triton.jit
-def _count(which):
-    return tl.sum(tl.sum(tl.sum(which.to(tl.int32), axis=2), axis=0), axis=0)
-
-
-@triton.jit
-def _max(x):
-    return tl.max(tl.max(tl.max(x, axis=2), axis=0), axis=0)
-
-
-@triton.jit
-def _min(x):
-    return tl.min(tl.min(tl.min(x, axis=2), axis=0), axis=0)
-
-
-@triton.jit
 def _lowest(which, first, second):
     """The lowest token of those; beyond the vocabulary if there are none."""
-    lowest = tl.min(tl.min(tl.where(which, first, 1 << 30), axis=2), axis=0)
-    return tl.min(lowest + tl.max(tl.max(second, axis=2), axis=0), axis=0)
+    return tl.min(tl.where(which, first + second, 1 << 30))
 
 
 @triton.jit
 def _least_of(bits, least):
     """The smallest weight that is not below ``least``."""
-    return _min(tl.where(bits >= least, bits, ONE))
+    return tl.min(tl.where(bits >= least, bits, ONE))
 
 
 @triton.jit

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
+import subprocess
 from typing import Protocol
 
 import torch
 
 SMALLEST_HEAD, LARGEST_HEAD = 16, 256
+LARGEST_VOCABULARY = 32768  # a row of logits stays in the registers of one program
 
 
 class DecoderSizes(Protocol):
@@ -39,14 +40,25 @@ def _machine_reason(dtype: torch.dtype, device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the kernels run on NVIDIA GPUs, not on the device {device.type!r}"
     if torch.version.hip is not None:
-        return "the kernels have not been built for AMD GPUs (ROCm)"
+        return "the kernels do not support AMD GPUs (ROCm)"
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}; 7.5 is required"
     if capability < (8, 0) and dtype != torch.float16:
         return "a GPU of compute capability 7.5 runs the kernels in float16 only"
-    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        return "Triton needs a C compiler at the first start; install gcc"
+    return _triton_reason()
+
+
+def _triton_reason() -> str | None:
+    from triton.runtime.driver import driver
+
+    try:
+        driver.active.get_current_target()  # compiles or loads what calls the GPU's driver
+    except (RuntimeError, OSError, AssertionError, ImportError, subprocess.SubprocessError) as e:
+        return (
+            f"Triton cannot start: {e}; at the first start it needs gcc and Python's header files "
+            "(packages gcc and python3-dev)"
+        )
     return None
 
 
@@ -61,6 +73,11 @@ def _model_reason(config: DecoderSizes, dtype: torch.dtype) -> str | None:
         )
     if config.num_attention_heads % (config.num_key_value_heads or config.num_attention_heads):
         return "the query heads are not a multiple of the key-value heads"
+    if config.vocab_size > LARGEST_VOCABULARY:
+        return (
+            f"the vocabulary has {config.vocab_size} tokens; the kernels support "
+            f"{LARGEST_VOCABULARY}"
+        )
     if config.hidden_act != "silu":
         return f"the activation is {config.hidden_act!r}; the kernels support silu"
     return None

@@ -74,7 +74,7 @@ def _attention(
             starts = start_S1 if query > 1 else None
             paged_decode(q_THD, cache_layer, table_SW, length_S, starts, query, scratch, q_THD)
 
-        return f"paged_decode, {sequences} sequences of {query}", attend
+        return f"paged_decode, {sequences} x {query}", attend
 
     return [form(n, query) for n in sorted({1, max_sequences}) for query in queries]
 

@@ -21,15 +21,8 @@ EDGES = [1, 2, 15, 16, 17, 255, 256, 257]
 def scratch_for(given: PagedSequences, split: int = 256) -> DecodeScratch:
     """Scratch memory as an earlier step might have left it."""
     heads, dim = given.q_THD.shape[1:]
-    scratch = DecodeScratch.allocate(
-        *given.table_SW.shape[:1],
-        given.max_query,
-        heads,
-        dim,
-        given.table_SW.shape[1],
-        "cpu",
-        split,
-    )
+    sequences, width = given.table_SW.shape
+    scratch = DecodeScratch.allocate(sequences, given.max_query, heads, dim, width, "cpu", split)
     for tensor in (scratch.output, scratch.largest, scratch.total):
         tensor.fill_(torch.nan)
     return scratch

@@ -1,0 +1,37 @@
+"""Warming up runs each form of each kernel that a model needs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from model.gpu.launch import Launch, observed
+from model.gpu.warm_up import compilations
+
+
+def test_every_form_is_launched() -> None:
+    config: Any = SimpleNamespace(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=200,
+        hidden_act="silu",
+    )
+    forms = compilations(config, torch.float32, "cpu", max_sequences=64, queries=(1, 5))
+    names = [name for name, _ in forms]
+    assert len(set(names)) == len(names)
+    assert [n for n in names if n.startswith("paged_decode")] == [
+        f"paged_decode, {form}" for form in ("1 x 1", "1 x 5", "64 x 1", "64 x 5")
+    ]
+    seen: list[Launch] = []
+    with observed(seen.append):
+        for _, compile_kernel in forms:
+            compile_kernel()
+    kernels = [launch.kernel.removesuffix("_kernel") for launch in seen]
+    assert kernels == [name.split(",")[0].replace("sample_rows", "sample") for name in names]
