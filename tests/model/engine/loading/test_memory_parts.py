@@ -46,10 +46,14 @@ def test_a_gpus_cache_is_as_large_as_planned() -> None:
     pytest.importorskip("triton")
     config = Phi3VConfig(**config_for(PRESETS["tiny"], "tiny"))
     headers = {name: Header("x", shape, "BF16") for name, shape in official_shapes(config).items()}
-    options = LoadOptions("", dtype="bfloat16")
+    default = LoadOptions("", dtype="bfloat16")
     plans = [
-        plan_memory(headers, config, replace(options, **sizes), [Machine(CUDA, 4 * GIB, "")])
-        for sizes in ({"max_model_len": 4096}, {"max_num_seqs": 300}, {"max_model_len": 70})
+        plan_memory(headers, config, options, [Machine(CUDA, 4 * GIB, "")])
+        for options in (
+            replace(default, max_model_len=4096),
+            replace(default, max_num_seqs=300),
+            replace(default, max_model_len=70),
+        )
     ]
     sizes = [
         [found.num_blocks, found.max_num_seqs, -(-found.max_model_len // found.block_size)]

@@ -18,7 +18,8 @@ from model.engine.config import GIB, DType, LoadOptions
 from model.engine.kv_cache.base import KVCache
 from model.engine.loading.load import load_engine
 from model.engine.loading.machine import Machine, cgroup_left, probe
-from model.engine.loading.memory_plan import SHORTEST, MemoryPlan, plan_memory
+from model.engine.loading.memory_plan import MemoryPlan, plan_memory
+from model.engine.loading.remedies import SHORTEST
 from model.errors import CheckpointError
 from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
@@ -143,7 +144,10 @@ def test_the_longest_window_is_found() -> None:
     """One block more does not fit."""
     found = plan(OPTIONS, 24, CUDA)
     longer = found.max_model_len + found.block_size
-    sizes = {"max_num_seqs": found.max_num_seqs, "prefill_chunk": found.prefill_chunk}
+    sizes: dict[str, Any] = {
+        "max_num_seqs": found.max_num_seqs,
+        "prefill_chunk": found.prefill_chunk,
+    }
     plan(replace(OPTIONS, max_model_len=found.max_model_len, **sizes), 24, CUDA)
     with pytest.raises(CheckpointError, match=f"with --max-model-len {found.max_model_len} "):
         plan(replace(OPTIONS, max_model_len=longer, **sizes), 24, CUDA)

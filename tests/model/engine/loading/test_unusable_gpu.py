@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model import CheckpointError, LoadOptions
+from model.engine.config import Device
 from model.engine.loading import load, unusable_gpu
 from model.engine.loading.unusable_gpu import HIDDEN
 from model.starting import find_and_load
@@ -92,7 +93,8 @@ def test_an_old_driver_is_refused_in_torchs_words(
 
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    for device, begin in (("auto", "this machine has a GPU (/dev/nvidia0)"), ("cuda", "--device ")):
+    begins: dict[Device, str] = {"auto": "this machine has a GPU", "cuda": "--device cuda: "}
+    for device, begin in begins.items():
         with pytest.raises(CheckpointError) as refused:
             load.devices_for(LoadOptions("someone/model", device=device))
         sentence = str(refused.value)
