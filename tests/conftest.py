@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.support.peers.collector import Collector
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub is a broken test
-os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU's kernels on CPU tensors
 
 
 def _interpret_triton() -> None:

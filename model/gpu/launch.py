@@ -27,17 +27,19 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch of a kernel, as observers see it.
+    """A launch of a kernel, as handlers see it.
 
     Attributes:
         kernel: its name.
         traffic: computes the bytes; attention's depend on lengths, so this waits for the device.
         run: launches the kernel, now or again.
+        compile: only compiles it; returns Triton's compiled kernel.
     """
 
     kernel: str
     traffic: Callable[[], Traffic]
     run: Callable[[], None]
+    compile: Callable[[], Any]
 
 
 _handlers: list[Callable[[Launch], None]] = []
@@ -68,4 +70,7 @@ def launch(
     def run() -> None:
         kernel[grid](*arguments, **options)
 
-    _handlers[-1](Launch(kernel.__name__, traffic, run))
+    def compile_only() -> Any:
+        return kernel.warmup(*arguments, grid=grid, **options)
+
+    _handlers[-1](Launch(kernel.__name__, traffic, run, compile_only))

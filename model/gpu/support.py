@@ -73,11 +73,6 @@ def _model_reason(config: DecoderSizes, dtype: torch.dtype) -> str | None:
         )
     if config.num_attention_heads % (config.num_key_value_heads or config.num_attention_heads):
         return "the query heads are not a multiple of the key-value heads"
-    if config.vocab_size > LARGEST_VOCABULARY:
-        return (
-            f"the vocabulary has {config.vocab_size} tokens; the kernels support "
-            f"{LARGEST_VOCABULARY}"
-        )
     if config.hidden_act != "silu":
         return f"the activation is {config.hidden_act!r}; the kernels support silu"
     return None

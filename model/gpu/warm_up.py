@@ -16,7 +16,7 @@ from model.gpu.norm import add_rms_norm
 from model.gpu.paged_decode import DecodeScratch, paged_decode, scratch_shapes
 from model.gpu.rope_store import BLOCK, split_rope_store
 from model.gpu.sample import sample_rows
-from model.gpu.support import DecoderSizes
+from model.gpu.support import LARGEST_VOCABULARY, DecoderSizes
 
 Compilation = tuple[str, Callable[[], None]]
 
@@ -80,6 +80,8 @@ def _attention(
 
 
 def _sampling(vocabulary: int, device: torch.device | str) -> list[Compilation]:
+    if vocabulary > LARGEST_VOCABULARY:
+        return []
     logits = torch.zeros((1, vocabulary), device=device)
     one, whole = torch.ones(1, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     arguments = (logits, one, whole.int(), one, whole, whole, whole)

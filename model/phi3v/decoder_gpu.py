@@ -42,7 +42,11 @@ def unsupported_reason(model: Phi3VForCausalLM) -> str | None:
 
 
 class GpuDecoder:
-    """See ``model.phi3v.decoder.Decoder``; needs a ``FusedAttention``."""
+    """See ``model.phi3v.decoder.Decoder``; needs a ``FusedAttention``.
+
+    Attributes:
+        vocabulary: number of logits.
+    """
 
     batch_invariant = False
     fuses_attention = True
@@ -51,6 +55,7 @@ class GpuDecoder:
         self._model = model
         self._heads = model.config.num_attention_heads
         self._eps = model.config.rms_norm_eps
+        self.vocabulary = model.lm_head.weight.shape[0]
         self.dtype = model.dtype
         self.device = model.model.embed_tokens.weight.device
         self.layer_devices = [layer.input_layernorm.weight.device for layer in model.model.layers]
@@ -78,9 +83,10 @@ class GpuDecoder:
         assert added_TE is not None
         return self._norm(hidden_TE, added_TE.to(self.device), self._model.model.norm.weight)
 
-    def logits(self, hidden_SE: Tensor) -> Tensor:
-        """See ``Decoder``."""
-        return self._model.lm_head(hidden_SE).to(torch.float32)
+    def logits(self, hidden_SE: Tensor, out_SV: Tensor | None = None) -> Tensor:
+        """See ``Decoder``; writes to ``out_SV`` if given."""
+        logits_SV = self._model.lm_head(hidden_SE)
+        return logits_SV.to(torch.float32) if out_SV is None else out_SV.copy_(logits_SV)
 
     def _layer(
         self,

@@ -11,7 +11,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from model.gpu.launch import redirected
+from model.gpu.launch import intercepted
 from model.gpu.warm_up import Compilation, compilations
 from scripts.gpu_compiling.cubin import Usage, read_usage
 
@@ -59,13 +59,10 @@ def compile_form(kernel: str, architecture: int) -> Row:
     launch = dict(forms(dtype))[kernel]
     compiled: list[Any] = []
 
-    def compile_only(jitted: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        compiled.append(jitted.warmup(*arguments, grid=grid, **options))
-
     start = time.perf_counter()
     usage, error = None, None
     try:
-        with redirected(compile_only):
+        with intercepted(lambda launch: compiled.append(launch.compile())):
             launch()
         (binary,) = compiled
         threads = 32 * binary.metadata.num_warps

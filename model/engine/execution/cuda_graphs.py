@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from model.engine.kv_cache.gpu import GpuAttention, GpuKVCache, PagedReads
 from model.engine.scheduling.scheduler import Chunk, sampled_tokens
-from model.phi3v.decoder import Decoder
+from model.phi3v.decoder_gpu import GpuDecoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 
@@ -125,7 +125,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: GpuDecoder,
         cache: GpuKVCache,
         rope: LongRope,
         sizes: Rows[Size],
@@ -138,8 +138,13 @@ class DecodeGraphs:
         self._numbers = torch.zeros(
             max(map(input_length, self.sizes)), dtype=torch.int32, device=decoder.device
         )
+        most = max(size.tokens for size in self.sizes)
         # Rows that no sequence uses keep finite values.
-        self._attended_THD = cache.new_output(max(size.tokens for size in self.sizes))
+        self._attended_THD = cache.new_output(most)
+        # One for all graphs, which would each keep their own.
+        self._logits_TV = torch.empty(
+            (most, decoder.vocabulary), dtype=torch.float32, device=decoder.device
+        )
         # The largest first, so that the others reuse its memory.
         bar = tqdm(reversed(self.sizes), "Capturing CUDA graphs", len(self.sizes))
         self._replays = {size: capture(self._computation(size)) for size in bar}
@@ -186,7 +191,7 @@ class DecodeGraphs:
     def _computation(self, size: Size) -> Callable[[], Tensor]:
         inputs = _Inputs.of(self._numbers, size)
         starts = None if size.tokens_per_row == 1 else inputs.start_R
-        output_THD = self._attended_THD[: size.tokens]
+        output_THD, logits_TV = self._attended_THD[: size.tokens], self._logits_TV[: size.tokens]
 
         def compute() -> Tensor:
             tables = self._cache.tables.rows(inputs.row_R)
@@ -196,14 +201,14 @@ class DecodeGraphs:
                 inputs.position_T, inputs.regime_T, self._decoder.dtype
             )
             hidden_TE = self._decoder.embed(inputs.token_T)
-            return self._decoder.logits(self._decoder(hidden_TE, cos_TD, sin_TD, attend))
+            return self._decoder.logits(self._decoder(hidden_TE, cos_TD, sin_TD, attend), logits_TV)
 
         return compute
 
 
 @torch.inference_mode()
 def make_decode_graphs(
-    decoder: Decoder, cache: GpuKVCache, rope: LongRope, sizes: Rows[Size]
+    decoder: GpuDecoder, cache: GpuKVCache, rope: LongRope, sizes: Rows[Size]
 ) -> DecodeGraphs | None:
     """Capture graphs of these sizes; None, with a warning, if that is impossible."""
     try:

@@ -36,8 +36,10 @@ def make_runner(decoder: Decoder, cache: PagedCache, rope: LongRope, policy: Pol
         # Only GPUs have what these modules import.
         from model.engine.execution.cuda_graphs import Size, make_decode_graphs
         from model.engine.kv_cache.gpu import GpuKVCache
+        from model.phi3v.decoder_gpu import GpuDecoder
 
         assert isinstance(cache, GpuKVCache)
+        assert isinstance(decoder, GpuDecoder)
         sizes = [Size(*size) for size in policy.graph_sizes]
         graphs = make_decode_graphs(decoder, cache, rope, sizes)
     return Runner(decoder, cache, rope, policy.fixed_rows, graphs)

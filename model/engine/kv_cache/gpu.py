@@ -246,7 +246,10 @@ class GpuAttention:
         return output_THD
 
 
-def _gather(stored: Tensor, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _gather(stored: Tensor, blocks: Tensor, length: int) -> list[Tensor]:
     """A sequence's keys and values, contiguous, ``(L, G, D)`` each."""
-    gathered = stored[blocks].permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
-    return gathered[0], gathered[1]
+    # One after the other, because long sequences take gigabytes.
+    return [
+        stored[blocks, kind].transpose(1, 2).flatten(0, 1)[:length]  # blocks are (B, G, D) then
+        for kind in (0, 1)
+    ]

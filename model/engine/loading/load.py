@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate.hooks import remove_hook_from_module
-from PIL import Image
-from tqdm import tqdm
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import DEMO, DType, EngineConfig, LoadOptions, ModelInfo
@@ -25,21 +23,18 @@ from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
 from model.engine.loading.unusable_gpu import unusable_gpu, why_none
-from model.engine.request import SamplingParams
-from model.errors import CheckpointError, ModelError, RequestError
+from model.engine.loading.warm_up import compile_kernels, warm_up
+from model.errors import CheckpointError
 from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
-from model.phi3v.inputs.chat import Message, MessageImage
-from model.phi3v.inputs.image_processing import TILE
-from model.phi3v.inputs.processing import Processor, PromptInputs
+from model.phi3v.inputs.processing import Processor
 from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
 from model.phi3v.weights.quantization import quantize_linears
 
 logger = logging.getLogger(__name__)
 
-WARM_UP = SamplingParams(temperature=0, max_tokens=1)
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has a lowercase i
 
 
@@ -73,32 +68,11 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
     config = EngineConfig.of(options, **plan.sizes)
+    compile_kernels(network, config)
     engine = Engine(network, processor, stop_ids, config)
-    _warm_up(engine)
+    warm_up(engine)
     _log_choices(engine)
     return engine
-
-
-def _warm_up(engine: Engine) -> None:
-    """Generate one token, because memory-mapped weights are read only at first use.
-
-    On a GPU also answer about an image: libraries choose and load their kernels at first use.
-    """
-    prompts = [PromptInputs([0])]
-    if on_cuda(engine.network.decoder.device):
-        size = 2 * TILE  # several crops, and a prompt longer than a chunk
-        picture = MessageImage(lambda: Image.new("RGB", (size, size)))
-        with suppress(RequestError):  # it may exceed the context window
-            prompts.append(engine.prepare([Message("user", "", (picture,))], WARM_UP)[0])
-    for prompt in tqdm(prompts, desc="Warming up"):
-        engine.add(-1, prompt, WARM_UP)
-        while engine.has_work:
-            for output in engine.step():
-                if isinstance(output.result, ModelError):
-                    raise CheckpointError(
-                        f"the warm-up failed: {output.result.__cause__ or output.result}"
-                    )
-    engine.reset_totals()  # no client sent these requests
 
 
 def _log_choices(engine: Engine) -> None:

@@ -98,9 +98,9 @@ def step_bytes(
     item = dtype.itemsize
     tokens = chunk + rows + MOST_VERIFIED  # guesses are verified besides
     logits = (rows + MOST_VERIFIED) * config.vocab_size * (item + 4 * LOGITS_COPIES)
-    # Graphs share the memory of the largest, but each keeps its logits. All of it stays reserved.
-    graphs = [rows * tokens_per_row for rows, tokens_per_row in graph_sizes(rows)]
-    captured = max(graphs) * item * (row + config.vocab_size) + sum(graphs) * config.vocab_size * 4
+    # Graphs share the memory of the largest, which stays reserved.
+    largest = max(rows * tokens_per_row for rows, tokens_per_row in graph_sizes(rows))
+    captured = largest * (item * (row + config.vocab_size) + 4 * config.vocab_size)
     return item * tokens * row + logits + captured
 
 
@@ -119,8 +119,8 @@ def window_bytes(
     if not on_cuda(device):
         return 0
     heads, groups, head_dim = _heads(config)
-    # Of one layer, for a chunk that continues a prompt: keys and values picked, and brought in order.
-    gathered = 2 * 2 * window * groups * head_dim * dtype.itemsize
+    # Of one layer, for a chunk that continues a prompt: keys, and values picked and brought in order.
+    gathered = 3 * window * groups * head_dim * dtype.itemsize
     tables = 2 * rows * -(-window // BLOCK_SIZE) * 4  # int32: all, and those of a step
     return gathered + tables + split_scratch_bytes(rows, heads, head_dim, window)
 

@@ -57,7 +57,7 @@ def make_draw(fused: bool, vocabulary: int) -> Draw:
         vocabulary: number of logits.
     """
     if fused:
-        from model.gpu.sample import LARGEST_VOCABULARY
+        from model.gpu.support import LARGEST_VOCABULARY
 
         if vocabulary <= LARGEST_VOCABULARY:
             return draw_on_gpu

@@ -1,8 +1,6 @@
-"""Every launch can be observed, with the bytes that it moves, or replaced."""
+"""Every launch can be intercepted, with the bytes that it moves."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from model.gpu.gate import silu_gate
-from model.gpu.launch import Launch, Traffic, observed, redirected
+from model.gpu.launch import Launch, Traffic, intercepted
 from model.gpu.norm import add_rms_norm
 from model.gpu.paged_decode import DecodeScratch, paged_decode
 from model.gpu.rope_store import split_rope_store
@@ -42,36 +40,35 @@ def launch_all() -> None:
     sample_rows(torch.zeros(1, 100), one, whole.int(), one, whole, whole, whole)
 
 
-def test_observers_see_names_and_bytes() -> None:
-    seen: list[Launch] = []
-    with observed(seen.append):
+def test_handlers_see_names_and_bytes() -> None:
+    """And no kernel runs unless they run it."""
+    seen: list[tuple[str, Traffic]] = []
+    with intercepted(lambda launch: seen.append((launch.kernel, launch.traffic()))):
         launch_all()
     launch_all()
     kept = 2 * GROUPS * DIM * 2  # bytes of a token's keys and values
     partial = 2 * 2 * HEADS * (DIM + 2) * 4  # two tokens in two splits, with largest and total
     assert seen == [
-        Launch("add_rms_norm_kernel", Traffic(2 * TOKENS * 128 + 128, 2 * TOKENS * 128)),
-        Launch("silu_gate_kernel", Traffic(TOKENS * 128, TOKENS * 64)),
-        Launch(
+        ("add_rms_norm_kernel", Traffic(2 * TOKENS * 128 + 128, 2 * TOKENS * 128)),
+        ("silu_gate_kernel", Traffic(TOKENS * 128, TOKENS * 64)),
+        (
             "split_rope_store_kernel",
             Traffic(TOKENS * (ROW + kept + DIM * 2 + 8), TOKENS * (ROW + kept)),
         ),
-        Launch(
+        (
             "paged_decode_kernel",
             Traffic(TOKENS * ROW + 8 + 320 * kept + 4 * (2 + 19) + partial, TOKENS * ROW + partial),
         ),
-        Launch("sample_kernel", Traffic(400 + 28, 8)),
+        ("sample_kernel", Traffic(400 + 28, 8)),
     ]
 
 
-def test_launches_can_be_replaced() -> None:
-    names: list[str] = []
-
-    def note(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        names.append(kernel.__name__)
-
-    seen: list[Launch] = []
-    with observed(seen.append), redirected(note):
-        launch_all()
-    assert len(names) == 5
-    assert not seen
+def test_an_intercepted_launch_runs_when_its_handler_says_so() -> None:
+    x, out = torch.ones(1, 8), torch.zeros(1, 4)
+    launches: list[Launch] = []
+    with intercepted(launches.append):
+        silu_gate(x, out)
+    assert not out.any()
+    (launch,) = launches
+    launch.run()
+    torch.testing.assert_close(out, torch.nn.functional.silu(torch.ones(1, 4)))
