@@ -7,16 +7,22 @@ a machine that becomes slower or faster.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 NEWEST = 0.3
 FADING = 0.1  # share of the weight of earlier sizes that a new measurement takes
-LEAST_SLOPE = 0.05  # of the mean cost per token: what a token costs at least
-SPREAD = 0.02  # variance of sizes, relative to their squared mean, that tells a slope apart
+LEAST_WEIGHT = 0.1  # of a size in the slope; without old sizes, steps of one size would forget it
+LEAST_SLOPE = 0.25  # of the mean cost per token; so chunks grow at most fourfold from step to step
+SPREAD = 2.5  # times that the largest size must exceed the smallest to tell a slope from noise
 
 
 def mixed(old: float | None, new: float) -> float:
-    """The running mean after a new measurement."""
-    return new if old is None else old + NEWEST * (new - old)
+    """The running mean after a new measurement.
+
+    Interruptions make single steps much too slow, and nothing makes them much too fast. So if the new
+    time is less than half of the mean, it replaces the mean.
+    """
+    return new if old is None or new < old / 2 else old + NEWEST * (new - old)
 
 
 class DecodeCost:
@@ -57,7 +63,7 @@ class _Size:
     tokens: float
     base: float
     added: float
-    weight: float = 0.0
+    weight: float
 
 
 class PrefillCost:
@@ -66,8 +72,8 @@ class PrefillCost:
     The fixed part is what any chunk costs: on a GPU, a step with prefill launches its kernels one by one
     instead of replaying a graph. Dividing it by the tokens would make tokens of small chunks look dear,
     the next chunk smaller still, and so on. So chunks are kept apart by size, in powers of two, and a
-    line through the means of the sizes tells the two parts apart. If all chunks have about the same
-    size, nothing can tell, and the fixed part is taken to be 0.
+    line through the means of the sizes tells the two parts apart. While all chunks are of similar size,
+    nothing can tell, and the fixed part is taken to be 0.
 
     Attributes:
         fixed: seconds of any chunk, at least 0.
@@ -90,10 +96,14 @@ class PrefillCost:
         added = max(seconds - base, seconds / 10)  # an estimate too high must not make them free
         for other in self._sizes.values():
             other.weight *= 1 - FADING
-        size = self._sizes.setdefault(tokens.bit_length(), _Size(tokens, base, added))
-        size.tokens = mixed(size.tokens, tokens)
-        size.base = mixed(size.base, base)
-        size.added = mixed(size.added, added)
+        bits = tokens.bit_length()
+        size = self._sizes.get(bits)
+        if size is None or added / tokens < size.added / size.tokens / 2:  # as in mixed()
+            weight = 0.0 if size is None else size.weight
+            size = self._sizes[bits] = _Size(tokens, base, added, weight)
+        size.tokens += NEWEST * (tokens - size.tokens)
+        size.base += NEWEST * (base - size.base)
+        size.added += NEWEST * (added - size.added)
         size.weight += FADING
         self._fit()
 
@@ -119,21 +129,19 @@ class PrefillCost:
         return largest.tokens * max(growth, 1.0)
 
     def _fit(self) -> None:
-        """Draw the line: least squares, drawn towards a line through the origin.
-
-        The pull is strong only if the sizes are too much alike to tell a slope.
-        """
-        sizes = self._sizes.values()
+        """Draw the line through the mean of recent chunks; all sizes decide on its slope."""
+        sizes = [self._sizes[bits] for bits in sorted(self._sizes)]
         total = sum(size.weight for size in sizes)
         tokens = sum(size.weight * size.tokens for size in sizes) / total
         added = sum(size.weight * size.added for size in sizes) / total
-        variance = sum(size.weight * (size.tokens - tokens) ** 2 for size in sizes) / total
-        covariance = (
-            sum(size.weight * (size.tokens - tokens) * (size.added - added) for size in sizes)
-            / total
-        )
-        mean = added / tokens
-        pull = SPREAD * tokens**2
-        slope = (covariance + pull * mean) / (variance + pull)
-        self.per_token = min(max(slope, LEAST_SLOPE * mean), mean)
+        self.per_token = mean = added / tokens
+        if sizes[-1].tokens >= SPREAD * sizes[0].tokens:  # least squares
+            # What took longer than a larger chunk was interrupted.
+            least = list(accumulate((size.added for size in reversed(sizes)), min))[::-1]
+            products = squares = 0.0
+            for size, seconds in zip(sizes, least, strict=True):
+                weight, apart = max(size.weight / total, LEAST_WEIGHT), size.tokens - tokens
+                products += weight * apart * (seconds - added)
+                squares += weight * apart**2
+            self.per_token = min(max(products / squares, LEAST_SLOPE * mean), mean)
         self.fixed = max(added - self.per_token * tokens, 0.0)  # not -1e-18
