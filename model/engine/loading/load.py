@@ -77,8 +77,8 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
 
 def _log_choices(engine: Engine) -> None:
     made = engine.describe()
-    rows = ", ".join(map(str, sorted(made.graph_rows)))
-    graphs = f" with CUDA graphs for {rows} rows" if rows else ""
+    rows = made.graph_rows
+    graphs = f" with CUDA graphs for up to {max(rows)} sequences" if rows else ""
     logger.info("using %s and %s%s", made.decoder, made.kv_cache, graphs)
 
 
