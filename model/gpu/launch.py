@@ -66,7 +66,12 @@ def launch(
     traffic: Callable[[], Traffic],
     **options: Any,
 ) -> None:
-    """Launch a kernel on the current stream; ``options`` are constants and compiler options."""
+    """Launch a kernel on the current stream of the current device, which must be the tensors'.
+
+    Args:
+        traffic: computes what is moved; called only for observers.
+        options: constants of the kernel and options of the compiler.
+    """
     if _replacements:
         _replacements[-1](kernel, grid, *arguments, **options)
         return
