@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -27,6 +28,7 @@ TILE = 256 if INTERPRETED else 32  # positions that a program attends to at once
 SPLIT = 256  # tokens of a split; doubled until a sequence has at most MAX_SPLITS
 MAX_SPLITS = 32
 MAX_QUERY = 16
+PIPELINE_BYTES = 48 * 1024  # of shared memory, so that two programs fit on a multiprocessor
 PROGRAMS = 8  # per multiprocessor
 
 
@@ -63,7 +65,7 @@ def split_count(length: int, split: int = SPLIT) -> int:
 
 @dataclass(frozen=True)
 class DecodeScratch:
-    """Memory for the results of splits, shared by all layers.
+    """Memory for the results of splits, shared by all layers on one stream.
 
     Attributes:
         output: each split's weighted values, relative to its largest score.
@@ -129,7 +131,6 @@ def paged_decode(
     sequences, width = table_SW.shape
     heads, dim = q_THD.shape[1:]
     groups = cache_layer.shape[2]
-    per_group = heads // groups
     splits = most_splits(width, split)
     if not 1 <= max_query <= MAX_QUERY:
         raise ValueError(f"max_query is {max_query}; it must be between 1 and {MAX_QUERY}")
@@ -138,44 +139,48 @@ def paged_decode(
             f"DecodeScratch is too small for {sequences} sequences of {max_query} tokens in "
             f"{width} blocks; allocate it for these sizes"
         )
-    rows = min(max(16, triton.next_power_of_2(max_query * per_group)), 64)
-    chunks = triton.cdiv(max_query * per_group, rows)
-    first = 1 << (dim.bit_length() - 1)
+    max_rows = max_query * heads // groups
+    form = _form(max_rows, dim, q_THD.dtype)
+    chunks = triton.cdiv(max_rows, form["ROWS"])
     launch(
         paged_decode_kernel,
         (_programs(q_THD.device, sequences * splits, groups * chunks), groups, chunks),
-        q_THD,
-        cache_layer,
-        table_SW,
-        length_S,
+        *(q_THD, cache_layer, table_SW, length_S),
         query_start_S1 if query_start_S1 is not None else length_S,
-        scratch.output,
-        scratch.largest,
-        scratch.total,
-        scratch.finished,
+        *(scratch.output, scratch.largest, scratch.total, scratch.finished),
         out_THD,
-        sequences,
-        width,
-        splits,
-        max_query * per_group,
+        *(sequences, width, splits, max_rows),
         dim**-0.5 * 1.4426950408889634,  # 1 / ln 2: exponentials are powers of 2
         traffic=lambda: _traffic(q_THD, cache_layer, length_S, query_start_S1, chunks, split),
         RAGGED=query_start_S1 is not None,
         HEADS=heads,
         GROUPS=groups,
         DIM=dim,
-        FIRST=first,
-        REST=max(16, triton.next_power_of_2(dim - first)) if dim > first else 0,
         SLOTS=BLOCK,
         SPLIT=split,
         MAX_SPLITS=MAX_SPLITS,
         SEQUENCES=_padded(sequences),
-        ROWS=rows,
         TILE=TILE,
-        PRECISION="ieee" if q_THD.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=5,
+        **form,
     )
+
+
+def _form(max_rows: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Tiles, precision and pipelining of the kernel, such that they fit in any GPU's shared memory."""
+    exact = dtype == torch.float32
+    first = 1 << (dim.bit_length() - 1)
+    rest = max(16, triton.next_power_of_2(dim - first)) if dim > first else 0
+    most_rows = 16 if exact or dim > 128 else 64
+    tile_bytes = 2 * TILE * (first + rest) * dtype.itemsize
+    return {
+        "ROWS": min(max(16, triton.next_power_of_2(max_rows)), most_rows),  # products need 16
+        "FIRST": first,
+        "REST": rest,
+        "PRECISION": "ieee" if exact else "tf32",
+        # Block numbers are loaded a stage ahead, so 5 stages hold two tiles and 3 hold one.
+        "num_stages": 5 if 2 * tile_bytes <= PIPELINE_BYTES else 3,
+    }
 
 
 def _traffic(

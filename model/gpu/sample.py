@@ -36,7 +36,7 @@ def sample_rows(
         temperature_R: float32; below 1e-5 a row takes its largest logit, at the lowest index.
         top_k_R: int32; 0 keeps all tokens.
         top_p_R: float32; 1 keeps all tokens.
-        seed_R: int64 seed of each row's sequence.
+        seed_R: the lower 64 bits of each sequence's seed, as int64.
         position_R: int64 number of the token in the sequence's output, from 0.
         out_R: int64.
         min_p_R: float32, relative to the largest probability; None if no row uses it.

@@ -24,12 +24,12 @@ REPEATING = [1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 7]
 class Steps:
     """Steps of a scheduler whose sequences repeat their prompt."""
 
-    def __init__(self, engine: Engine, most_guessed: Callable[[int], int | None]) -> None:
+    def __init__(self, engine: Engine, guess_limit: Callable[[int], int | None]) -> None:
         config, policy = engine.config, Policy.of(engine.config)
         blocks = BlockManager(config.num_blocks, config.block_size)
         rope = LongRope(engine.network.config)
         self._scheduler = Scheduler(
-            config, policy, blocks, rope, Pacing(64), lambda source, target: None, most_guessed
+            config, policy, blocks, rope, Pacing(64), lambda source, target: None, guess_limit
         )
         self._make = SequenceFactory(engine.processor.tokenizer, frozenset(), config, policy)
         for number in range(ROWS):
@@ -50,21 +50,21 @@ class Steps:
 
 
 @pytest.mark.parametrize(
-    ("most", "guessed"), [(None, [2, 2, 2, 2]), (0, [0] * 4), (4, [0] * 4), (11, [2, 2, 2, 1])]
+    ("most", "guessed"), [(None, [2, 2, 2, 2]), (0, [0] * 4), (1, [1] * 4), (15, [2] * 4)]
 )
-def test_a_step_with_guesses_has_no_more_tokens_than_are_allowed(
+def test_no_sequence_guesses_more_tokens_than_are_allowed(
     make_engine: MakeEngine, most: int | None, guessed: list[int]
 ) -> None:
     asked = []
 
-    def most_guessed(rows: int) -> int | None:
+    def guess_limit(rows: int) -> int | None:
         asked.append(rows)
         return most
 
-    steps = Steps(make_engine(), most_guessed)
+    steps = Steps(make_engine(), guess_limit)
     assert len(steps()) == ROWS  # the prompts
     assert [len(chunk.guess) for chunk in steps()] == guessed
-    assert asked == [0, ROWS]
+    assert asked == [ROWS]
 
 
 @pytest.mark.parametrize(("most", "guesses"), [(None, True), (100, False)])
