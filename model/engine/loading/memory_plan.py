@@ -156,7 +156,9 @@ def _plan(
     headroom = used * work + scratch
     available = vision + weights + headroom + left
     shortest = -(-(options.max_model_len or min(SHORTEST, config.context_window)) // size)
-    budget = left
+    # With several images per prompt, nearly every position may hold an image embedding too.
+    embedding = config.hidden_size * dtype.itemsize if options.images_per_prompt > 1 else 0
+    budget = left * slot // (slot + embedding)
     if options.kv_cache_bytes is not None:
         budget = options.kv_cache_bytes
     elif not on_cuda(device):  # waiting requests use the same memory
