@@ -226,10 +226,10 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
         return model.Message(message.role, message.content or "")
     texts: list[str] = []
     converted: list[model.MessageImage] = []
-    offset = 0  # characters of the texts so far, joined by newlines
+    offset = 0  # characters of the texts so far, each with a newline
     for i, part in enumerate(message.content):
         if isinstance(part, TextPart):
-            offset += len(part.text) + bool(texts)
+            offset += len(part.text) + 1
             texts.append(part.text)
         elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(

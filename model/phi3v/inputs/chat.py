@@ -29,7 +29,8 @@ class MessageImage:
         open: decodes the image; raises ImageError. Called on a worker thread.
         low_detail: use a single crop, for fewer tokens.
         loc: path of its field in the request, for errors.
-        offset: characters of the message's text before it; used with several images per prompt.
+        offset: characters of the message's text before it, with the newline after them, which is there
+            unless the text ends; used with several images per prompt.
     """
 
     open: Callable[[], Image.Image]
@@ -163,20 +164,18 @@ def fold(messages: Sequence[Message], images_per_prompt: int = 1) -> list[Turn]:
 
 
 def _parts_of(message: Message, images_per_prompt: int) -> tuple[Part, ...]:
-    """A user message's texts and images in order; an image stands for the newline between two texts."""
+    """A user message's texts and images in order."""
     if images_per_prompt == 1 or not message.images:
         return (*message.images, message.text)
     parts: list[Part] = []
     start = 0
     for image in message.images:
-        parts += [_between(message.text, start, image.offset), image]
+        if image.offset > start:
+            parts.append(message.text[start : image.offset - 1])
+        parts.append(image)
         start = image.offset
-    parts.append(_between(message.text, start, len(message.text)))
+    parts.append(message.text[start:])
     return tuple(part for part in parts if part != "")
-
-
-def _between(text: str, start: int, end: int) -> str:
-    return text[start:end].removeprefix("\n") if start else text[start:end]
 
 
 def _check_images(message: Message, position: int, images_per_prompt: int) -> None:
