@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -58,12 +59,13 @@ class VisionRunner:
     def advance(
         self, sequences: list[Sequence], seconds: float
     ) -> list[tuple[Sequence, Exception]]:
-        """Compute images of ``sequences``, in order, for about ``seconds``.
+        """Compute images of ``sequences``, which take turns, for about ``seconds``.
 
         Sets the embeddings of finished images; returns sequences with failed images.
         """
         deadline = time.perf_counter() + seconds
-        unseen = [(sequence, image) for sequence in sequences for image in sequence.unseen_images]
+        rounds = zip_longest(*([(s, image) for image in s.unseen_images] for s in sequences))
+        unseen = [each for one_of_each in rounds for each in one_of_each if each is not None]
         wanted = {image.digest: _inputs(image) for _, image in unseen}
         done: dict[bytes, Tensor | Exception] = {}
         for digest in list(wanted):

@@ -187,6 +187,30 @@ def test_text_before_an_image_does_not_wait_for_it(
     assert answers[1, 0] == expected(inputs)
 
 
+def test_sequences_take_turns_in_the_tower(
+    make_engine: MakeEngine,
+    prompt: Callable[..., PromptInputs],
+    expected: Callable[[PromptInputs], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that has many images does not keep others waiting for all of them."""
+    engine = make_engine()
+    many, one = prompt("red", "blue", "black"), prompt("white")
+    in_parts, seen = engine.network.vision.in_parts, []
+
+    def recorded(
+        pixels: list[torch.Tensor], grids: list[tuple[int, int]]
+    ) -> Generator[None, None, list[torch.Tensor]]:
+        seen.extend(pixels)
+        return in_parts(pixels, grids)
+
+    monkeypatch.setattr(engine.network.vision, "in_parts", recorded)
+    answers = run(engine, (many, GREEDY), (one, GREEDY))
+    assert answers[1, 0] == expected(one)
+    order = [many.images[0], one.images[0], *many.images[1:]]
+    assert all(pixels is image.pixels for pixels, image in zip(seen, order, strict=True))
+
+
 def test_an_image_that_fails_ends_its_requests_once(
     make_engine: MakeEngine,
     prompt: Callable[..., PromptInputs],
