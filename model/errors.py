@@ -5,7 +5,7 @@
     ├── RequestError            this request cannot be served; names the invalid field
     │   ├── ImageError          the image cannot be read or cut into crops
     │   ├── ModalityError       an input other than text and images of users, or a remote image
-    │   ├── TooManyImagesError  two images in one turn
+    │   ├── TooManyImagesError  more images than a prompt may have
     │   ├── GrammarError        the schema, regex or grammar is invalid
     │   └── ContextLengthError  the prompt does not fit the context window
     ├── OverloadedError         the waiting queue is full; try again later
@@ -52,7 +52,7 @@ class ModalityError(RequestError):
 
 
 class TooManyImagesError(RequestError):
-    """A turn holds more than one image."""
+    """A message holds more images than a prompt may have."""
 
 
 class GrammarError(RequestError):

@@ -19,7 +19,7 @@ variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. Flags take prec
 """
 SECTIONS = {
     "Model": "model revision served_model_name dtype quantization device pipeline_parallel_size",
-    "Engine": "max_model_len max_num_seqs prefill_chunk max_output_tokens gpu_memory_utilization "
+    "Engine": "max_model_len images_per_prompt max_num_seqs prefill_chunk max_output_tokens gpu_memory_utilization "
     "kv_cache_memory prefix_caching embedding_cache_memory prompt_lookup deterministic",
     "Network": "host port ssl_certfile ssl_keyfile allowed_origins allowed_hosts allow_image_hosts "
     "playground",

@@ -180,7 +180,7 @@ class AsyncEngine:
     async def _prompt(self, messages: Sequence[Message], caller: str) -> PromptInputs:
         work = partial(self._engine.processor.draft, messages, self.max_model_len - 1)
         draft = await self._texts.run(caller, work)
-        return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
+        return await self._images.run(caller, draft.finish) if draft.images else draft.finish()
 
     async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
         """Count ``n`` more sequences as in flight and run ``work``; an error takes them out again.

@@ -71,6 +71,7 @@ class LoadOptions(EngineOptions):
         pipeline_parallel_size: number of GPUs that the decoder's layers are spread over.
         gpu_memory_utilization: fraction of the GPU memory free at startup that may be used.
         kv_cache_memory: size of the KV cache in GiB.
+        images_per_prompt: maximum number of images in a prompt; of more, a conversation's last ones are kept.
     """
 
     model: str
@@ -85,6 +86,7 @@ class LoadOptions(EngineOptions):
     pipeline_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: float | None = None
+    images_per_prompt: int = 1
 
     @property
     def kv_cache_bytes(self) -> int | None:

@@ -264,7 +264,7 @@ class Engine:
     def _run_vision(self) -> list[Output]:
         """Run the vision tower for waiting sequences, within the time that running streams can spare."""
         running = self.scheduler.running
-        waiting = [sequence for sequence in running if sequence.needs_tower]
+        waiting = [sequence for sequence in running if sequence.unseen_images]
         if not waiting:
             return []
         num_decoding = sum(sequence.is_decoding for sequence in running)

@@ -22,7 +22,7 @@ class Generation:
     have many log probabilities. The backlog never exceeds the answers themselves.
 
     Attributes:
-        prompt_tokens: length of the prompt, including the image.
+        prompt_tokens: length of the prompt, including the images.
         cached_tokens: number of prompt tokens from the prefix cache; known from the first delta on.
         completion_tokens: of all answers so far, read or not.
         first_token_at: when the first token arrived, by ``time.perf_counter``; None before.

@@ -22,7 +22,7 @@ class Footprint:
 
     Attributes:
         tokens: of its prompt.
-        image_bytes: of its image.
+        image_bytes: of its images.
         logprob_bytes: of its answers' log probabilities, at the maximum answer length.
     """
 
@@ -42,7 +42,7 @@ class Footprint:
         Raises:
             RequestError: the request asks for too many log probabilities.
         """
-        image_bytes = 0 if inputs.image is None else inputs.image.pixels.nbytes
+        image_bytes = sum(image.pixels.nbytes for image in inputs.images)
         alternatives = 0
         if params.logprobs is not None:
             alternatives = params.n * longest * (1 + params.logprobs)

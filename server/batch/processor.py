@@ -160,8 +160,14 @@ class BatchProcessor:
                 chat.stream,
             )
         # Held bytes need no limit here: sizes and the number of lines in flight are bounded.
-        images = Images(self._backend.decode_pool, self._backend.fetcher, hold=lambda _: None)
-        prepared = await prepare(self._backend, chat, params, images, chat.cache_salt or "")
+        backend = self._backend
+        images = Images(
+            backend.decode_pool,
+            backend.fetcher,
+            lambda _: None,
+            backend.settings.images_per_prompt,
+        )
+        prepared = await prepare(backend, chat, params, images, chat.cache_salt or "")
         running = await self._start(prepared)
         try:
             return await running.complete(pydantic_numbers)

@@ -197,7 +197,7 @@ async def to_messages(
     if len(given) > max_images:
         raise model.TooManyImagesError(
             f"too many images: {len(given)}; the limit is {max_images} (--max-images); remove the "
-            "oldest, since the model only sees the last one",
+            "oldest",
             given[max_images].loc,
             len(given),
         )
@@ -226,8 +226,10 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
         return model.Message(message.role, message.content or "")
     texts: list[str] = []
     converted: list[model.MessageImage] = []
+    offset = 0  # characters of the texts so far, each with a newline
     for i, part in enumerate(message.content):
         if isinstance(part, TextPart):
+            offset += len(part.text) + 1
             texts.append(part.text)
         elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(
@@ -236,17 +238,19 @@ def _to_message(message: ChatMessage, position: int, images: Images) -> model.Me
                 (*loc, "content", i),
             )
         else:
-            converted.append(_to_image(part, images, (*loc, "content", i)))
+            converted.append(_to_image(part, images, (*loc, "content", i), offset))
     return model.Message(message.role, "\n".join(texts), tuple(converted))
 
 
-def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
+def _to_image(part: ImagePart, images: Images, loc: Loc, offset: int) -> model.MessageImage:
     image_url = part.image_url or part.image
     if image_url is None:
         message = f"{'.'.join(map(str, loc))}.image_url is missing"
         raise invalid_parameter(message, (*loc, "image_url"))
     loc = (*loc, "image" if part.image_url is None else "image_url", "url")
-    return model.MessageImage(images.add(image_url.url, loc), image_url.detail == "low", loc)
+    return model.MessageImage(
+        images.add(image_url.url, loc), image_url.detail == "low", loc, offset
+    )
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:

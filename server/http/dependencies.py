@@ -100,7 +100,7 @@ HeldBytesOf = Annotated[HeldBytes, Depends(held_bytes)]
 
 def images_of(service: ServiceOf, held: HeldBytesOf) -> Images:
     """The images of the request; fetched files count towards the limit for bodies."""
-    return Images(service.decode_pool, service.fetcher, held)
+    return Images(service.decode_pool, service.fetcher, held, service.settings.images_per_prompt)
 
 
 ImagesOf = Annotated[Images, Depends(images_of)]

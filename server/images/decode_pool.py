@@ -89,12 +89,13 @@ class DecodePool:
         decode: the function that decodes, for tests.
 
     Attributes:
+        max_pixels: as given.
         longest_ratio: maximum ratio of an image's sides; set once the model is loaded.
     """
 
     def __init__(self, max_pixels: int, timeout: float, decode: Decode | None = None) -> None:
         self.longest_ratio = math.inf
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._timeout = timeout
         self._zygote = Zygote(
             "server.images.decode_pool:make_worker", max_pixels, timeout, decode or decode_image
@@ -153,7 +154,7 @@ class DecodePool:
         self._zygote.close()
 
     def _start(self) -> _Worker:
-        return _Worker(self._zygote.fork(), self._max_pixels, self._timeout)
+        return _Worker(self._zygote.fork(), self.max_pixels, self._timeout)
 
 
 def make_worker(max_pixels: int, timeout: float, decode: Decode) -> Callable[[socket.socket], None]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import httpx2
@@ -24,21 +27,27 @@ PIECE = 1 << 20  # characters of base64
 
 
 class Images:
-    """The images of one request. Only the last one is fetched, because the model sees no other.
+    """The images of one request. Only the last ones are fetched, because the model sees no others.
 
     Args:
         decode_pool: decodes image files.
         fetcher: fetches remote images.
         hold: called with the size of each fetched part; its exceptions are propagated.
+        images_per_prompt: number of images that the model sees.
     """
 
     def __init__(
-        self, decode_pool: DecodePool, fetcher: Fetcher, hold: Callable[[int], None]
+        self,
+        decode_pool: DecodePool,
+        fetcher: Fetcher,
+        hold: Callable[[int], None],
+        images_per_prompt: int,
     ) -> None:
         self._decode_pool = decode_pool
         self._fetcher = fetcher
         self._hold = hold
-        self._last: DataUrl | RemoteUrl | None = None
+        self._last: deque[DataUrl | RemoteUrl] = deque(maxlen=images_per_prompt)
+        self._pixels: dict[DataUrl | RemoteUrl, int] = {}  # of the images decoded so far
 
     def add(self, url: str, loc: Loc) -> Callable[[], Image.Image]:
         """Add an image; returns the function that decodes it.
@@ -52,16 +61,37 @@ class Images:
         Raises:
             model.ModalityError: the URL is neither.
         """
+        image: DataUrl | RemoteUrl
         if HTTP.match(url):
-            self._last = RemoteUrl(url, self._fetcher, self._decode_pool, loc)
+            image = RemoteUrl(url, self._fetcher, self._decode_pool, loc)
         else:
-            self._last = DataUrl(url, self._decode_pool, loc)
-        return self._last.decode
+            image = DataUrl(url, self._decode_pool, loc)
+        self._last.append(image)
+        return partial(self._decode, image)
 
     async def fetch(self) -> None:
-        """Fetch the last image if it is remote; raises model.ImageError."""
-        if isinstance(self._last, RemoteUrl):
-            await self._last.fetch(self._hold)
+        """Fetch those of the last images that are remote; raises model.ImageError."""
+        remote = [image for image in self._last if isinstance(image, RemoteUrl)]
+        if not remote:
+            return
+        fetches = [asyncio.ensure_future(image.fetch(self._hold)) for image in remote]
+        try:
+            await asyncio.gather(*fetches)
+        finally:
+            for fetch in fetches:
+                fetch.cancel()
+
+    def _decode(self, image: DataUrl | RemoteUrl) -> Image.Image:
+        """Decode an image; raises model.ImageError, also if all so far are too large together."""
+        decoded = image.decode()
+        self._pixels[image] = decoded.width * decoded.height
+        total, limit = sum(self._pixels.values()), self._decode_pool.max_pixels
+        if total > limit:
+            raise model.ImageError(
+                f"the images of the conversation have {total} pixels or more together; the limit is "
+                f"{limit} (--max-image-pixels); scale them down or send fewer"
+            )
+        return decoded
 
 
 class RemoteUrl:

@@ -35,11 +35,14 @@ function write() {
   copied.textContent = "";
   // Showing megabytes of base64 would stall the browser and help nobody.
   let left = 0;
+  let pictures = 0;
   code.textContent = program.replace(/(;base64,[\w+/]{40})([\w+/=]{40,})/g, (_, start, rest) => {
     left += rest.length;
+    pictures += 1;
     return `${start}…`;
   });
-  note.textContent = left ? `The picture is shortened here by ${size(left)}; the copied code has all of it.` : "";
+  const [what, all] = pictures > 1 ? ["pictures are", "them"] : ["picture is", "it"];
+  note.textContent = left ? `The ${what} shortened here by ${size(left)}; the copied code has all of ${all}.` : "";
 }
 
 form.addEventListener("change", write);

@@ -1,23 +1,25 @@
-// The form for a message and its picture, which is picked, dropped, pasted or a sample.
+// The form for a message and its pictures, which are picked, dropped, pasted or samples.
 
 import { readPicture } from "./image.js";
 
 const form = /** @type {HTMLFormElement} */ (document.querySelector("#composer"));
 const prompt = /** @type {HTMLTextAreaElement} */ (document.querySelector("#prompt"));
 const attachment = /** @type {HTMLElement} */ (document.querySelector("#attachment"));
+const attached = /** @type {HTMLTemplateElement} */ (document.querySelector("#attached"));
 const complaint = /** @type {HTMLElement} */ (document.querySelector("#composer-error"));
 const picker = /** @type {HTMLInputElement} */ (document.querySelector("#file"));
 const dropZone = /** @type {HTMLElement} */ (document.querySelector("#drop"));
 const touch = matchMedia("(pointer: coarse)");
 
 export class Composer {
-  #picture = null;
-  #reading = Promise.resolve(); // the picture added last
+  /** @type {import("./request.js").Picture[]} */
+  #pictures = [];
+  #reading = Promise.resolve(); // the pictures added last
   #suggested = ""; // a sample's prompt; unlike typed text, the next sample replaces it
 
   /**
-   * @param {{max_image_pixels: number, max_body_bytes: number}} limits
-   * @param {(text: string, picture: import("./request.js").Picture | null) => void} onSend
+   * @param {import("./image.js").Limits} limits
+   * @param {(text: string, pictures: import("./request.js").Picture[]) => void} onSend
    */
   constructor(limits, onSend) {
     this.limits = limits;
@@ -33,6 +35,7 @@ export class Composer {
       event.preventDefault();
       this.#send();
     });
+    picker.multiple = limits.images_per_prompt > 1;
     picker.addEventListener("change", () => {
       this.#add(picker.files);
       picker.value = ""; // so that the same file can be picked again
@@ -41,10 +44,6 @@ export class Composer {
       if (!event.clipboardData.files.length) return;
       event.preventDefault();
       this.#add(event.clipboardData.files);
-    });
-    document.querySelector("#detach").addEventListener("click", () => {
-      this.#show(null);
-      this.focus();
     });
     for (const button of document.querySelectorAll("[data-sample]")) {
       button.addEventListener("click", () => this.#addSample(button.dataset));
@@ -67,28 +66,37 @@ export class Composer {
 
   clear() {
     prompt.value = "";
-    this.#show(null);
+    this.#show([]);
   }
 
   async #send() {
     await this.#reading;
     const text = prompt.value.trim();
-    if (this.isBusy || !(text || this.#picture)) return;
-    const picture = this.#picture;
+    if (this.isBusy || !(text || this.#pictures.length)) return;
+    const pictures = this.#pictures;
     this.clear();
-    this.onSend(text, picture);
+    this.onSend(text, pictures);
   }
 
   #add(files) {
-    const file = [...files].find(({ type }) => type.startsWith("image/")) ?? files[0];
-    if (!file) return;
-    const isOne = files.length === 1;
-    const reading = readPicture(file, this.limits).then(
-      (picture) => [picture, isOne ? "" : "A message can have only one picture; the first was added."],
-      (error) => [null, error.message],
-    );
-    this.#reading = reading.then(([picture, problem]) => this.#show(picture, problem));
+    const images = [...files].filter(({ type }) => type.startsWith("image/"));
+    const added = images.length ? images : [...files].slice(0, 1);
+    if (!added.length) return;
+    this.#reading = this.#reading.then(() => this.#read(added)); // one after the other, to keep their order
     this.focus();
+  }
+
+  /** Reads files and attaches them; a single picture replaces the one before. */
+  async #read(files) {
+    const most = this.limits.images_per_prompt;
+    if (most === 1) this.#pictures = [];
+    const room = most - this.#pictures.length;
+    try {
+      const read = await Promise.all(files.slice(0, room).map((file) => readPicture(file, this.limits)));
+      this.#show([...this.#pictures, ...read], files.length > room ? tooMany(most, room) : "");
+    } catch (error) {
+      this.#show(this.#pictures, error.message);
+    }
   }
 
   async #addSample({ sample, prompt: question }) {
@@ -100,17 +108,29 @@ export class Composer {
     }
   }
 
-  #show(picture, problem = "") {
-    this.#picture = picture;
-    attachment.hidden = !picture;
+  #show(pictures, problem = "") {
+    this.#pictures = pictures;
+    attachment.replaceChildren(...pictures.map((picture) => this.#item(picture)));
+    attachment.hidden = !pictures.length;
     complaint.hidden = !problem;
     complaint.textContent = problem;
-    if (!picture) return;
-    const image = attachment.querySelector("img");
+  }
+
+  /** A picture to send, with a button that removes it. */
+  #item(picture) {
+    const item = /** @type {HTMLElement} */ (attached.content.firstElementChild.cloneNode(true));
+    const image = item.querySelector("img");
     image.hidden = !picture.width; // 0 if the browser cannot read it
     image.src = picture.url;
-    attachment.querySelector("strong").textContent = picture.name;
-    attachment.querySelector("span").textContent = picture.note;
+    item.querySelector("strong").textContent = picture.name;
+    item.querySelector("span").textContent = picture.note;
+    const remove = item.querySelector("button");
+    remove.setAttribute("aria-label", `Remove the picture ${picture.name}`);
+    remove.addEventListener("click", () => {
+      this.#show(this.#pictures.filter((other) => other !== picture));
+      this.focus();
+    });
+    return item;
   }
 
   #takeDrops() {
@@ -135,4 +155,10 @@ export class Composer {
       this.#add(event.dataTransfer.files);
     });
   }
+}
+
+/** Why not all pictures were added. */
+function tooMany(most, room) {
+  if (most === 1) return "A message can have only one picture; the first was added.";
+  return `A message can have at most ${most} pictures; ${room ? "the rest were left out" : "remove one first"}.`;
 }

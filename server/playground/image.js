@@ -1,5 +1,7 @@
 // Turns a file into a picture that the server accepts: unchanged, or scaled down to its limits.
 
+/** @typedef {{images_per_prompt: number, max_image_pixels: number, max_body_bytes: number}} Limits */
+
 import { Failure } from "./request.js";
 
 // Formats the server reads; everything else that the browser can show is converted to PNG.
@@ -7,12 +9,15 @@ const TAKEN = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"
 const ROOM_FOR_TEXT = 100_000; // bytes of the body reserved for the conversation
 
 /**
+ * Reads a picture; as many as a prompt may have fit the limits together.
+ *
  * @param {File} file
- * @param {{max_image_pixels: number, max_body_bytes: number}} limits
+ * @param {Limits} limits
  * @returns {Promise<import("./request.js").Picture>}
  */
 export async function readPicture(file, limits) {
-  const most = { pixels: limits.max_image_pixels, bytes: bytesInBody(limits.max_body_bytes) };
+  const share = 1 / limits.images_per_prompt;
+  const most = { pixels: limits.max_image_pixels * share, bytes: bytesInBody(limits.max_body_bytes) * share };
   const image = await decode(file);
   if (!image) {
     // Few browsers show TIFF, so leave it to the server.

@@ -22,8 +22,8 @@ let turns = [];
 let running = null;
 let model = "";
 
-function send(text, picture) {
-  const turn = new Turn(text, picture, {
+function send(text, pictures) {
+  const turn = new Turn(text, pictures, {
     again: () => run(turn),
     code: () => showCode(turn.body, panel.key, limits.api_key_required),
     draw: keepEndInView,
@@ -43,7 +43,7 @@ async function run(turn) {
   announcement.textContent = "";
   turn.begin({
     ...(model && { model }),
-    messages: messagesOf(panel.system, turns, panel.detail),
+    messages: messagesOf(panel.system, turns, panel.detail, limits.images_per_prompt),
     ...panel.parameters,
     stream: true,
   });

@@ -2,7 +2,7 @@
 
 /**
  * @typedef {{url: string, name: string, width: number, height: number, note: string}} Picture
- * @typedef {{text: string, picture: Picture | null, answer: string, failed: boolean}} Exchange
+ * @typedef {{text: string, pictures: Picture[], answer: string, failed: boolean}} Exchange
  * @typedef {{name: string, value: unknown}[]} Parameters
  */
 
@@ -25,33 +25,31 @@ export class Failure extends Error {
 }
 
 /**
- * The messages of a conversation. Only the last picture is sent, because the model sees no other.
- * Failed exchanges are left out.
+ * The messages of a conversation. Only the last pictures are sent, because the model sees no others. In
+ * their message they come first, as in the model's training. Failed exchanges are left out.
  *
  * @param {string} system
  * @param {Exchange[]} exchanges the last one is the new question
- * @param {string} detail of the picture; empty for the server's default
+ * @param {string} detail of the pictures; empty for the server's default
+ * @param {number} most how many pictures the model sees
  */
-export function messagesOf(system, exchanges, detail) {
+export function messagesOf(system, exchanges, detail, most) {
   const asked = exchanges.at(-1);
   const sent = exchanges.filter((exchange) => exchange === asked || !exchange.failed);
-  const seen = sent.findLast((exchange) => exchange.picture);
+  const seen = sent.flatMap(({ pictures }) => pictures).slice(-most);
   const messages = system ? [{ role: "system", content: system }] : [];
   for (const exchange of sent) {
-    const { text, picture } = exchange;
-    messages.push({
-      role: "user",
-      content: exchange === seen ? parts(text, picture, detail) : text,
-    });
+    const { text, pictures } = exchange;
+    const shown = pictures.filter((picture) => seen.includes(picture));
+    messages.push({ role: "user", content: shown.length ? parts(text, shown, detail) : text });
     if (exchange !== asked) messages.push({ role: "assistant", content: exchange.answer });
   }
   return messages;
 }
 
-function parts(text, picture, detail) {
-  const image_url = detail ? { url: picture.url, detail } : { url: picture.url };
-  const image = { type: "image_url", image_url };
-  return text ? [{ type: "text", text }, image] : [image];
+function parts(text, pictures, detail) {
+  const images = pictures.map(({ url }) => ({ type: "image_url", image_url: detail ? { url, detail } : { url } }));
+  return text ? [...images, { type: "text", text }] : images;
 }
 
 /**

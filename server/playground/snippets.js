@@ -29,7 +29,7 @@ export function curl({ base, body, key, needsKey }) {
 
 /** @param {Request} request */
 export function azurePython({ base, body, key, needsKey }) {
-  const { picture, messages } = takePicture(body.messages);
+  const { pictures, messages } = takePictures(body.messages);
   const kinds = new Set();
   const written = messages.map((message) => azureMessage(message, kinds));
   return lines(
@@ -39,7 +39,7 @@ export function azurePython({ base, body, key, needsKey }) {
     "from azure.ai.inference import ChatCompletionsClient",
     `from azure.ai.inference.models import ${[...kinds].sort().join(", ")}`,
     "from azure.core.credentials import AzureKeyCredential\n",
-    picture && `PICTURE = ${json(picture)}\n`,
+    pictures.map(({ name, url }) => `${name} = ${json(url)}\n`).join(""),
     `client = ChatCompletionsClient(${json(base)}, AzureKeyCredential(${pythonKey(key, needsKey)}))`,
     "stream = client.complete(",
     `    messages=[\n${written.map((message) => `        ${message},\n`).join("")}    ],`,
@@ -54,13 +54,13 @@ export function azurePython({ base, body, key, needsKey }) {
 
 /** @param {Request} request */
 export function openaiPython({ base, body, key, needsKey }) {
-  const { picture, messages } = takePicture(body.messages);
+  const { pictures, messages } = takePictures(body.messages);
   return lines(
     "# pip install openai",
     about(key, needsKey).trimEnd(),
     needsKey && key === null ? "import os\n" : "",
     "from openai import OpenAI\n",
-    picture && `PICTURE = ${json(picture)}\n`,
+    pictures.map(({ name, url }) => `${name} = ${json(url)}\n`).join(""),
     `client = OpenAI(base_url=${json(`${base}/v1`)}, api_key=${pythonKey(key, needsKey)})`,
     "stream = client.chat.completions.create(",
     `    messages=[\n${messages.map((message) => `        ${python(message)},\n`).join("")}    ],`,
@@ -94,19 +94,22 @@ class Name {
   }
 }
 
-/** Replaces the picture in the messages, which may be megabytes, by a name. */
-function takePicture(messages) {
-  let picture = "";
+/** Replaces the pictures in the messages, which may be megabytes, by names. */
+function takePictures(messages) {
+  const pictures = [];
+  const parts = messages.flatMap(({ content }) => (typeof content === "string" ? [] : content));
+  const isOnly = parts.filter(({ type }) => type === "image_url").length === 1;
   const short = messages.map((message) => {
     if (typeof message.content === "string") return message;
     const content = message.content.map((part) => {
       if (part.type !== "image_url") return part;
-      picture = part.image_url.url;
-      return { ...part, image_url: { ...part.image_url, url: new Name("PICTURE") } };
+      const name = isOnly ? "PICTURE" : `PICTURE_${pictures.length + 1}`;
+      pictures.push({ name, url: part.image_url.url });
+      return { ...part, image_url: { ...part.image_url, url: new Name(name) } };
     });
     return { ...message, content };
   });
-  return { picture, messages: short };
+  return { pictures, messages: short };
 }
 
 const AZURE_MESSAGES = { system: "SystemMessage", user: "UserMessage", assistant: "AssistantMessage" };

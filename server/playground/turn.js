@@ -5,6 +5,7 @@ import { showMarkdown } from "./markdown.js";
 import { TokenList } from "./tokens.js";
 
 const template = /** @type {HTMLTemplateElement} */ (document.querySelector("#turn"));
+const figureTemplate = /** @type {HTMLTemplateElement} */ (document.querySelector("#picture"));
 
 export class Turn {
   /** The request body. @type {Record<string, any>} */
@@ -19,18 +20,18 @@ export class Turn {
 
   /**
    * @param {string} text
-   * @param {import("./request.js").Picture | null} picture
+   * @param {import("./request.js").Picture[]} pictures
    * @param {{again: () => void, code: () => void, draw: (change: () => void) => void}} actions
    */
-  constructor(text, picture, actions) {
+  constructor(text, pictures, actions) {
     this.text = text;
-    this.picture = picture;
+    this.pictures = pictures;
     this.actions = actions;
     const fragment = /** @type {DocumentFragment} */ (template.content.cloneNode(true));
     this.element = /** @type {HTMLElement} */ (fragment.firstElementChild);
     this.#part(".text").textContent = text;
     this.#part(".text").hidden = !text;
-    if (picture) this.#showPicture(picture);
+    this.#part(".text").before(...pictures.map(figureOf));
     const act = {
       copy: (button) => this.#copy(button),
       code: actions.code,
@@ -144,19 +145,20 @@ export class Turn {
     setTimeout(() => (button.textContent = label), 1500);
   }
 
-  #showPicture({ url, name, width, height, note }) {
-    const figure = this.#part("figure");
-    const image = figure.querySelector("img");
-    if (width) Object.assign(image, { src: url, alt: name, width, height });
-    image.hidden = !width;
-    figure.querySelector("figcaption").textContent = `${name}, ${note}`;
-    figure.hidden = false;
-  }
-
   /** @returns {HTMLElement} */
   #part(selector) {
     return this.element.querySelector(selector);
   }
+}
+
+/** A picture with its caption. */
+function figureOf({ url, name, width, height, note }) {
+  const figure = /** @type {HTMLElement} */ (figureTemplate.content.firstElementChild.cloneNode(true));
+  const image = figure.querySelector("img");
+  if (width) Object.assign(image, { src: url, alt: name, width, height });
+  image.hidden = !width;
+  figure.querySelector("figcaption").textContent = `${name}, ${note}`;
+  return figure;
 }
 
 /** Token counts and timings, as `[number, words]`. */

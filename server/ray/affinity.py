@@ -20,7 +20,8 @@ URL_CHARACTERS = 16_384  # at each end of an image's URL
 def affinity(body: bytes) -> str:
     """Hash the image of the first user message, or without one, the texts up to that message.
 
-    In the prompt, an image comes before the text of its turn, so questions about one image share it.
+    In the prompt, an image usually comes before the text of its turn, so questions about one image share it.
+    Of several images in a message, the first counts.
 
     Args:
         body: the body of any request.

@@ -59,6 +59,7 @@ async def settings(service: ServiceOf) -> JSONResponse:
     known = {
         "api_key_required": settings.requires_auth,
         "max_body_bytes": settings.max_body_bytes,
+        "images_per_prompt": settings.images_per_prompt,
         "max_image_pixels": settings.max_image_pixels,
         "max_output_tokens": settings.max_output_tokens,
     }

@@ -129,7 +129,7 @@ class Tokenized(BaseModel):
     Attributes:
         count: number of tokens; equals ``usage.prompt_tokens`` for the same conversation.
         max_model_len: maximum length of prompt plus answer, in tokens.
-        tokens: token ids; -1 at the positions of the image.
+        tokens: token ids; -k at the positions of the k-th image.
         token_strs: texts of the tokens, if requested.
     """
 

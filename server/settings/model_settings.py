@@ -119,6 +119,12 @@ class ModelSettings(CommandSettings):
         gt=0,
         description="GiB for the KV cache; by default all memory that is left, on CPUs a quarter of it",
     )
+    images_per_prompt: int = Field(
+        1,
+        ge=1,
+        description="maximum images the model sees at once, the last of a conversation; more than 1 only "
+        "for models trained on several, such as Phi-3.5-vision",
+    )
     prefix_caching: bool = Field(
         True, description="reuse the KV cache of earlier requests for prompts that begin alike"
     )
@@ -150,7 +156,9 @@ class ModelSettings(CommandSettings):
     max_body_mb: float = Field(32, gt=0, description="maximum request body, in MB")
     max_messages: int = Field(1024, ge=1, description="maximum messages in a conversation")
     max_images: int = Field(256, ge=1, description="maximum images in a conversation")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="maximum image size, in pixels")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="maximum size of a prompt's images together, in pixels"
+    )
     image_timeout: float = Field(
         10, gt=0, description="seconds to fetch an image, and to decode it"
     )

@@ -65,11 +65,18 @@ def refused(error: ApiError | ModelError) -> bool:
     return False
 
 
-def decoded(data: bytes) -> Image.Image:
+class Decoder:
     """As a process of the decoder does it."""
-    size, pixels = decode_image(data, PIXELS)
-    assert size[0] * size[1] <= PIXELS
-    return Image.frombytes("RGB", size, pixels)
+
+    max_pixels = PIXELS
+
+    def __call__(self, data: bytes) -> Image.Image:
+        size, pixels = decode_image(data, PIXELS)
+        assert size[0] * size[1] <= PIXELS
+        return Image.frombytes("RGB", size, pixels)
+
+
+decoded = Decoder()
 
 
 @st.composite
@@ -123,11 +130,13 @@ def check_body(given: tuple[Any, ExtraPolicy]) -> bool:
         parse_tokenize(body, 50)
     try:
         request, _ = parse_chat(body, policy, 50)
-        images = Images(decoded, Fetcher([], 1, 1), lambda _: None)  # type: ignore[arg-type]
-        messages = finished(to_messages(request.messages, images, 20))
-        prompt = render(messages)
-        if prompt.image is not None:
-            prompt.image.open()
+        for most in (1, 3):
+            images = Images(decoded, Fetcher([], 1, 1), lambda _: None, most)  # type: ignore[arg-type]
+            messages = finished(to_messages(request.messages, images, 20))
+            prompt = render(messages, most)
+            assert len(prompt.pieces) == len(prompt.images) + 1 <= most + 1
+            for image in prompt.images:
+                image.open()
     except (ApiError, ModelError) as error:
         return refused(error)
     return True

@@ -169,7 +169,7 @@ def test_without_a_key_none_is_asked_for(
 ) -> None:
     """A server without a key: so are the programs. The page is told so by its settings."""
     made = open_page()
-    limits = {"api_key_required": False, "max_output_tokens": 9, "max_body_bytes": 1}
+    limits = {"api_key_required": False, "max_output_tokens": 9, "images_per_prompt": 1}
     made.page.route("**/settings.json", lambda route: route.fulfill(json=limits))
     made.refusals.append("401")
     made.open()
@@ -188,5 +188,5 @@ def test_the_picture_is_cut_short_on_the_screen_only(playground: Playground) -> 
     assert len(shown) < 2000
     assert "the copied code has all of it" in playground.page.get_by_role("dialog").inner_text()
     playground.page.keyboard.press("Escape")
-    url = playground.bodies[-1]["messages"][0]["content"][1]["image_url"]["url"]
+    url = playground.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"]
     assert url in copied(playground, "curl")

@@ -59,7 +59,7 @@ def test_a_picked_file_is_sent_as_it_is(playground: Playground) -> None:
     turn = playground.ask("what is this?")
     assert playground.shown(turn)
     assert sent(playground) == ("image/jpeg", data)
-    text, _ = playground.bodies[-1]["messages"][0]["content"]
+    _, text = playground.bodies[-1]["messages"][0]["content"]
     assert text == {"type": "text", "text": "what is this?"}
     expect(turn.get_by_role("img", name="green.jpg")).to_be_visible()
     expect(playground.page.locator("#attachment")).to_be_hidden()
@@ -76,7 +76,7 @@ def test_only_the_last_picture_is_sent(playground: Playground) -> None:
     playground.ask("two")
     messages = playground.bodies[-1]["messages"]
     assert [message["content"] for message in messages[:4:2]] == ["one", "and?"]
-    assert messages[4]["content"][1]["image_url"]["detail"] == "low"
+    assert messages[4]["content"][0]["image_url"]["detail"] == "low"
     assert sent(playground)[0] == "image/webp"
 
 

@@ -148,6 +148,7 @@ def test_no_inline_code_and_no_markup_from_text() -> None:
 def test_settings_of_the_page(server: LiveServer) -> None:
     assert httpx2.get(f"{server.url}/playground/settings.json").json() == {
         "api_key_required": True,
+        "images_per_prompt": 1,
         "max_body_bytes": 32_000_000,
         "max_image_pixels": 50_000_000,
         "max_output_tokens": 4096,

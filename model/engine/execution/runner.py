@@ -124,13 +124,11 @@ class Runner:
         embedded_TE = self._decoder.embed(self._tensor(ids).clamp(min=0))
         row = 0
         for chunk in chunks:
-            sequence, span = chunk.sequence, chunk.sequence.image_span
-            if span is not None and chunk.start < span.end and span.start < chunk.end:
-                image = sequence.image_embedding
-                assert image is not None, "image tokens were scheduled before the tower ran"
-                first, end = max(chunk.start, span.start), min(chunk.end, span.end)
-                at = row + first - chunk.start
-                embedded_TE[at : at + end - first] = image[first - span.start : end - span.start]
+            for image in chunk.sequence.images:
+                first, end = max(chunk.start, image.start), min(chunk.end, image.end)
+                if first < end:
+                    at = row + first - chunk.start
+                    embedded_TE[at : at + end - first] = image.embeddings(first, end)
             row += len(chunk)
         return embedded_TE
 

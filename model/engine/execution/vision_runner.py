@@ -14,12 +14,15 @@ import logging
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from model.engine.execution.device_clock import DeviceClock, Mark
 from model.engine.execution.embedding_cache import EmbeddingCache
+from model.engine.request import SequenceKey
+from model.engine.scheduling.placed_image import PlacedImage
 from model.engine.scheduling.sequence import Sequence
 from model.phi3v.inputs.image_processing import ImageInputs
 from model.phi3v.vision import Phi3VImageEmbedding
@@ -97,13 +100,14 @@ class VisionRunner:
     def advance(
         self, sequences: list[Sequence], seconds: float
     ) -> list[tuple[Sequence, Exception]]:
-        """Compute images of ``sequences``, in order, for about ``seconds`` of the device's time.
+        """Compute images of ``sequences``, which take turns, for about ``seconds`` of the device's time.
 
         Sets the embeddings of finished images; returns sequences with failed images.
         """
         time_slice = _Slice(self._clock, seconds, self._part_seconds)
-        failures = []
-        wanted = {_digest(sequence): _image(sequence) for sequence in sequences}
+        rounds = zip_longest(*([(s, image) for image in s.unseen_images] for s in sequences))
+        unseen = [each for one_of_each in rounds for each in one_of_each if each is not None]
+        wanted = {image.digest: _inputs(image) for _, image in unseen}
         done: dict[bytes, Tensor | Exception] = {}
         for digest in list(wanted):
             if (embedding := self.cache.get(digest)) is not None:
@@ -116,13 +120,14 @@ class VisionRunner:
                 break
             done |= results
             wanted = {digest: image for digest, image in wanted.items() if digest not in done}
-        for sequence in sequences:
-            result = done.get(_digest(sequence))
+        failures: dict[SequenceKey, tuple[Sequence, Exception]] = {}
+        for sequence, image in unseen:
+            result = done.get(image.digest)
             if isinstance(result, Exception):
-                failures.append((sequence, result))
+                failures[sequence.key] = (sequence, result)
             elif result is not None:
-                sequence.image_embedding, sequence.image = result, None
-        return failures
+                image.embed(result)
+        return list(failures.values())
 
     def _work(
         self, wanted: dict[bytes, ImageInputs], time_slice: _Slice
@@ -171,11 +176,6 @@ class VisionRunner:
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
 
 
-def _digest(sequence: Sequence) -> bytes:
-    assert sequence.image_span is not None
-    return sequence.image_span.digest
-
-
-def _image(sequence: Sequence) -> ImageInputs:
-    assert sequence.image is not None
-    return sequence.image
+def _inputs(image: PlacedImage) -> ImageInputs:
+    assert image.inputs is not None
+    return image.inputs

@@ -61,7 +61,7 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
         )
     devices = devices_for(options)
     options = replace(options, dtype=dtype_for(options.dtype, devices, raw))
-    processor = Processor.from_checkpoint(directory)
+    processor = Processor.from_checkpoint(directory, options.images_per_prompt)
     plan = _plan(directory, raw, options, devices)
     model = _load(directory, options, device_map(devices, plan.layers))
     network = make_network(model)

@@ -1,7 +1,7 @@
 """Hashes that identify a block's content: everything that its keys and values depend on.
 
 A hash covers the block's tokens and, through the previous block's hash, all tokens before; the digest of
-an image at its positions; the rope regime; and the cache salt, which keeps callers from learning
+each image at its positions; the rope regime; and the cache salt, which keeps callers from learning
 others' prompts through timing. Sequences with equal hashes share the block.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from model.engine.scheduling.placed_image import PlacedImage
 from model.phi3v.rope import RopeRegime
 
 
@@ -20,19 +20,10 @@ def salt_digest(salt: str) -> bytes:
     return hashlib.sha256(salt.encode()).digest()
 
 
-@dataclass(frozen=True)
-class ImageSpan:
-    """An image at positions ``start`` to ``end``; the digest is salted."""
-
-    start: int
-    end: int
-    digest: bytes
-
-
 def prefix_hashes(
     known: list[bytes],
     token_ids: Sequence[int],
-    image: ImageSpan | None,
+    images: Sequence[PlacedImage],
     regime: RopeRegime,
     salt: bytes,
     block_size: int,
@@ -44,17 +35,22 @@ def prefix_hashes(
         known: hashes of the first blocks, from an earlier call for the same sequence and regime;
             extended in place.
         token_ids: of the sequence, at least ``count * block_size``.
-        image: its image, if any.
+        images: its images, in order of position.
         regime: of the sequence.
         salt: of its request, from ``salt_digest``.
         block_size: tokens in a block.
         count: number of hashes.
     """
+    at = 0  # the first image that does not end before the block
     for index in range(len(known), count):
         start, end = index * block_size, (index + 1) * block_size
         block = hashlib.sha256(known[-1] if known else bytes([regime]) + salt)
         block.update(array("q", token_ids[start:end]).tobytes())
-        if image is not None and image.start < end and start < image.end:
-            block.update(image.digest)
+        while at < len(images) and images[at].end <= start:
+            at += 1
+        overlapping = at
+        while overlapping < len(images) and images[overlapping].start < end:
+            block.update(images[overlapping].digest)
+            overlapping += 1
         known.append(block.digest())
     return known[:count]

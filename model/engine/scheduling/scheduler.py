@@ -127,7 +127,7 @@ class Scheduler:
             sequence.leader.followers.remove(sequence)
         self._release_followers(sequence)
         sequence.status = Status.FINISHED
-        sequence.image = sequence.image_embedding = None
+        sequence.images = ()
         self.blocks.release(sequence.block_table)
 
     def schedule(self) -> list[Chunk]:
@@ -300,7 +300,7 @@ class Scheduler:
         The follower computes the prompt's last token itself, for its logits.
         """
         follower.regime = leader.regime
-        follower.image_embedding = leader.image_embedding
+        follower.images = leader.images
         last = leader.prompt_len - 1
         full, rest = divmod(last, self.blocks.block_size)
         follower.block_table = leader.block_table[:full]

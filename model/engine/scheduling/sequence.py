@@ -5,18 +5,17 @@ from __future__ import annotations
 import enum
 import secrets
 
-from torch import Tensor
-
 from model.engine.grammars.grammar import Grammar
 from model.engine.grammars.state import GrammarState
 from model.engine.policy import MOST_TOGETHER
 from model.engine.request import SamplingParams, SequenceKey
-from model.engine.scheduling.prefix_hash import ImageSpan, prefix_hashes, salt_digest
+from model.engine.scheduling.placed_image import PlacedImage, place_images
+from model.engine.scheduling.prefix_hash import prefix_hashes, salt_digest
 from model.engine.scheduling.token_counts import Counts
 from model.engine.text.detokenizer import Detokenizer
 from model.engine.text.lookup import Lookup
 from model.errors import ModelError
-from model.phi3v.inputs.processing import IMAGE_TOKEN_ID, PromptInputs
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.rope import RopeRegime
 
 
@@ -37,9 +36,7 @@ class Sequence:
         num_computed: positions whose keys and values are computed.
         num_cached: prompt positions from the prefix cache; None before admission.
         block_table: its KV blocks, in order of position.
-        image_span: positions of its image.
-        image: crops of its image, until the tower has run.
-        image_embedding: ``(image tokens, hidden)``, set by the tower.
+        images: its images, in order of position; sequences of one request may share them.
         followers: sequences with the same prompt, which will share its blocks.
         leader: the sequence that computes its prompt.
         counts, output_counts: token counts of the whole sequence and of the answer.
@@ -68,15 +65,8 @@ class Sequence:
         self.detokenizer = detokenizer
         self.token_ids = list(inputs.token_ids)
         self.prompt_len = len(self.token_ids)
-        self.image = inputs.image
         self._salt = salt_digest(params.cache_salt)
-        self.image_span: ImageSpan | None = None
-        if inputs.image is not None:
-            start = self.token_ids.index(IMAGE_TOKEN_ID)
-            end = start + inputs.image.num_tokens
-            # Salted, because the embedding cache and the vision runner use it as a key too.
-            self.image_span = ImageSpan(start, end, self._salt + inputs.image.digest)
-        self.image_embedding: Tensor | None = None
+        self.images = place_images(inputs, self._salt)
         self.status = Status.WAITING
         self.followers: list[Sequence] = []
         self.leader: Sequence | None = None
@@ -136,24 +126,22 @@ class Sequence:
         return self.grammar_state is not None and self.grammar_state.is_late
 
     @property
-    def needs_tower(self) -> bool:
-        """Whether it waits for its image's embedding."""
-        span = self.image_span
-        return span is not None and self.image_embedding is None and self.num_computed < span.end
+    def unseen_images(self) -> list[PlacedImage]:
+        """Images that it waits for: to be computed, and without embedding."""
+        return [i for i in self.images if i.embedding is None and self.num_computed < i.end]
 
     @property
     def computable_to(self) -> int:
         """Position up to which it can be computed now: at most to an image without embedding."""
-        if self.needs_tower and self.image_span is not None:
-            return self.image_span.start
-        return len(self)
+        unseen = self.unseen_images
+        return unseen[0].start if unseen else len(self)
 
     def hashes(self, count: int, block_size: int) -> list[bytes]:
         """Prefix hashes of the first ``count`` blocks, which must be full."""
         return prefix_hashes(
             self._hashes,
             self.token_ids,
-            self.image_span,
+            self.images,
             self.regime,
             self._salt,
             block_size,

@@ -118,7 +118,7 @@ def _question(processor: Processor, case: Case) -> Text:
     start = len(prompt.token_ids)
     assert ids[:start] == prompt.token_ids, "an answer changed its question's tokens"
     end = next(i for i in range(start, len(ids)) if ids[i] in processor.tokenizer.stop_ids)
-    return Text(PromptInputs(ids[: end + 1], prompt.image), start)
+    return Text(PromptInputs(ids[: end + 1], prompt.images), start)
 
 
 def _messages(messages: Sequence[dict[str, Any]]) -> Iterator[Message]:
@@ -167,12 +167,12 @@ def _compare(expected_TV: Tensor, logits_TV: Tensor, text: Text, found: Found) -
 def _logits(engine: Engine, text: Text) -> Tensor:
     """Logits that predict each token from ``start`` on."""
     decoder, network = engine.network.decoder, engine.network
-    ids, image = text.inputs.token_ids, text.inputs.image
+    ids, images = text.inputs.token_ids, text.inputs.images
     token_T = torch.tensor(ids, device=decoder.device)
     hidden_TE = decoder.embed(token_T.clamp(min=0))
-    if image is not None:
-        [embedding] = network.vision([image.pixels], [image.grid])
-        hidden_TE[token_T < 0] = embedding.to(hidden_TE)
+    if images:
+        embeddings = network.vision([i.pixels for i in images], [i.grid for i in images])
+        hidden_TE[token_T < 0] = torch.cat(embeddings).to(hidden_TE)
     cache = make_kv_cache(
         network.config,
         engine.config,

@@ -89,8 +89,8 @@ def ask(engine: Engine, messages: list[Message]) -> Turn:
     prepared = time.perf_counter() - started
     (found,) = answer(engine, [inputs], greedy(16))
     counted = None
-    if inputs.image is not None:
-        config, image = engine.network.config, inputs.image
+    if inputs.images:
+        config, (image,) = engine.network.config, inputs.images
         counted = operations(config, len(image.pixels), image.num_tokens, len(inputs.token_ids))
     tokenizer = engine.processor.tokenizer
     said = b"".join(map(tokenizer.token_bytes, found.token_ids)).decode("utf-8", "replace")

@@ -82,8 +82,7 @@ def test_a_second_question_about_an_image_runs_neither_tower_nor_prefill(
     prompt = image_prompt(engine, "red", "what is this")
     run(engine, (prompt, GREEDY))
     second = image_prompt(engine, "red", "what is this, and why")
-    start, image = second.token_ids.index(-1), second.image
-    assert image is not None
+    start, (image,) = second.token_ids.index(-1), second.images
     assert cached_tokens(engine, second) >= start + image.num_tokens - 15
     stats = engine.stats()
     assert (stats.images_computed, stats.embedding_hits) == (1, 0)  # not even looked for

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from model.errors import RequestError, StepFailedError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
-from tests.support.engines.oracle import greedy
+from tests.support.engines.oracle import greedy, tower_inputs
 
 COUNT = 12  # tokens of an answer
 GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
@@ -74,11 +73,7 @@ def run(
 
 
 def oracle(network: Phi3VForCausalLM, prompt: PromptInputs, count: int) -> list[int]:
-    ids = torch.tensor([prompt.token_ids])
-    images: dict[str, Any] = {}
-    if prompt.image is not None:
-        images = {"pixel_values": [prompt.image.pixels], "image_grids": [prompt.image.grid]}
-    return greedy(network, ids, count, **images)
+    return greedy(network, torch.tensor([prompt.token_ids]), count, **tower_inputs(prompt))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,7 @@ def test_images_in_a_batch_and_over_the_boundary(
     # Pushed to just below the boundary by text after the image, so that decoding crosses.
     long = image_prompt(engine, (640, 480), "yellow")
     filler = text_prompt(BOUNDARY - 4 - len(long.token_ids)).token_ids
-    prompts.append(PromptInputs(long.token_ids + filler, long.image))
+    prompts.append(PromptInputs(long.token_ids + filler, long.images))
     answers = run(engine, prompts)
     assert answers == [oracle(network, prompt, COUNT) for prompt in prompts]
     assert engine.scheduler.num_crossings == 1

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
 from tests.support.engines.golden_data import CASES, golden_inputs
-from tests.support.engines.oracle import greedy
+from tests.support.engines.oracle import greedy, tower_inputs
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,7 @@ def no_gradients() -> Iterator[None]:
 
 
 def model_inputs(inputs: PromptInputs) -> dict[str, Any]:
-    ids = torch.tensor([inputs.token_ids])
-    if inputs.image is None:
-        return {"input_ids": ids}
-    image = inputs.image
-    return {"input_ids": ids, "pixel_values": [image.pixels], "image_grids": [image.grid]}
+    return {"input_ids": torch.tensor([inputs.token_ids]), **tower_inputs(inputs)}
 
 
 def test_golden_names_are_all_tested(golden_cases: list[dict[str, Any]]) -> None:
@@ -64,10 +60,11 @@ def test_image_features(
     network: Phi3VForCausalLM,
     logits: dict[str, torch.Tensor],
 ) -> None:
-    image = golden_inputs(case, golden).image
-    if image is None:
-        assert case["image"] is None
+    images = golden_inputs(case, golden).images
+    assert len(images) == (case["image"] is not None)
+    if not images:
         return
+    (image,) = images
     (features,) = network.model.vision_embed_tokens([image.pixels], [image.grid])
     torch.testing.assert_close(
         features, logits[f"{case['name']}/image_features"], atol=1e-4, rtol=0

@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.modeling import Phi3VForCausalLM
+
+
+def tower_inputs(prompt: PromptInputs) -> dict[str, Any]:
+    """The prompt's images as arguments of the model; none without images."""
+    if not prompt.images:
+        return {}
+    images = prompt.images
+    return {
+        "pixel_values": [image.pixels for image in images],
+        "image_grids": [image.grid for image in images],
+    }
 
 
 def greedy(network: Phi3VForCausalLM, ids: Tensor, count: int, **images: Any) -> list[int]:

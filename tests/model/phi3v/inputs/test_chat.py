@@ -56,7 +56,7 @@ def test_neighbours_of_one_role_are_merged() -> None:
 def test_image_comes_first_in_its_turn() -> None:
     messages = [Message("system", "S"), Message("user", "Look", (PICTURES[0],))]
     prompt = render(messages)
-    assert prompt.image is PICTURES[0]
+    assert prompt.images == (PICTURES[0],)
     assert prompt_text(messages) == ["<|user|>\n", "\nS\nLook<|end|>\n<|assistant|>\n"]
 
 
@@ -69,7 +69,7 @@ def test_only_the_last_image_is_kept() -> None:
         Message("user", "and?"),
     ]
     prompt = render(messages)
-    assert prompt.image is PICTURES[1]
+    assert prompt.images == (PICTURES[1],)
     before, after = prompt_text(messages)
     assert before == "<|user|>\nfirst<|end|>\n<|assistant|>\nseen<|end|>\n<|user|>\n"
     assert after.startswith("\nsecond<|end|>")
@@ -78,7 +78,7 @@ def test_only_the_last_image_is_kept() -> None:
 def test_merged_messages_keep_the_later_image() -> None:
     messages = [Message("user", "a", (PICTURES[0],)), Message("user", "b", (PICTURES[1],))]
     (turn,) = fold(messages)
-    assert (turn.text, turn.image) == ("a\nb", PICTURES[1])
+    assert turn.parts == (PICTURES[1], "a\nb")
 
 
 def test_two_images_in_one_message_are_refused() -> None:
