@@ -19,8 +19,9 @@ from torch import Tensor
 
 from model.engine.execution.runner import Runner
 from model.engine.request import SamplingParams, TextDelta
-from model.engine.sampling import sampler
+from model.engine.sampling import logits_processors, sampler
 from model.gpu.launch import Launch, intercepted
+from model.phi3v import transfer
 from model.phi3v.modeling import Phi3VForCausalLM
 from tests.support.engines.gpu_engines import GREEDY, make_engine, text_prompt
 from tests.support.engines.gpu_stand_ins import Tape
@@ -55,7 +56,7 @@ class Watch:
             patch.setattr(Tensor, name, self._refusing(name, getattr(Tensor, name)))
         for name in ("__getitem__", "__setitem__"):
             patch.setattr(Tensor, name, self._without_lists(name, getattr(Tensor, name)))
-        run, to_host = Runner.run, sampler.to_host
+        run, to_host = Runner.run, transfer.to_host
 
         def begin(runner: Runner, chunks: Any) -> Tensor:
             self._armed = True
@@ -156,7 +157,7 @@ def test_what_waits_is_noticed(
 ) -> None:
     engine = make_engine(gpu_model, tiny, max_num_seqs=1)
     watch = Watch(monkeypatch)
-    process = sampler.process
+    process = logits_processors.process
 
     def waiting(logits_SV: Tensor, sequences: Any) -> Tensor:
         wait(logits_SV)

@@ -100,5 +100,5 @@ def test_a_gpu_gets_no_more_parts_than_fit_the_slice(
             device.launch(0.005, host=0.001)  # a step, for which the host waits
         device.host = device.free
     assert set(launched[1:-1]) == {parts}
-    while sequence.image_embedding is None:
+    while sequence.unseen_images:
         assert not runner.advance([sequence], seconds)

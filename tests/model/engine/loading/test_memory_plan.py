@@ -166,15 +166,6 @@ def test_images_that_may_wait_leave_less_for_keys_and_values() -> None:
     assert plan(replace(asked, kv_cache_memory=2), 14).kv_cache > 1.9 * GIB
 
 
-def test_embeddings_of_several_images_leave_less_for_keys_and_values() -> None:
-    """Running sequences hold an embedding for each image position, of 6 KiB beside 384 KiB."""
-    one, several = (plan(replace(OPTIONS, images_per_prompt=n), 24, CUDA) for n in (1, 9))
-    assert several.num_blocks == one.num_blocks * 384 // 390
-    most = several.num_blocks * several.block_size * 6 * 1024
-    assert several.total + most <= several.available
-    asked = replace(OPTIONS, kv_cache_memory=2.0)
-    assert plan(replace(asked, images_per_prompt=9), 24, CUDA) == plan(asked, 24, CUDA)
-
 
 def test_a_layer_of_one_dimension_is_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"])
