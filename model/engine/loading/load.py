@@ -21,6 +21,7 @@ from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
+from model.engine.loading.defaults import default_parameters
 from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
@@ -42,13 +43,14 @@ WARM_UP = SamplingParams(temperature=0, max_tokens=1)
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has a lowercase i
 
 
-def describe(directory: Path, model: str) -> ModelInfo:
-    """Name and provider of a model, from ``config.json`` or the checkpoint's name."""
+def describe(directory: Path, options: LoadOptions) -> ModelInfo:
+    """Describe a model, from its files or the checkpoint's name."""
     config = read_json(directory / "config.json")
-    name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
+    name = str(config.get("_name_or_path") or options.model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
-    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")))
+    defaults = default_parameters(directory) if options.generation_config == "auto" else {}
+    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")), defaults)
 
 
 def load_engine(directory: Path, options: LoadOptions) -> Engine:
