@@ -26,7 +26,9 @@ from pydantic_core import from_json
 
 from model import ImageError, ModalityError, ModelError
 from model.phi3v.inputs.chat import render
-from server.chat.parse import ExtraPolicy, parse_chat, parse_tokenize, to_messages
+from server.chat.messages import to_messages
+from server.chat.parse import ExtraPolicy, parse_chat, parse_tokenize
+from server.chat.tools import describe_functions
 from server.errors import ApiError, error_body, error_response, from_model_error
 from server.images.decode_pool import decode_image
 from server.images.fetching import Fetcher
@@ -122,9 +124,11 @@ def check_body(given: tuple[Any, ExtraPolicy]) -> bool:
     with contextlib.suppress(ApiError):
         parse_tokenize(body, 50)
     try:
-        request, _ = parse_chat(body, policy, 50)
+        request, _, call, _ = parse_chat(body, policy, 50)
         images = Images(decoded, Fetcher([], 1, 1), lambda _: None)  # type: ignore[arg-type]
         messages = finished(to_messages(request.messages, images, 20))
+        if call is not None:
+            messages = describe_functions(messages, call)
         prompt = render(messages)
         if prompt.image is not None:
             prompt.image.open()

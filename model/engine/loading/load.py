@@ -43,13 +43,15 @@ WARM_UP = SamplingParams(temperature=0, max_tokens=1)
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has a lowercase i
 
 
-def describe(directory: Path, options: LoadOptions) -> ModelInfo:
-    """Describe a model, from its files or the checkpoint's name."""
+def describe(
+    directory: Path, model: str, generation_config: Literal["auto", "none"] = "auto"
+) -> ModelInfo:
+    """Describe a model, from its files or the checkpoint's name; for the arguments see LoadOptions."""
     config = read_json(directory / "config.json")
-    name = str(config.get("_name_or_path") or options.model).rstrip("/").rsplit("/", 1)[-1]
+    name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
-    defaults = default_parameters(directory) if options.generation_config == "auto" else {}
+    defaults = default_parameters(directory) if generation_config == "auto" else {}
     return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")), defaults)
 
 
