@@ -21,7 +21,7 @@ from server.telemetry.logs import fields
 logger = logging.getLogger(__name__)
 
 IGNORED_HEADER = "x-ignored-parameters"
-MOST_LOGGED = 256  # names, since clients may invent them
+MOST_REMEMBERED = 1024  # names, since clients may invent them
 EMPTY: tuple[Any, ...] = (None, [], {})  # clients send back responses with such fields
 TEXT_ONLY = "the model generates only text"
 USE_TOOLS = "it is the old name of tools and tool_choice; use these"
@@ -74,7 +74,7 @@ NO_EFFECT = (
     *("prompt_cache_retention", "safety_identifier", "chat_template_kwargs"),
 )
 
-_logged: set[str] = set()
+_logged: dict[str, None] = {}  # names, the oldest first
 
 
 def refuse_unsupported(request: ChatCompletionRequest) -> None:
@@ -142,10 +142,11 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """
     if not names:
         return {}
-    for name in names:
-        if name not in _logged and len(_logged) < MOST_LOGGED:
-            _logged.add(name)
-            logger.info("ignored a parameter", extra=fields(parameter=name))
     shown = [quote(name, safe=".") for name in names[:MOST_PROBLEMS]]
+    if new := [name for name in shown if name not in _logged]:
+        logger.info("ignored parameters", extra=fields(names=",".join(new)))
+        _logged.update(dict.fromkeys(new))
+        for oldest in list(_logged)[:-MOST_REMEMBERED]:
+            del _logged[oldest]
     more = ["..."] if len(names) > MOST_PROBLEMS else []
     return {IGNORED_HEADER: ", ".join(shown + more)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_pieces_add_up(name: str, arguments: Any, ascii_only: bool, data: st.Dat
     bounds = [0, *sorted(cuts), len(text)]
     reader = CallReader(force([function(name) for name in NAMES]))
     read, seen = "", ""
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         read += reader.add(text[start:end])
         seen += text[start:end]
         assert (reader.name is None) == (f'"{name}", "arguments": ' not in seen)
