@@ -231,6 +231,23 @@ RIGHT_TURNS = st.one_of(
         st.sampled_from([data_url(file) for file in FILES]),
     ),
 )
+TOOLS = st.lists(
+    st.builds(
+        lambda name, more: {"type": "function", "function": {"name": name, **more}},
+        st.sampled_from("fgh") | TEXT,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "description": TEXT,
+                "parameters": st.dictionaries(TEXT | st.just("type"), JSON, max_size=4),
+                "strict": st.booleans(),
+            },
+        ),
+    ),
+    max_size=4,
+)
+NAMED = {"type": "function", "function": {"name": "f"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 RIGHT_BODIES = st.fixed_dictionaries(
     {"messages": st.lists(RIGHT_TURNS, min_size=1, max_size=4)},
     optional={
@@ -241,6 +258,8 @@ RIGHT_BODIES = st.fixed_dictionaries(
         "stream": st.booleans(),
         "logit_bias": st.dictionaries(st.integers(0, 9).map(str), st.floats(-100, 100), max_size=3),
         "response_format": st.sampled_from(["text", {"type": "json_object"}]),
+        "tools": TOOLS,
+        "tool_choice": st.sampled_from(["none", "required", NAMED, ALLOWED]),
     },
 )
 CHANGED_BODIES = st.builds(

@@ -26,7 +26,7 @@ from azure.core.exceptions import HttpResponseError
 from pydantic import BaseModel, Field
 
 from tests.support.servers.live_server import API_KEY, LiveServer
-from tests.support.servers.wire import HELLO, chat, check_error
+from tests.support.servers.wire import HELLO, chat, check_error, data_url, image_message, png
 
 
 class Place(BaseModel):
@@ -57,8 +57,8 @@ CHOICES = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=["/v1", ""])
-def client(server: LiveServer, request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
-    """On OpenAI's routes, and on Azure's."""
+def client(server: LiveServer, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """OpenAI's SDK on OpenAI's routes, and on Azure's."""
     base_url = server.url + request.param
     with openai.OpenAI(base_url=base_url, api_key=API_KEY, max_retries=0) as made:
         yield made
@@ -83,10 +83,10 @@ def check_call(call: Any) -> None:
 
 
 @CHOICES
-def test_a_call_is_parsed(client: openai.OpenAI, choice: Any, reason: str) -> None:
+def test_a_call_is_parsed(client: Any, choice: Any, reason: str) -> None:
     answer = client.chat.completions.parse(**asked(choice), parallel_tool_calls=False)
     (only,) = answer.choices
-    (call,) = only.message.tool_calls or ()
+    (call,) = only.message.tool_calls
     check_call(call)
     assert isinstance(call.function.parsed_arguments, MODELS[call.function.name])
     assert (only.finish_reason, only.message.content) == (reason, None)
@@ -94,12 +94,12 @@ def test_a_call_is_parsed(client: openai.OpenAI, choice: Any, reason: str) -> No
 
 
 @CHOICES
-def test_a_stream_adds_up_to_the_call(client: openai.OpenAI, choice: Any, reason: str) -> None:
+def test_a_stream_adds_up_to_the_call(client: Any, choice: Any, reason: str) -> None:
     whole = client.chat.completions.create(**asked(choice)).choices[0].message.tool_calls[0]
     with client.chat.completions.stream(**asked(choice)) as stream:
         chunks = [event.chunk for event in stream if event.type == "chunk"]
         final = stream.get_final_completion().choices[0]
-    (call,) = final.message.tool_calls or ()
+    (call,) = final.message.tool_calls
     check_call(call)
     assert (call.function.name, call.function.arguments) == (
         whole.function.name,
@@ -116,7 +116,7 @@ def test_a_stream_adds_up_to_the_call(client: openai.OpenAI, choice: Any, reason
     assert all(delta.content is None for delta in deltas)
 
 
-def test_several_calls(client: openai.OpenAI) -> None:
+def test_several_calls(client: Any) -> None:
     answers = client.chat.completions.create(**asked("required", n=8, temperature=2, top_p=1))
     calls = [choice.message.tool_calls[0] for choice in answers.choices]
     for call, choice in zip(calls, answers.choices, strict=True):
@@ -138,7 +138,7 @@ def test_the_model_chooses_the_function(server: LiveServer, name: str) -> None:
     assert choice["message"]["tool_calls"][0]["function"]["name"] == name
 
 
-def test_a_call_cut_short(client: openai.OpenAI) -> None:
+def test_a_call_cut_short(client: Any) -> None:
     """The name is known where it is the only one; otherwise there may be no call yet."""
     only = client.chat.completions.create(**asked(NAMED, max_tokens=1)).choices[0]
     assert (only.finish_reason, only.message.tool_calls[0].function.name) == ("length", "TakeNote")
@@ -151,7 +151,7 @@ def test_a_call_cut_short(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
-def test_log_probabilities_are_of_all_tokens(client: openai.OpenAI, choice: Any) -> None:
+def test_log_probabilities_are_of_all_tokens(client: Any, choice: Any) -> None:
     whole = client.chat.completions.create(**asked(choice, logprobs=True))
     content = whole.choices[0].logprobs.content
     assert len(content) == whole.usage.completion_tokens
@@ -167,20 +167,20 @@ def test_log_probabilities_are_of_all_tokens(client: openai.OpenAI, choice: Any)
     assert [token.token for token in streamed] == [token.token for token in content]
 
 
-def test_a_call_comes_before_a_format(client: openai.OpenAI) -> None:
+def test_a_call_comes_before_a_format(client: Any) -> None:
     wanted = {"response_format": {"type": "json_object"}}
     answer = client.chat.completions.create(**asked(NAMED, **wanted))
     check_call(answer.choices[0].message.tool_calls[0])
 
 
-def test_none_drops_the_tools(client: openai.OpenAI) -> None:
+def test_none_drops_the_tools(client: Any) -> None:
     plain = client.chat.completions.create(model="any", messages=MESSAGES, max_tokens=4)
     dropped = client.chat.completions.create(**asked("none", max_tokens=4))
     assert dropped.usage.prompt_tokens == plain.usage.prompt_tokens
     assert dropped.choices[0].message.tool_calls is None
 
 
-def test_results_go_back(client: openai.OpenAI, server: LiveServer) -> None:
+def test_results_go_back(client: Any, server: LiveServer) -> None:
     """The SDK's own message, with its call, and the result; then a free answer about them."""
     message = client.chat.completions.create(**asked(NAMED)).choices[0].message
     call = message.tool_calls[0]
@@ -229,7 +229,7 @@ AZURE_TOOLS = [
     ],
 )
 def test_azures_sdk(server: LiveServer, choice: Any, reason: str) -> None:
-    client = ChatCompletionsClient(server.url, AzureKeyCredential(API_KEY))
+    client: Any = ChatCompletionsClient(server.url, AzureKeyCredential(API_KEY))
     question = UserMessage("What is the weather?")
     parameters: Any = {"tools": AZURE_TOOLS, "tool_choice": choice, "max_tokens": 300, "seed": 5}
     answer = client.complete(messages=[question], **parameters).choices[0]
@@ -355,3 +355,25 @@ def test_one_of_a_thousand_may_be_named(server: LiveServer) -> None:
     body = {"tools": tools, "tool_choice": named("f999"), "max_tokens": 99}
     answer = chat(server, "/v1/chat/completions", **body).json()["choices"][0]["message"]
     assert answer["tool_calls"][0]["function"] == {"name": "f999", "arguments": "{}"}
+
+
+def test_a_result_may_be_a_picture(server: LiveServer) -> None:
+    """Such as a screenshot. A result whose call is not there is named by its id."""
+    picture = image_message(data_url(png(40, 30)))[0]["content"]
+    calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": {"a": 1}}}]
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": picture},
+    ]
+    body = {"messages": messages, "return_token_strs": True}
+    counted = httpx2.post(f"{server.url}/tokenize", json=body, headers={"api-key": API_KEY}).json()
+    text = "".join(each for each in counted["token_strs"] if each != "<|image_1|>")
+    assert '{"name": "look", "arguments": {"a": 1}}<|end|>' in text
+    assert "Result of look: <|end|>" in text
+    assert counted["tokens"].count(-1) > 300
+    assert chat(server, messages=messages).status_code == 200
+    messages = [*HELLO, {"role": "tool", "tool_call_id": "7", "content": "x"}]
+    body = {"messages": messages, "return_token_strs": True}
+    counted = httpx2.post(f"{server.url}/tokenize", json=body, headers={"api-key": API_KEY}).json()
+    assert "hello\nResult of 7: x<|end|>" in "".join(counted["token_strs"])

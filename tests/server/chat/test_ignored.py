@@ -167,7 +167,7 @@ def test_so_it_is_in_messages(server: LiveServer, field: dict[str, Any]) -> None
 
 
 def test_tokenize_takes_the_body_of_a_chat(server: LiveServer) -> None:
-    body = {"messages": [say(id="1")], "temperature": 0, "max_tokens": 3}
+    body: dict[str, Any] = {"messages": [say(id="1")], "temperature": 0, "max_tokens": 3}
     counted = httpx2.post(f"{server.url}/tokenize", json=body, headers=AUTHORIZED)
     assert ignored(counted) == ["temperature", "max_tokens", "messages.id"]
     assert (
