@@ -79,6 +79,31 @@ def force(functions: Sequence[Function], is_named: bool = False) -> ForcedCall:
         ApiError: there are too many functions, two have the same name, or their schemas are too large or
             not objects.
     """
+    names = _check_names(functions)
+    schemas = [_of_objects(function) for function in functions]
+    described = [
+        _dumped({"name": each.name, "description": each.description, "parameters": schema})
+        for each, schema in zip(functions, schemas, strict=True)
+    ]
+    size = sum(map(len, described))
+    if size > LARGEST_DESCRIPTION:
+        raise invalid_parameter(
+            f"the functions in tools have {size} characters; the limit is {LARGEST_DESCRIPTION}; shorten "
+            "their descriptions and parameters",
+            ("tools",),
+            size,
+        )
+    calls = [
+        {"name": name, "parameters": schema} for name, schema in zip(names, schemas, strict=True)
+    ]
+    places = tuple(function.loc for function in functions)
+    grammar = model.GrammarSpec("calls", _dumped(calls), ("tools",), places)
+    prompt = "\n".join([INSTRUCTION, *described])
+    return ForcedCall(names, grammar, prompt, "stop" if is_named else "tool_calls")
+
+
+def _check_names(functions: Sequence[Function]) -> tuple[str, ...]:
+    """The functions' names; raises an ApiError if they are too many or not unique."""
     if len(functions) > MOST_FUNCTIONS:
         raise invalid_parameter(
             f"tools has {len(functions)} functions to choose from; the limit is {MOST_FUNCTIONS}; "
@@ -92,23 +117,7 @@ def force(functions: Sequence[Function], is_named: bool = False) -> ForcedCall:
         raise invalid_parameter(
             f"tools has two functions named {twice!r}; rename one", ("tools",), twice
         )
-    calls = [{"name": function.name, "parameters": _of_objects(function)} for function in functions]
-    described = [
-        _dumped({"description": function.description, **call} if function.description else call)
-        for function, call in zip(functions, calls, strict=True)
-    ]
-    size = sum(map(len, described))
-    if size > LARGEST_DESCRIPTION:
-        raise invalid_parameter(
-            f"the functions in tools have {size} characters; the limit is {LARGEST_DESCRIPTION}; shorten "
-            "their descriptions and parameters",
-            ("tools",),
-            size,
-        )
-    places = tuple(function.loc for function in functions)
-    grammar = model.GrammarSpec("calls", _dumped(calls), ("tools",), places)
-    prompt = "\n".join([INSTRUCTION, *described])
-    return ForcedCall(names, grammar, prompt, "stop" if is_named else "tool_calls")
+    return names
 
 
 def _of_objects(function: Function) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Request bodies, the same for Azure's and OpenAI's clients.
 
 Requests are validated after ``server.chat.parse`` has handled extra parameters, so undeclared ones are
-refused here.
+refused here, unless the route ignores them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ImageOptions(Body):
     num_crops: Count | None = None
 
 
-# JSON schemas for unsupported parameters; ``server.chat.parse`` refuses all other values.
+# JSON schemas for unsupported parameters; ``server.chat.parameters`` refuses other values.
 NULL = WithJsonSchema({"type": "null"})
 NONE = WithJsonSchema({"const": "none"})
 NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})
