@@ -21,7 +21,6 @@ from model.cpu.memory import keep_freed_memory
 from model.engine.config import DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
-from model.engine.loading.defaults import default_parameters
 from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
@@ -30,6 +29,7 @@ from model.errors import CheckpointError, ModelError, RequestError
 from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.defaults import default_parameters
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.image_processing import TILE
 from model.phi3v.inputs.processing import Processor, PromptInputs

@@ -7,6 +7,7 @@ from pathlib import Path
 from model.errors import CheckpointError
 from model.phi3v.checkpoint import read_json
 
+GENERATION_CONFIG = "generation_config.json"
 # In the file: the parameter, the least and the greatest value.
 PARAMETERS: dict[str, tuple[str, float, float]] = {
     "temperature": ("temperature", 0, 2),
@@ -25,7 +26,7 @@ def default_parameters(directory: Path) -> dict[str, float]:
     Raises:
         CheckpointError: a value is not a number, or not one that a request may have.
     """
-    path = directory / "generation_config.json"
+    path = directory / GENERATION_CONFIG
     config = read_json(path) if path.exists() else {}
     found: dict[str, float] = {}
     for name, (parameter, least, most) in PARAMETERS.items():

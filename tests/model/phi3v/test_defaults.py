@@ -10,9 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from model.engine.loading.defaults import default_parameters
+from model import check_checkpoint
 from model.engine.loading.load import describe
 from model.errors import CheckpointError
+from model.phi3v.defaults import default_parameters
 from tests.support.servers.live_server import LiveServer, check_log, start_server
 from tests.support.servers.wire import HELLO
 
@@ -49,6 +50,8 @@ def test_nonsense_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     written(tmp_path, {name: value})
     with pytest.raises(CheckpointError, match=rf"{name} = .*--generation-config none"):
         default_parameters(tmp_path)
+    (found,) = [each for each in check_checkpoint(tmp_path) if "generation" in each.subject]
+    assert not found.ok
 
 
 @pytest.fixture(scope="module", params=["auto", "none"])
