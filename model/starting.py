@@ -89,7 +89,7 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
         if options.model != DEMO:
             load.devices_for(options)  # an unusable GPU is refused before gigabytes are downloaded
         directory = find_checkpoint(options.model, options.revision)
-        info = load.describe(directory, options.model)
+        info = load.describe(directory, options.model, options.generation_config)
         engine = load.load_engine(directory, options)
     except ModelError:
         raise

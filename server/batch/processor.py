@@ -18,7 +18,8 @@ from server.batch.results import Results
 from server.chat.bodies import ParsedJson, parse_json
 from server.chat.completions import FinishedCompletion
 from server.chat.logprobs import pydantic_numbers
-from server.chat.parse import parse_chat
+from server.chat.parameters import ignored_header
+from server.chat.parse import ParsedChat, parse_chat
 from server.chat.prepare import PreparedChat, RunningCompletion, prepare
 from server.errors import (
     ApiError,
@@ -33,7 +34,6 @@ from server.errors import (
 from server.images.fetching import FetchError
 from server.images.urls import Images
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
-from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,9 @@ class BatchProcessor:
 
     async def _complete_chat(self, line: ParsedJson) -> FinishedCompletion:
         """Run the line's request; raises an ApiError or a ModelError."""
-        chat, params = await line.validate(self._parse_request)
+        parsed = await line.validate(self._parse_request)
+        ignored_header(parsed.ignored)  # a result has no headers, but the log names them
+        chat = parsed.request
         if chat.stream:
             raise not_supported(
                 "stream is not supported in a batch; remove it",
@@ -167,16 +169,16 @@ class BatchProcessor:
             lambda _: None,
             backend.settings.images_per_prompt,
         )
-        prepared = await prepare(backend, chat, params, images, chat.cache_salt or "")
+        prepared = await prepare(backend, parsed, images, chat.cache_salt or "")
         running = await self._start(prepared)
         try:
             return await running.complete(pydantic_numbers)
         finally:
             running.generation.close()
 
-    def _parse_request(self, value: object) -> tuple[ChatCompletionRequest, model.SamplingParams]:
+    def _parse_request(self, value: object) -> ParsedChat:
         request = _request_of(value)
-        return parse_chat(request.body, "pass-through", self._backend.settings.max_messages)
+        return parse_chat(request.body, "ignore", self._backend.settings.max_messages)
 
     async def _start(self, prepared: PreparedChat) -> RunningCompletion:
         """Start a request, waiting while the engine is overloaded; first come, first served."""

@@ -9,7 +9,7 @@ stays ``Text``, so it can never become a control token. Handles no token ids; do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
@@ -27,14 +27,15 @@ class MessageImage:
 
     Attributes:
         open: decodes the image; raises ImageError. Called on a worker thread.
-        low_detail: use a single crop, for fewer tokens.
+        num_crops: maximum number of crops beside the global view, for fewer tokens; None is the
+            checkpoint's.
         loc: path of its field in the request, for errors.
         offset: characters of the message's text before it, with the newline after them, which is there
             unless the text ends; used with several images per prompt.
     """
 
     open: Callable[[], Image.Image]
-    low_detail: bool = False
+    num_crops: int | None = None
     loc: tuple[str | int, ...] = ()
     offset: int = 0
 
@@ -55,6 +56,11 @@ class Message:
     role: Role
     text: str
     images: tuple[MessageImage, ...] = ()
+
+    def prefixed(self, prefix: str) -> Message:
+        """The message with text put in front of its own."""
+        moved = (replace(image, offset=image.offset + len(prefix)) for image in self.images)
+        return replace(self, text=prefix + self.text, images=tuple(moved))
 
 
 @dataclass(frozen=True)

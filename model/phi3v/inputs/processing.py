@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
-from model.errors import ContextLengthError, ImageError
+from model.errors import ContextLengthError, ImageError, RequestError
 from model.phi3v.inputs.chat import Message, MessageImage, Piece, Prompt, Text, render
 from model.phi3v.inputs.image_processing import SMALLEST_IMAGE, ImageInputs, ImageProcessor
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
@@ -41,12 +42,14 @@ class Draft:
         images: the images between the pieces.
         crops: decodes an image and cuts it into crops.
         max_tokens: maximum length of a prompt.
+        keep: number of tokens at the end of a longer prompt to keep; None keeps all.
     """
 
     pieces: list[list[int]]
     images: tuple[MessageImage, ...]
     crops: Callable[[MessageImage], ImageInputs]
     max_tokens: int
+    keep: int | None = None
 
     def finish(self) -> PromptInputs:
         """Complete the prompt, one image after the other; slow if there are any.
@@ -54,21 +57,46 @@ class Draft:
         Raises:
             ImageError: an image cannot be decoded or cut.
             ContextLengthError: the prompt is longer than ``max_tokens``.
+            RequestError: it would be cut within an image.
         """
         left = len(self.images)  # images to decode
         length = sum(map(len, self.pieces)) + left * SMALLEST_IMAGE
-        check_length(length, self.max_tokens, at_least=left > 0)
+        self._check(length, left)
         token_ids = list(self.pieces[0])
         images: list[ImageInputs] = []
         for number, (image, piece) in enumerate(zip(self.images, self.pieces[1:], strict=True), 1):
             inputs = self.crops(image)
             left -= 1
             length += inputs.num_tokens - SMALLEST_IMAGE
-            check_length(length, self.max_tokens, at_least=left > 0)
+            self._check(length, left)
             images.append(inputs)
             token_ids += [-number] * inputs.num_tokens
             token_ids += piece
-        return PromptInputs(token_ids, tuple(images))
+        return self._cut(token_ids, images)
+
+    def _check(self, length: int, images_left: int) -> None:
+        """Refuse a prompt that is longer than ``max_tokens`` after it is cut."""
+        if self.keep is not None:
+            length = min(length, self.keep)
+        check_length(length, self.max_tokens, at_least=images_left > 0)
+
+    def _cut(self, token_ids: list[int], images: list[ImageInputs]) -> PromptInputs:
+        """Drop all but the last ``keep`` tokens, and the images before them."""
+        cut = 0 if self.keep is None else max(0, len(token_ids) - self.keep)
+        if cut == 0:
+            return PromptInputs(token_ids, tuple(images))
+        first = token_ids[cut]
+        if first < 0 and token_ids[cut - 1] == first:
+            raise RequestError(
+                f"truncate_prompt_tokens would cut an image: the prompt's last {self.keep} tokens "
+                f"contain a part of its {images[-first - 1].num_tokens} tokens; keep more, or make "
+                "the image smaller with num_crops",
+                ("truncate_prompt_tokens",),
+                self.keep,
+            )
+        dropped = -min(0, *token_ids[:cut])
+        left = [token_id + dropped if token_id < 0 else token_id for token_id in token_ids[cut:]]
+        return PromptInputs(left, tuple(images[dropped:]))
 
 
 class Processor:
@@ -93,20 +121,24 @@ class Processor:
         image_processor = ImageProcessor.from_checkpoint(directory)
         return cls(Phi3VTokenizer(directory), image_processor, images_per_prompt)
 
-    def __call__(self, messages: Sequence[Message], max_tokens: int) -> PromptInputs:
+    def __call__(
+        self, messages: Sequence[Message], max_tokens: int, keep: int | None = None
+    ) -> PromptInputs:
         """Tokenize a conversation and cut its last images into crops.
 
         Args:
             messages: the conversation.
             max_tokens: maximum length of the prompt.
+            keep: number of tokens at the end of a longer prompt to keep; None keeps all.
 
         Raises:
-            RequestError: the messages violate the chat template's rules, or an image is invalid.
+            RequestError: the messages violate the chat template's rules, an image is invalid, or it
+                would be cut.
             ContextLengthError: the prompt is longer than ``max_tokens``.
         """
-        return self.draft(messages, max_tokens).finish()
+        return self.draft(messages, max_tokens, keep).finish()
 
-    def draft(self, messages: Sequence[Message], max_tokens: int) -> Draft:
+    def draft(self, messages: Sequence[Message], max_tokens: int, keep: int | None = None) -> Draft:
         """Like a call, but leaves the images to ``Draft.finish``."""
         prompt = render(messages, self.images_per_prompt)
         self._refuse_hopeless_length(prompt, max_tokens)
@@ -114,7 +146,7 @@ class Processor:
         num_crops = self.image_processor.num_crops
         if len(prompt.images) > 1:
             num_crops = min(num_crops, SEVERAL_CROPS)
-        return Draft(pieces, prompt.images, partial(self._crops, num_crops), max_tokens)
+        return Draft(pieces, prompt.images, partial(self._crops, num_crops), max_tokens, keep)
 
     def encode_text(self, text: str, special: bool, max_tokens: int) -> list[int]:
         """Tokenize plain text; ``special`` prepends the prefix of every piece (``<s>``).
@@ -128,6 +160,26 @@ class Processor:
         check_length(len(token_ids), max_tokens)
         return token_ids
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens: special tokens by name, and a run of image positions as its tag.
+
+        Bytes that form no character are replaced. Raises RequestError for ids outside the vocabulary.
+        """
+        parts: list[bytes] = []
+        most = self.tokenizer.highest_id
+        for position, (before, token_id) in enumerate(pairwise([0, *token_ids])):
+            if token_id > most:
+                raise RequestError(
+                    f"tokens.{position} is {token_id}; valid ids are 0 to {most}, and -1 for an image",
+                    ("tokens", position),
+                    token_id,
+                )
+            if token_id >= 0 or token_id != before:
+                parts.append(
+                    self.tokenizer.token_bytes(token_id) or self.token_text(token_id).encode()
+                )
+        return b"".join(parts).decode("utf-8", errors="replace")
+
     def token_text(self, token_id: int) -> str:
         """The token's displayable text; special tokens and images by name."""
         # An image's name is that of the official prompt format.
@@ -136,7 +188,7 @@ class Processor:
     def _crops(self, num_crops: int, image: MessageImage) -> ImageInputs:
         """Decode and cut an image; adds its path in the request to an ImageError."""
         try:
-            return self.image_processor(image.open(), image.low_detail, num_crops)
+            return self.image_processor(image.open(), image.num_crops or num_crops)
         except ImageError as error:
             raise ImageError(error.message, image.loc, error.value) from error
 

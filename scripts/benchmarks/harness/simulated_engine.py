@@ -103,7 +103,7 @@ class SimulatedEngine:
         number = len(self._answers)
         asked = self.now if asked is None else asked
         inputs = PromptInputs([number + 1] * prompt_tokens)
-        (sequence,) = self._make_sequences(number, inputs, SamplingParams(), asked, None)
+        (sequence,) = self._make_sequences(number, inputs, SamplingParams(), asked, None, "")
         self._scheduler.add(sequence)
         self._answers[number] = Answer(asked, sequence)
         return self._answers[number]

@@ -53,7 +53,7 @@ def prompt(processor: Processor) -> Callable[..., PromptInputs]:
         for number, colour in enumerate(colours):
             text += f"picture {number}\n"
             paint = partial(Image.new, "RGB", (300, 300), colour)
-            images.append(MessageImage(paint, low_detail=True, offset=len(text)))
+            images.append(MessageImage(paint, num_crops=1, offset=len(text)))
         return processor([Message("user", text + last, tuple(images))], 2000)
 
     return make

@@ -24,7 +24,8 @@ from model.errors import ContextLengthError, ImageError, TooManyImagesError
 from model.phi3v.inputs.image_processing import ImageProcessor
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
-from server.chat.parse import parse_chat, to_messages
+from server.chat.messages import to_messages
+from server.chat.parse import parse_chat
 from server.images.decode_pool import decode_image
 from server.images.fetching import Fetcher
 from server.images.urls import Images
@@ -61,7 +62,7 @@ def inputs_of(
     decoder: Decoder | None = None,
 ) -> PromptInputs:
     """What the engine gets for a body with these messages."""
-    request, _ = parse_chat({"messages": messages}, "error", 50)
+    request = parse_chat({"messages": messages}, "error", 50).request
     most = processor.images_per_prompt
     images = Images(decoder or Decoder(), Fetcher([], 1, 1), lambda _: None, most)  # type: ignore[arg-type]
     converting = to_messages(request.messages, images, 50)

@@ -166,7 +166,6 @@ def test_images_that_may_wait_leave_less_for_keys_and_values() -> None:
     assert plan(replace(asked, kv_cache_memory=2), 14).kv_cache > 1.9 * GIB
 
 
-
 def test_a_layer_of_one_dimension_is_refused_by_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, PRESETS["tiny"])
     file, name = tmp_path / "model.safetensors", "model.layers.1.mlp.down_proj.weight"

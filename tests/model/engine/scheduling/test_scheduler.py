@@ -36,7 +36,9 @@ class Steps:
             self.add(number, REPEATING)
 
     def add(self, number: int, token_ids: list[int]) -> None:
-        for sequence in self._make(number, PromptInputs(token_ids), SamplingParams(), 0.0, None):
+        for sequence in self._make(
+            number, PromptInputs(token_ids), SamplingParams(), 0.0, None, ""
+        ):
             self._scheduler.add(sequence)
 
     def __call__(self) -> list[Chunk]:
