@@ -66,7 +66,7 @@ def parse_chat(
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
     """
-    body = _bounded(body, max_messages)
+    body = bounded(body, max_messages)
     given = {name: value for name, value in body.items() if value is not None}
     extras = [name for name in given if name not in KNOWN]
     if extras and extra_policy == "error":
@@ -100,7 +100,7 @@ def _names(extras: list[str]) -> list[str]:
 
 def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
     """Validate the body of a tokenize request; raises a 422 ApiError."""
-    body = _bounded(body, max_messages)
+    body = bounded(body, max_messages)
     try:
         request = TokenizeRequest.model_validate(body)
     except ValidationError as error:
@@ -110,16 +110,21 @@ def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
     return request
 
 
-def _bounded(body: object, max_messages: int) -> dict[str, Any]:
-    """Check that the body is an object and not too large to validate; raises a 422 ApiError."""
+def bounded(body: object, max_messages: int, key: str = "messages") -> dict[str, Any]:
+    """Check that the body is an object and not too large to validate; ``key`` names its messages.
+
+    Raises:
+        ApiError: 422.
+    """
     if not isinstance(body, dict):
         raise invalid_parameter("the body must be a JSON object", value=body)
-    messages = body.get("messages")
+    messages = body.get(key)
     if isinstance(messages, list) and len(messages) > max_messages:
+        what = "messages" if key == "messages" else f"items in {key}"
         raise invalid_parameter(
-            f"too many messages: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
+            f"too many {what}: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
             "the oldest",
-            ("messages",),
+            (key,),
             len(messages),
         )
     _refuse_oversized(body, MOST_VALUES_PER_MESSAGE * max_messages + MOST_VALUES_ELSEWHERE)
