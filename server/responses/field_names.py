@@ -12,7 +12,8 @@ from server.errors import ApiError, Loc
 # Paths in the text of errors. Positions of messages may also be in words: "message 3 has 2 images".
 PATH = re.compile(
     r"\b(?:messages|response_format|tools|tool_choice)(?:\.\w+)+"
-    r"|\b(?:max_tokens|max_completion_tokens|response_format)\b|\bmessage (?=[0-9])([0-9]+)\b"
+    r"|\b(?:max_tokens|max_completion_tokens|response_format|reasoning_effort)\b|^verbosity\b"
+    r"|\bmessage ([0-9]+)\b"
 )
 RENAMED: dict[Loc, Loc] = {
     ("messages",): ("input",),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import model
-from server.chat.logprobs import logprobs_json, pydantic_numbers
+from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
 from server.chat.prepare import RunningCompletion
 from server.errors import from_model_error
 from server.responses.field_names import FieldNames
@@ -80,7 +80,7 @@ class RunningResponse:
         for kind in ("response.created", "response.in_progress"):
             yield b"".join(self._event(kind, self._response))
         try:
-            async for delta in answer_deltas(self.generation):
+            async for delta in answer_deltas(self.generation, pydantic_numbers):
                 for said in self._output.add(delta):
                     for piece in _pieces(said):
                         yield piece
@@ -99,10 +99,10 @@ class RunningResponse:
         for piece in self._event(f"response.{status}", response):
             yield piece
 
-    async def complete(self) -> FinishedResponse:
-        """Collect all of it; raises a ModelError."""
+    async def complete(self, write_numbers: NumberWriter = pydantic_numbers) -> FinishedResponse:
+        """Collect all of it; raises a ModelError. ``write_numbers`` formats the log probabilities."""
         with self._names.in_errors():
-            async for delta in answer_deltas(self.generation):
+            async for delta in answer_deltas(self.generation, write_numbers):
                 for _ in self._output.add(delta):
                     pass
         status = self._status()
@@ -163,10 +163,12 @@ def _pieces(said: Said) -> list[bytes]:
     return list(event_pieces(said.event, said.logprobs))
 
 
-async def answer_deltas(generation: model.Generation) -> AsyncIterator[AnswerDelta]:
+async def answer_deltas(
+    generation: model.Generation, write_numbers: NumberWriter
+) -> AsyncIterator[AnswerDelta]:
     """What each delta of a chat completion adds to the answer; raises a ModelError."""
     async for delta in generation:
-        logprobs = logprobs_json(delta.logprobs, pydantic_numbers)
+        logprobs = logprobs_json(delta.logprobs, write_numbers)
         yield AnswerDelta(delta.text, logprobs)
         if logprobs:
             await asyncio.sleep(0)  # let others run between large deltas

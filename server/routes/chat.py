@@ -13,12 +13,14 @@ from server.chat.prepare import prepare
 from server.errors import responses
 from server.http.dependencies import (
     KEY_REQUIRED,
+    PROJECT,
     Admitted,
     ImagesOf,
     JsonBody,
     ServiceOf,
     documented_body,
     extra_policy,
+    project_name,
 )
 from server.http.respond import respond
 from server.http.sse import ChunkStream
@@ -72,6 +74,7 @@ async def azure_chat_completions(
 
 @router.post("/v1/chat/completions", **ROUTE)
 @router.post("/openai/v1/chat/completions", **ROUTE)
+@router.post(f"{PROJECT}/chat/completions", **ROUTE, dependencies=[Depends(project_name)])
 async def openai_chat_completions(
     request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: JsonBody
 ) -> Response:

@@ -10,6 +10,7 @@ from server.auth.limits import Caller
 from server.errors import ApiError, not_supported, responses
 from server.http.dependencies import (
     KEY_REQUIRED,
+    PROJECT,
     Admitted,
     HeldBytesOf,
     ImagesOf,
@@ -29,7 +30,6 @@ from server.responses.store import ResponseStore
 from server.schemas.responses_object import DeletedResponse, InputItemList, ResponseObject
 
 PREFIXES = ("/v1", "/openai/v1", "/openai")
-PROJECT = "/api/projects/{project}/openai/v1"  # of azure-ai-projects
 NO_STORE = "this server stores no responses (--no-response-store)"
 CREATE: dict[str, Any] = {
     "response_model": ResponseObject,
