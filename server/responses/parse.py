@@ -127,13 +127,13 @@ def to_chat(
         messages.insert(0, {"role": "system", "content": request.instructions})
         places.insert(0, ("instructions",))
     names = FieldNames(places)
-    body = {**others, **_parameters(request), "messages": messages}
+    body = {**others, **chat_parameters(request), "messages": messages}
     with names.in_errors():
         chat, params = parse_chat(body, "pass-through", max_messages)
     return chat, params, names
 
 
-def _parameters(request: ResponsesRequest) -> dict[str, Any]:
+def chat_parameters(request: ResponsesRequest) -> dict[str, Any]:
     """The parameters of the chat completion; those that the request lacks stay out."""
     found = {name: getattr(request, name) for name in SHARED & request.model_fields_set}
     found["max_completion_tokens"] = request.max_output_tokens
