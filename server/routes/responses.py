@@ -47,6 +47,7 @@ CREATE: dict[str, Any] = {
     },
     "openapi_extra": documented_body("ResponsesRequest"),
 }
+CANCEL = responses(400, 401, 403, 404, 503)
 STORED: dict[str, Any] = {"responses": responses(401, 403, 404, 422, 503)}
 PAGE: dict[str, Any] = {
     "parameters": [
@@ -151,9 +152,8 @@ for prefix in (*PREFIXES, PROJECT):
     path, one = f"{prefix}/responses", f"{prefix}/responses/{{response_id}}"
     named: dict[str, Any] = {"dependencies": [Depends(project_name)]} if prefix == PROJECT else {}
     router.post(path, **CREATE, **named)(create)
+    named["include_in_schema"] = prefix == "/v1"  # the others are the same
     router.get(one, response_model=ResponseObject, **STORED, **named)(retrieve)
     router.delete(one, **STORED, **named)(delete)
     router.get(f"{one}/input_items", **STORED, openapi_extra=PAGE, **named)(list_input_items)
-    router.post(
-        f"{one}/cancel", status_code=400, responses=responses(400, 401, 403, 404, 503), **named
-    )(cancel)
+    router.post(f"{one}/cancel", status_code=400, responses=CANCEL, **named)(cancel)
