@@ -41,7 +41,7 @@ OTHER_NAMES = {
 }
 # Unsupported parameters: values that are harmless, and why others are refused.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "background": ((None, False), "send the request without it and wait, or use stream"),
+    "background": ((False,), "send the request without it and wait, or use stream"),
     "context_management": ((None, []), "send a shorter conversation"),
     "conversation": ((None,), "use previous_response_id, or send the whole conversation as input"),
     "moderation": ((None,), "this server has no moderation"),

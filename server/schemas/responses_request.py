@@ -15,7 +15,6 @@ from server.schemas.values import Body, Count, Flag, IsNumber, Number
 
 # JSON schemas for unsupported parameters; all other values are refused.
 NULL = WithJsonSchema({"type": "null"})
-FALSE = WithJsonSchema({"const": False})
 NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})
 
 Includable = Literal[
@@ -170,7 +169,7 @@ class ResponsesRequest(Body):
     service_tier: Label | None = None
     user: Label | None = None
     # Not supported.
-    background: Annotated[Any, FALSE] = None
+    background: Flag = Field(False, description="only false is supported")
     context_management: Annotated[Any, NOTHING] = None
     conversation: Annotated[Any, NULL] = None
     moderation: Annotated[Any, NULL] = None
