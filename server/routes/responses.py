@@ -31,17 +31,24 @@ from server.schemas.responses_object import DeletedResponse, InputItemList, Resp
 
 PREFIXES = ("/v1", "/openai/v1", "/openai")
 NO_STORE = "this server stores no responses (--no-response-store)"
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "description": "the type of the event"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/ResponseStreamEvent"},
+        },
+    },
+    "required": ["event", "data"],
+}
 CREATE: dict[str, Any] = {
     "response_model": ResponseObject,
     "responses": {
         200: {
             "description": "The response, or with `stream` its events as server-sent events",
-            "content": {
-                "text/event-stream": {
-                    "schema": {"type": "string"},
-                    "itemSchema": {"$ref": "#/components/schemas/ResponseStreamEvent"},
-                }
-            },
+            "content": {"text/event-stream": {"itemSchema": EVENT}},
         },
         **responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
     },
