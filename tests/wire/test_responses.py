@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
@@ -195,15 +196,19 @@ def test_a_conversation_is_continued_as_if_it_was_sent_whole(client: openai.Open
     )
 
 
+def text_of(item: Any) -> str:
+    return str(item.content[0].text)
+
+
 def test_input_items_in_pages(client: openai.OpenAI) -> None:
     items = [{"role": "user", "content": f"number {i}"} for i in range(5)]
     response = create(client, input=items)
     page = client.responses.input_items.list(response.id, limit=2, order="asc")
     assert page.has_more
-    texts = [item.content[0].text for item in page]  # type: ignore[union-attr]
+    texts = [text_of(item) for item in page]
     assert texts == [f"number {i}" for i in range(5)]  # the client fetches the other pages
     newest = client.responses.input_items.list(response.id).data
-    assert [item.content[0].text for item in newest] == texts[::-1]  # type: ignore[union-attr]
+    assert [text_of(item) for item in newest] == texts[::-1]
     for wrong in ({"limit": 101}, {"order": "best"}):
         with pytest.raises(openai.UnprocessableEntityError):
             client.responses.input_items.list(response.id, extra_query=wrong)
@@ -254,7 +259,7 @@ def test_async_client(server: LiveServer) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the first test installs the packages
 def test_openais_client_for_javascript(server: LiveServer) -> None:
-    command = [
+    command: list[str | Path] = [
         "node",
         node_directory() / "openai_responses.mjs",
         f"{server.url}/v1",

@@ -45,7 +45,7 @@ def is_there(store: ResponseStore, caller: str, response: StoredResponse) -> boo
 
 
 def test_each_caller_has_its_own() -> None:
-    def test(store: ResponseStore, _: Clock) -> None:
+    def test(store: ResponseStore, clock: Clock) -> None:
         kept = stored()
         store.put("alice", kept)
         assert is_there(store, "alice", kept)
@@ -96,7 +96,7 @@ def test_memory_is_bounded_and_the_oldest_goes() -> None:
     size = 10_000
     memory = 4 * (size + OVERHEAD + 1000)
 
-    def test(store: ResponseStore, _: Clock) -> None:
+    def test(store: ResponseStore, clock: Clock) -> None:
         kept = [stored(size) for _ in range(4)]
         for each in kept:
             store.put("alice", each)
@@ -114,7 +114,7 @@ def test_memory_is_bounded_and_the_oldest_goes() -> None:
 def test_who_stores_most_loses_first() -> None:
     size = 10_000
 
-    def test(store: ResponseStore, _: Clock) -> None:
+    def test(store: ResponseStore, clock: Clock) -> None:
         mine = stored(size)
         store.put("alice", mine)
         for _ in range(100):
@@ -125,7 +125,7 @@ def test_who_stores_most_loses_first() -> None:
 
 
 def test_conversations_are_found_whole_or_not_at_all() -> None:
-    def test(store: ResponseStore, _: Clock) -> None:
+    def test(store: ResponseStore, clock: Clock) -> None:
         chain = [stored()]
         for _ in range(9):
             chain.append(stored(previous=chain[-1].id))
@@ -151,7 +151,7 @@ def test_conversations_are_found_whole_or_not_at_all() -> None:
 def test_a_circle_ends() -> None:
     """None can come about, as each id is new; but nobody should wait if one did."""
 
-    def test(store: ResponseStore, _: Clock) -> None:
+    def test(store: ResponseStore, clock: Clock) -> None:
         own = response_id(uuid.uuid4().hex, "")
         store.put("alice", StoredResponse(own, own, (b"{}",), b"[1]", b"[2]"))
         with pytest.raises(ApiError):
