@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from server.chat.bodies import parse_json
-from server.errors import ApiError, Loc, not_supported, short_name, too_large
+from server.errors import ApiError, Loc, invalid_parameter, not_supported, short_name, too_large
 from server.responses.items import Item, references
 from server.responses.store import ResponseStore, StoredResponse
 from server.schemas.responses_request import ResponsesRequest
@@ -29,7 +29,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StoredResponses:
     """The stored responses of one caller.
 
     Attributes:
@@ -56,6 +56,7 @@ class Shelf:
         wanted = references(request.input)
         if previous is None and not wanted:
             return Conversation()
+        _refuse_repetitions(wanted)
         chain: list[StoredResponse] = []
         if previous is not None:
             left = self.most_bytes - size
@@ -91,6 +92,18 @@ async def _items(responses: Iterable[StoredResponse]) -> list[Item]:
     lists = [items[1:-1] for stored in responses for items in (stored.input, stored.output)]
     parsed = await parse_json(b"[" + b",".join(lists) + b"]", "the stored conversation")
     return cast("list[Item]", parsed.value)
+
+
+def _refuse_repetitions(references: Sequence[tuple[Loc, str]]) -> None:
+    """Refuse several references to one item, which could make a small request arbitrarily large."""
+    seen: set[str] = set()
+    for loc, item in references:
+        if item in seen:
+            reason = (
+                f"{'.'.join(map(str, loc[:2]))} refers to the same item as one before; remove it"
+            )
+            raise invalid_parameter(reason, loc, short_name(item))
+        seen.add(item)
 
 
 def _not_found(loc: Loc, item: str) -> ApiError:

@@ -12,7 +12,7 @@ import model
 from server.chat.bodies import ParsedJson
 from server.chat.prepare import PreparedChat, prepare
 from server.images.urls import Images
-from server.responses.conversations import Conversation, Shelf, refuse_stored
+from server.responses.conversations import Conversation, StoredResponses, refuse_stored
 from server.responses.field_names import FieldNames
 from server.responses.ids import response_id
 from server.responses.items import normalized
@@ -62,15 +62,15 @@ class PreparedResponse:
 
 
 async def convert(
-    backend: Backend, body: ParsedJson, shelf: Shelf | None, why_no_shelf: str
+    backend: Backend, body: ParsedJson, stored: StoredResponses | None, why_none: str
 ) -> ConvertedRequest:
     """Validate a request and convert it to a chat completion.
 
     Args:
         backend: knows the model's name and the limits.
         body: the request's body.
-        shelf: the caller's stored responses; None if none are stored.
-        why_no_shelf: the reason, for errors.
+        stored: the caller's stored responses; None if none are stored.
+        why_none: the reason, for errors.
 
     Raises:
         ApiError: the request is invalid or not supported.
@@ -78,25 +78,25 @@ async def convert(
     most = backend.settings.max_messages
     request, others = await body.validate(lambda value: parse_request(value, most))
     conversation = Conversation()
-    if shelf is None:
-        refuse_stored(request, why_no_shelf)
+    if stored is None:
+        refuse_stored(request, why_none)
     else:
-        conversation = await shelf.conversation(request, body.size)
-    keeps = request.store and shelf is not None
-    own = response_id(uuid.uuid4().hex, shelf.store.place if shelf is not None else "")
+        conversation = await stored.conversation(request, body.size)
+    keeps = request.store and stored is not None
+    own = response_id(uuid.uuid4().hex, stored.store.place if stored is not None else "")
     name = backend.info.name
 
     def converted(_: object) -> ConvertedRequest:
         items = normalized(request.input, own, conversation.referenced)
         chat, params, names = to_chat(request, others, conversation.earlier, items, most)
         response = echoed(request, params, own, name, keeps)
-        stored = to_json(items) if keeps else b""
-        keep = shelf.keep if shelf is not None and keeps else None
-        return ConvertedRequest(chat, params, names, response, stored, keep)
+        input_items = to_json(items) if keeps else b""
+        keep = stored.keep if stored is not None and keeps else None
+        return ConvertedRequest(chat, params, names, response, input_items, keep)
 
     done = await ParsedJson(request, body.size + conversation.size).validate(converted)
-    if shelf is not None:
-        shelf.hold(len(done.input_items))
+    if stored is not None:
+        stored.hold(len(done.input_items))
     return done
 
 

@@ -17,11 +17,10 @@ from server.responses.field_names import FieldNames
 from server.responses.output import AnswerDelta, Output, Said
 from server.responses.store import StoredResponse
 from server.responses.wire import Pieces, event_pieces, response_pieces
-from server.schemas.responses_events import ResponseEvent
+from server.schemas.responses_events import EventType, ResponseEvent
 from server.schemas.responses_object import (
     IncompleteDetails,
     InputTokensDetails,
-    ItemStatus,
     ResponseFault,
     ResponseObject,
     ResponseUsage,
@@ -30,6 +29,10 @@ from server.schemas.responses_object import (
 logger = logging.getLogger(__name__)
 
 Keep = Callable[[StoredResponse], None]
+ENDS: dict[Literal["completed", "incomplete"], EventType] = {
+    "completed": "response.completed",
+    "incomplete": "response.incomplete",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class RunningResponse:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Stream the server-sent events; an error of the model becomes the last one."""
-        for kind in ("response.created", "response.in_progress"):
-            yield b"".join(self._event(kind, self._response))
+        yield b"".join(self._event("response.created", self._response))
+        yield b"".join(self._event("response.in_progress", self._response))
         try:
             async for delta in answer_deltas(self.generation, pydantic_numbers):
                 for said in self._output.add(delta):
@@ -96,7 +99,7 @@ class RunningResponse:
                 yield piece
         response = self._finished(status)
         self._store(response)
-        for piece in self._event(f"response.{status}", response):
+        for piece in self._event(ENDS[status], response):
             yield piece
 
     async def complete(self, write_numbers: NumberWriter = pydantic_numbers) -> FinishedResponse:
@@ -112,7 +115,7 @@ class RunningResponse:
         pieces = self._store(response)
         return FinishedResponse(self.generation.completion_tokens, pieces)
 
-    def _event(self, kind: Any, response: ResponseObject) -> list[bytes]:
+    def _event(self, kind: EventType, response: ResponseObject) -> list[bytes]:
         number = next(self._output.numbers)
         event = ResponseEvent(type=kind, sequence_number=number, response=response)
         logprobs = self._output.logprobs if response.output else ()
@@ -142,8 +145,8 @@ class RunningResponse:
             code="invalid_prompt" if invalid else "server_error",
             message=message,
         )
-        last: ItemStatus = "incomplete"
-        changed = {"status": "failed", "error": fault, "output": self._output.items(last)}
+        output = self._output.items("incomplete")
+        changed = {"status": "failed", "error": fault, "output": output}
         return self._response.model_copy(update=changed)
 
     def _store(self, response: ResponseObject) -> Pieces:

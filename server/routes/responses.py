@@ -23,7 +23,7 @@ from server.http.dependencies import (
 from server.http.piecewise_json import PiecewiseJsonResponse
 from server.http.respond import respond
 from server.http.sse import EventStream
-from server.responses.conversations import Shelf
+from server.responses.conversations import StoredResponses
 from server.responses.pages import DEFAULT_PAGE, LARGEST_PAGE, input_items, page_of
 from server.responses.prepare import convert, prepare_response
 from server.responses.store import ResponseStore
@@ -105,10 +105,12 @@ async def create(
 ) -> Response:
     """Create a response."""
     settings, caller = service.settings, admission.caller.name
-    shelf = None
+    stored = None
     if store.is_on:
-        shelf = Shelf(store, caller, held, settings.max_body_bytes, settings.max_messages)
-    converted = await convert(service, body, shelf, NO_STORE)
+        stored = StoredResponses(
+            store, caller, held, settings.max_body_bytes, settings.max_messages
+        )
+    converted = await convert(service, body, stored, NO_STORE)
     salt = service.cache_salt(caller, converted.chat.cache_salt)
     prepared = await prepare_response(service, converted, images, salt, caller)
     if converted.chat.stream:

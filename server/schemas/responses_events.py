@@ -9,17 +9,19 @@ from pydantic import BaseModel, RootModel
 from server.schemas.responses import TokenLogprob
 from server.schemas.responses_object import OutputItem, ResponseObject, TextContent
 
+EventType = Literal[
+    "response.created",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+]
+
 
 class ResponseEvent(BaseModel):
     """The response as it is at its beginning or its end."""
 
-    type: Literal[
-        "response.created",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-    ]
+    type: EventType
     sequence_number: int
     response: ResponseObject
 

@@ -52,6 +52,8 @@ def test_other_callers_responses_are_unknown(small: LiveServer) -> None:
         create(small, "bob", input=[{"id": item}]), 404, "item_not_found", ["input", 0, "id"]
     )
     assert create(small, input=[{"id": item}]).status_code == 200
+    twice = create(small, input=[{"id": item}, {"id": item}])
+    check_error(twice, 422, "invalid_parameter", ["input", 1, "id"])
     assert ask(small, "GET", own, "alice").status_code == 200
 
 
