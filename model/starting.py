@@ -102,7 +102,7 @@ def _load(directory: Path, options: LoadOptions) -> tuple[Engine, ModelInfo]:
     finally:
         gc.freeze()
         gc.enable()
-    info = load.describe(directory, options.model)
+    info = load.describe(directory, options.model, options.generation_config)
     engine = load.load_engine(directory, options)
     gc.collect()
     gc.freeze()  # so that no request waits while the collector scans all this again

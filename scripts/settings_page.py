@@ -20,12 +20,12 @@ variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. Flags take prec
 SECTIONS = {
     "Model": "model revision served_model_name dtype quantization device pipeline_parallel_size",
     "Engine": "max_model_len max_num_seqs prefill_chunk max_output_tokens gpu_memory_utilization "
-    "kv_cache_memory prefix_caching embedding_cache_memory prompt_lookup deterministic",
+    "kv_cache_memory prefix_caching embedding_cache_memory prompt_lookup deterministic generation_config",
     "Network": "host port ssl_certfile ssl_keyfile allowed_origins allowed_hosts allow_image_hosts "
     "playground",
     "Callers": "api_key api_keys api_keys_file generated_key_file insecure requests_per_minute "
     "tokens_per_minute concurrent_requests entra_tenant entra_audience entra_roles entra_scopes "
-    "entra_authority isolate_caches",
+    "entra_authority isolate_caches trust_priority",
     "Limits": "max_connections header_timeout body_timeout idle_timeout write_timeout max_body_mb "
     "max_bodies_mb max_messages max_images max_image_pixels image_timeout max_waiting "
     "max_waiting_tokens max_waiting_memory request_timeout",

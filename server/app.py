@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__, errors
 from server.auth.limits import RATE_LIMIT_HEADERS
+from server.chat.parameters import IGNORED_HEADER
 from server.http.access_log import AccessLog, CountRequest, NoteRoute, TraceRequest
 from server.http.cross_site_guard import CrossSiteGuard
 from server.http.middleware import (
@@ -27,7 +28,7 @@ from server.http.middleware import (
 from server.responses.store import ResponseStore
 from server.routes import chat, docs, health, info, playground, responses, tokenize
 from server.routes import metrics as metrics_route
-from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
+from server.schemas.requests import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.schemas.responses import ChatCompletionChunk
 from server.schemas.responses_events import ResponseStreamEvent
 from server.schemas.responses_request import ResponsesRequest
@@ -36,7 +37,10 @@ from server.settings import Settings
 from server.telemetry import metrics
 from server.telemetry.traces import Traces
 
-READABLE_BY_SCRIPTS = (*REQUEST_IDS, *RATE_LIMIT_HEADERS, "x-ms-error-code", "Retry-After")
+READABLE_BY_SCRIPTS = (
+    *(*REQUEST_IDS, *RATE_LIMIT_HEADERS),
+    *("x-ms-error-code", "Retry-After", IGNORED_HEADER),
+)
 
 
 def create_app(
@@ -128,6 +132,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 (ChatCompletionRequest, "validation"),
                 (TokenizeRequest, "validation"),
                 (ResponsesRequest, "validation"),
+                (DetokenizeRequest, "validation"),
                 (ChatCompletionChunk, "serialization"),
                 (ResponseStreamEvent, "serialization"),
             ],

@@ -6,7 +6,7 @@ The server listens before the model is loaded, so that ``/health`` can report th
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Literal
 
 import model
@@ -70,7 +70,14 @@ class Backend:
         if self._info is None:
             raise self._unavailable()
         name = self.settings.served_model_name or self._info.name
-        return model.ModelInfo(name, self._info.provider)
+        return replace(self._info, name=name)
+
+    @property
+    def max_model_len(self) -> int:
+        """Maximum length of prompt plus answer, in tokens; raises a 503 ApiError until it is loaded."""
+        if self._engine is None:
+            raise self._unavailable()
+        return self._engine.max_model_len
 
     def stats(self) -> model.Stats | None:
         """The engine's statistics; None until it is loaded."""

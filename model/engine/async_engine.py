@@ -84,6 +84,11 @@ class AsyncEngine:
         return self._engine.processor.image_processor.longest_ratio
 
     @property
+    def num_crops(self) -> int:
+        """Maximum number of crops of an image, beside the global view."""
+        return self._engine.processor.image_processor.num_crops
+
+    @property
     def is_busy(self) -> bool:
         """Whether any request is in flight."""
         return self._in_flight.sequences > 0
@@ -140,7 +145,7 @@ class AsyncEngine:
         except BaseException:
             generation.close()
             raise
-        self._inbox.put(partial(self._add, request_id, inputs, params, arrived, grammar))
+        self._inbox.put(partial(self._add, request_id, inputs, params, arrived, grammar, caller))
         return generation
 
     async def tokenize(self, messages: Sequence[Message], caller: str = "") -> list[int]:
@@ -158,6 +163,17 @@ class AsyncEngine:
         work = partial(self._engine.processor.encode_text, text, special, self.max_model_len - 1)
         return await self._prepare_only(self._texts.run(caller, work))
 
+    async def detokenize(self, token_ids: Sequence[int], caller: str = "") -> str:
+        """The text of tokens; see ``Processor.decode``.
+
+        Raises:
+            RequestError: an id is not in the vocabulary.
+            OverloadedError: too many requests are in flight.
+            EngineDeadError: the engine has stopped.
+        """
+        work = partial(self._engine.processor.decode, token_ids)
+        return await self._prepare_only(self._texts.run(caller, work))
+
     def token_text(self, token_id: int) -> str:
         """The token's displayable text."""
         return self._engine.processor.token_text(token_id)
@@ -170,10 +186,13 @@ class AsyncEngine:
             unwanted = threading.Event()
             work = partial(self._engine.compile, params, unwanted)
             grammar = await self._grammars.run(caller, work, unwanted)
-        return await self._prompt(messages, caller), grammar
+        keep = self._engine.config.kept_prompt(params.truncate_prompt_tokens, params.max_tokens)
+        return await self._prompt(messages, caller, keep), grammar
 
-    async def _prompt(self, messages: Sequence[Message], caller: str) -> PromptInputs:
-        work = partial(self._engine.processor.draft, messages, self.max_model_len - 1)
+    async def _prompt(
+        self, messages: Sequence[Message], caller: str, keep: int | None = None
+    ) -> PromptInputs:
+        work = partial(self._engine.processor.draft, messages, self.max_model_len - 1, keep)
         draft = await self._texts.run(caller, work)
         return await self._images.run(caller, draft.finish) if draft.has_image else draft.finish()
 
@@ -255,10 +274,11 @@ class AsyncEngine:
         params: SamplingParams,
         arrived: float,
         grammar: Grammar | None,
+        caller: str,
     ) -> None:
         """Queue a request; an exception fails only this request."""
         try:
-            self._engine.add(request_id, inputs, params, arrived, grammar)
+            self._engine.add(request_id, inputs, params, arrived, grammar, caller)
         except Exception:
             logger.exception("failed to queue a request")
             self._engine.abort(request_id)

@@ -5,7 +5,8 @@ Each option is declared only here, with the name of its command-line flag.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -31,6 +32,7 @@ class EngineOptions:
         embedding_cache_memory: GiB for cached image embeddings; 0 disables the cache.
         deterministic: results are bit-identical regardless of batching, in any dtype; slower.
         prompt_lookup: guess tokens from the prompt and the answer, and verify several per step.
+        trust_priority: a request's priority counts among the requests of all callers.
     """
 
     max_num_seqs: int = 16
@@ -44,6 +46,7 @@ class EngineOptions:
     embedding_cache_memory: float = 0.5
     deterministic: bool = False
     prompt_lookup: bool = True
+    trust_priority: bool = False
 
     @property
     def max_waiting_bytes(self) -> int:
@@ -70,6 +73,7 @@ class LoadOptions(EngineOptions):
         pipeline_parallel_size: number of GPUs that the decoder's layers are spread over.
         gpu_memory_utilization: fraction of the GPU memory free at startup that may be used.
         kv_cache_memory: size of the KV cache in GiB.
+        generation_config: whether the checkpoint's ``generation_config.json`` sets default parameters.
     """
 
     model: str
@@ -81,6 +85,7 @@ class LoadOptions(EngineOptions):
     pipeline_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: float | None = None
+    generation_config: Literal["auto", "none"] = "auto"
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -90,10 +95,17 @@ class LoadOptions(EngineOptions):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Name and provider of the model, for ``/info``."""
+    """What is known about the model, for ``/info`` and ``/v1/models``.
+
+    Attributes:
+        name: of the model.
+        provider: who made it.
+        default_parameters: the checkpoint's values for parameters that a request does not set, by name.
+    """
 
     name: str
     provider: str
+    default_parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,12 @@ class EngineConfig(EngineOptions):
                 f"max_model_len {self.max_model_len}"
             )
 
+    def kept_prompt(self, truncate_prompt_tokens: int | None, max_tokens: int | None) -> int | None:
+        """How many tokens at the end of a prompt to keep; None keeps all. See ``SamplingParams``."""
+        if truncate_prompt_tokens is None or truncate_prompt_tokens > 0:
+            return truncate_prompt_tokens
+        return self.max_model_len - self.longest_answer(1, max_tokens)
+
     def longest_answer(self, prompt_tokens: int, max_tokens: int | None) -> int:
         """Maximum number of tokens of an answer, for a prompt length and a request's ``max_tokens``."""
         return min(max_tokens or self.max_output_tokens, self.max_model_len - prompt_tokens)
@@ -128,5 +146,5 @@ class EngineConfig(EngineOptions):
         cls, options: EngineOptions, max_model_len: int, block_size: int, num_blocks: int
     ) -> EngineConfig:
         """Add sizes to options; for the arguments see the attributes."""
-        given = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
+        given = {each.name: getattr(options, each.name) for each in fields(EngineOptions)}
         return cls(max_model_len, block_size, num_blocks, **given)

@@ -126,7 +126,8 @@ class Engine:
             OverloadedError: the grammars in use take too much memory.
         """
         grammar = self.compile(params)
-        return self.processor(messages, self.config.max_model_len - 1), grammar
+        keep = self.config.kept_prompt(params.truncate_prompt_tokens, params.max_tokens)
+        return self.processor(messages, self.config.max_model_len - 1, keep), grammar
 
     def compile(
         self, params: SamplingParams, unwanted: threading.Event | None = None
@@ -180,6 +181,7 @@ class Engine:
         params: SamplingParams,
         arrived: float | None = None,
         grammar: Grammar | None = None,
+        caller: str = "",
     ) -> None:
         """Queue the ``n`` sequences of a request; the caller has checked the prompt's length.
 
@@ -189,9 +191,10 @@ class Engine:
             params: sampling parameters.
             arrived: when the request arrived, by ``time.perf_counter``; default: now.
             grammar: the compiled grammar of ``params``, if any.
+            caller: among whose waiting requests the priority counts.
         """
         arrived = time.perf_counter() if arrived is None else arrived
-        for sequence in self._make_sequences(request_id, inputs, params, arrived, grammar):
+        for sequence in self._make_sequences(request_id, inputs, params, arrived, grammar, caller):
             self._sequences[sequence.key] = sequence
             self.scheduler.add(sequence)
 

@@ -18,17 +18,28 @@ class GrammarSpec:
 
     Attributes:
         kind: format of ``source``.
-        source: a JSON schema as JSON text, a regular expression, or a grammar in Lark or GBNF syntax.
+        source: a JSON schema as JSON text, a regular expression, a grammar in Lark or GBNF syntax, or for
+            ``calls`` a JSON list of functions, each an object with ``name`` and ``parameters``.
         loc: path of its field in the request, for errors.
+        places: for ``calls``, the path of each function's parameters in the request.
     """
 
-    kind: Literal["json_schema", "regex", "grammar"]
+    kind: Literal["json_schema", "regex", "grammar", "calls"]
     source: str
     loc: tuple[str | int, ...] = ()
+    places: tuple[tuple[str | int, ...], ...] = ()
 
     def error(self, reason: str, place: tuple[str | int, ...] = ()) -> GrammarError:
-        """The error for an invalid grammar; ``place`` is the path of the invalid part in ``source``."""
+        """The error for an invalid grammar.
+
+        Args:
+            reason: what is wrong.
+            place: path of the invalid part in ``source``; for ``calls``, the function's position and the
+                path in its parameters.
+        """
         loc = (*self.loc, *place)
+        if self.kind == "calls" and place:
+            loc = (*self.places[int(place[0])], *place[1:])
         name = ".".join(map(str, loc)) or "the grammar"
         return GrammarError(f"{name} cannot be used: {reason}", loc)
 
@@ -57,6 +68,10 @@ class SamplingParams:
         grammar: what the answer must match; a stop string or stop token may still end it early.
         n: number of answers to the prompt; answer i is sampled with ``seed + i``.
         cache_salt: only requests with the same salt share cached prompts, images and grammars.
+        skip_special_tokens: leave control tokens inside the answer out of its text.
+        truncate_prompt_tokens: keep this many tokens at the end of a longer prompt; -1 keeps as many as
+            leave room for the answer.
+        priority: among waiting requests of one caller, lower ones start first.
     """
 
     temperature: float = 1.0
@@ -77,6 +92,9 @@ class SamplingParams:
     grammar: GrammarSpec | None = None
     n: int = 1
     cache_salt: str = ""
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    priority: int = 0
 
     def check_tokens(self, vocabulary: int) -> None:
         """Raise RequestError for token ids outside a vocabulary of this size."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from model.errors import CheckpointError
 from model.phi3v.checkpoint import first_line, pickles, read_json
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.defaults import GENERATION_CONFIG, default_parameters
 from model.phi3v.inputs.image_processing import ImageProcessor
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 from model.phi3v.modeling import IGNORED_ON_LOAD, official_shapes
@@ -61,6 +62,7 @@ def check_files(directory: Path) -> list[Finding]:
     findings.append(found)
     findings.append(_check_tokenizer(directory, config))
     findings.append(_check_image_processor(directory))
+    findings += _check_defaults(directory)
     findings += _check_weights(directory, config)
     return findings
 
@@ -98,6 +100,15 @@ def _check_config(directory: Path) -> tuple[Phi3VConfig | None, Finding]:
         f"context window of {config.context_window} tokens"
     )
     return config, Finding(CONFIG, True, text)
+
+
+def _check_defaults(directory: Path) -> list[Finding]:
+    """A finding if the default parameters are invalid; the file is optional."""
+    try:
+        default_parameters(directory)
+    except CheckpointError as error:
+        return [Finding(GENERATION_CONFIG, False, first_line(error))]
+    return []
 
 
 def _check_tokenizer(directory: Path, config: Phi3VConfig | None) -> Finding:

@@ -17,7 +17,8 @@ from server.batch.progress import Progress
 from server.batch.results import Results
 from server.chat.bodies import ParsedJson, parse_json
 from server.chat.logprobs import pydantic_numbers
-from server.chat.parse import parse_chat
+from server.chat.parameters import ignored_header
+from server.chat.parse import ParsedChat, parse_chat
 from server.chat.prepare import PreparedChat, RunningCompletion, prepare
 from server.errors import (
     ApiError,
@@ -34,7 +35,6 @@ from server.images.urls import Images
 from server.responses.prepare import PreparedResponse, convert, prepare_response
 from server.responses.running import RunningResponse
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
-from server.schemas.requests import ChatCompletionRequest
 from server.service import Backend
 
 logger = logging.getLogger(__name__)
@@ -172,14 +172,15 @@ class BatchProcessor:
 
     async def _chat(self, body: ParsedJson, images: Images) -> PreparedChat:
         most = self._backend.settings.max_messages
-        chat, params = await body.validate(lambda value: parse_chat(value, "pass-through", most))
-        _refuse_stream(chat)
-        return await prepare(self._backend, chat, params, images, chat.cache_salt or "")
+        parsed = await body.validate(lambda value: parse_chat(value, "ignore", most))
+        _check_chat(parsed)
+        return await prepare(self._backend, parsed, images, parsed.request.cache_salt or "")
 
     async def _response(self, body: ParsedJson, images: Images) -> PreparedResponse:
-        converted = await convert(self._backend, body, None, "a batch stores no responses")
-        _refuse_stream(converted.chat)
-        salt = converted.chat.cache_salt or ""
+        why = "a batch stores no responses"
+        converted = await convert(self._backend, body, "ignore", None, why)
+        _check_chat(converted.chat)
+        salt = converted.chat.request.cache_salt or ""
         return await prepare_response(self._backend, converted, images, salt)
 
     async def _start(
@@ -219,11 +220,12 @@ def _request_of(value: object) -> BatchRequest:
         raise from_validation_error(error, value) from error
 
 
-def _refuse_stream(chat: ChatCompletionRequest) -> None:
-    """Refuse a streamed answer; raises a 422 ApiError."""
-    if chat.stream:
+def _check_chat(parsed: ParsedChat) -> None:
+    """Refuse a streamed answer, with a 422 ApiError, and log ignored parameters."""
+    if parsed.request.stream:
         reason = "stream is not supported in a batch; remove it"
-        raise not_supported(reason, ("stream",), chat.stream)
+        raise not_supported(reason, ("stream",), parsed.request.stream)
+    ignored_header(parsed.ignored)  # a result has no headers, but the log names them
 
 
 def _result(custom_id: str | None, status: int) -> BatchResult:

@@ -11,20 +11,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import model
+from server.chat.answers import Answer
 from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
 from server.schemas.responses import (
-    AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
-    Delta,
     PromptTokensDetails,
     Usage,
 )
+
+# Which chunks of a stream have the usage: the last one, one of its own as with OpenAI, or all.
+UsageIn = Literal["last", "own", "all"]
 
 
 @dataclass(frozen=True)
@@ -43,41 +45,47 @@ class Envelope:
 
 
 async def stream(
-    generation: model.Generation, envelope: Envelope, n: int, include_usage: bool
+    generation: model.Generation, envelope: Envelope, answers: list[Answer], usage_in: UsageIn
 ) -> AsyncIterator[bytes]:
-    """Yield the chunks of a stream as JSON: a role chunk for each choice, text, and finish reasons.
+    """Yield the chunks of a stream as JSON: a role chunk for each answer, pieces, and finish reasons.
 
-    The last chunk has the usage. With ``include_usage``, an additional chunk without choices has it, and
-    in all others it is null, as with OpenAI.
+    If the usage has a chunk of its own, that has no choices, and in all others it is null or, with
+    ``all``, the usage so far.
     """
 
     def dumped(
         choices: list[ChunkChoice], usage: Usage | None = None, logprobs: bytes = b""
     ) -> bytes:
-        hidden = {"usage"} if usage is None and not include_usage else None
+        if usage_in == "all":
+            usage = _usage(generation, read)
+        hidden = {"usage"} if usage is None and usage_in == "last" else None
         text = envelope.chunk(choices, usage).model_dump_json(exclude=hidden).encode()
         if not logprobs:
             return text
         begin, key, end = text.partition(b'"logprobs":')  # quotes in a string are escaped
         return begin + key + b'{"content":[' + logprobs + b"]}" + end.removeprefix(b"null")
 
-    for index in range(n):
-        yield dumped([ChunkChoice(index=index, delta=Delta(role="assistant"))])
-    unfinished = n
+    read = 0  # tokens
+    for index, answer in enumerate(answers):
+        yield dumped([ChunkChoice(index=index, delta=answer.opening())])
+    unfinished = len(answers)
     async for delta in generation:
-        if delta.text or delta.logprobs:
-            choice = ChunkChoice(index=delta.index, delta=Delta(content=delta.text))
-            yield dumped([choice], logprobs=logprobs_json(delta.logprobs, pydantic_numbers))
+        answer = answers[delta.index]
+        read += len(delta.token_ids)
+        logprobs = logprobs_json(delta.logprobs, pydantic_numbers)
+        for piece in answer.add(delta.text) or ([answer.nothing()] if logprobs else []):
+            yield dumped([ChunkChoice(index=delta.index, delta=piece)], logprobs=logprobs)
+            logprobs = b""
         if delta.logprobs:
             await asyncio.sleep(0)  # let others run between large deltas
         if delta.finish_reason is not None:
             unfinished -= 1
-            last = ChunkChoice(index=delta.index, delta=Delta(), finish_reason=delta.finish_reason)
-            inline = unfinished == 0 and not include_usage
-            usage = _usage(generation) if inline else None
-            yield dumped([last], usage)
-    if include_usage:
-        yield dumped([], _usage(generation))
+            reason = answer.finish_reason(delta.finish_reason)
+            end = ChunkChoice(index=delta.index, delta=answer.nothing(), finish_reason=reason)
+            inline = unfinished == 0 and usage_in == "last"
+            yield dumped([end], _usage(generation, read) if inline else None)
+    if usage_in != "last":
+        yield dumped([], _usage(generation, read))
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,15 @@ class FinishedCompletion:
 
 
 async def complete(
-    generation: model.Generation, envelope: Envelope, n: int, write_numbers: NumberWriter
+    generation: model.Generation,
+    envelope: Envelope,
+    answers: list[Answer],
+    write_numbers: NumberWriter,
 ) -> FinishedCompletion:
     """Collect the whole completion; ``write_numbers`` formats the log probabilities."""
-    texts: list[list[str]] = [[] for _ in range(n)]
-    logprobs: list[list[bytes]] = [[] for _ in range(n)]
+    logprobs: list[list[bytes]] = [[] for _ in answers]
     async for delta in generation:
-        texts[delta.index].append(delta.text)
+        answers[delta.index].add(delta.text)
         if delta.logprobs:
             own = logprobs[delta.index]
             own.append((b"," if own else b"") + logprobs_json(delta.logprobs, write_numbers))
@@ -132,13 +142,13 @@ async def complete(
         choices=[
             Choice(
                 index=index,
-                message=AnswerMessage(content="".join(texts[index])),
-                finish_reason=reasons[index],
+                message=answer.message(),
+                finish_reason=answer.finish_reason(reasons[index]),
                 logprobs=None,
             )
-            for index in range(n)
+            for index, answer in enumerate(answers)
         ],
-        usage=_usage(generation),
+        usage=_usage(generation, generation.completion_tokens),
     )
     return FinishedCompletion(completion, logprobs)
 
@@ -148,10 +158,10 @@ def _dumped(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _usage(generation: model.Generation) -> Usage:
+def _usage(generation: model.Generation, completion_tokens: int) -> Usage:
     return Usage(
         prompt_tokens=generation.prompt_tokens,
-        completion_tokens=generation.completion_tokens,
-        total_tokens=generation.prompt_tokens + generation.completion_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=generation.prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
     )

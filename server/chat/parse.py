@@ -1,17 +1,15 @@
-"""Converts request bodies to messages and sampling parameters for the engine.
-
-The only place that decides which parameters are honoured, ignored or refused. Independent of HTTP.
-"""
+"""Validates request bodies and converts them to sampling parameters. Independent of HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import model
 from server.chat.grammars import grammar
+from server.chat.parameters import ignored_parameters, refuse_message_fields, refuse_unsupported
+from server.chat.tools import ForcedCall, forced_call
 from server.errors import (
     LONGEST_MESSAGE,
     LONGEST_SHOWN_PATH,
@@ -20,43 +18,45 @@ from server.errors import (
     Loc,
     from_validation_error,
     invalid_parameter,
-    not_supported,
     short_name,
     short_path,
 )
-from server.images.urls import Images
-from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
-from server.schemas.requests import KNOWN, ChatCompletionRequest, TokenizeRequest
+from server.schemas.requests import (
+    KNOWN,
+    ChatCompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
-ExtraPolicy = Literal["error", "drop", "pass-through"]
-
-NO_TOOLS = "Phi-3-vision was not trained to call tools"
-TEXT_ONLY = "the model generates only text"
-# OpenAI's unsupported parameters: values that are harmless, and why others are refused.
-UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "tools": ((None, []), NO_TOOLS),
-    "tool_choice": ((None, "none"), NO_TOOLS),
-    "functions": ((None, []), NO_TOOLS),
-    "function_call": ((None, "none"), NO_TOOLS),
-    "modalities": ((None, ["text"]), TEXT_ONLY),
-    "audio": ((None,), TEXT_ONLY),
-    "moderation": ((None,), "this server has no moderation"),
-    "prediction": ((None,), "the engine does not use predicted outputs"),
-    "reasoning_effort": ((None, "none"), "this is not a reasoning model"),
-    "verbosity": ((None,), "ask for a short or a long answer in the prompt"),
-    "web_search_options": ((None,), "this server has no web search"),
-}
+# How to handle extra parameters: by Azure's header, or ``ignore`` unknown ones and honour the others.
+ExtraPolicy = Literal["error", "drop", "pass-through", "ignore"]
 
 MOST_KEYS = 1024  # in one object; the maximum for logit_bias
 # Items and keys in the whole body, including nested ones; an ordinary message has about a dozen.
 MOST_VALUES_PER_MESSAGE = 24
 MOST_VALUES_ELSEWHERE = 8192
 
+Request = TypeVar("Request", bound=BaseModel)
 
-def parse_chat(
-    body: object, extra_policy: ExtraPolicy, max_messages: int
-) -> tuple[ChatCompletionRequest, model.SamplingParams]:
-    """Validate a parsed JSON body and return the request and its sampling parameters.
+
+class ParsedChat(NamedTuple):
+    """A valid request.
+
+    Attributes:
+        request: the body.
+        params: its sampling parameters.
+        call: the call that it forces, if any.
+        ignored: names of parameters that have no effect.
+    """
+
+    request: ChatCompletionRequest
+    params: model.SamplingParams
+    call: ForcedCall | None
+    ignored: tuple[str, ...]
+
+
+def parse_chat(body: object, extra_policy: ExtraPolicy, max_messages: int) -> ParsedChat:
+    """Validate a parsed JSON body.
 
     Args:
         body: the JSON value.
@@ -82,12 +82,26 @@ def parse_chat(
         )
     if extra_policy == "drop":
         given = {name: value for name, value in given.items() if name in KNOWN}
+    request = _validated(ChatCompletionRequest, given, extra_policy == "ignore")
+    refuse_unsupported(request)
+    refuse_message_fields(request.messages, extra_policy == "ignore")
+    call = forced_call(request.tools or (), request.tool_choice)
+    params = _sampling_params(request, call)
+    return ParsedChat(request, params, call, ignored_parameters(request))
+
+
+def _validated(kind: type[Request], body: dict[str, Any], ignore_unknown: bool) -> Request:
+    """Validate a body; raises a 422 ApiError.
+
+    Args:
+        kind: its schema.
+        body: the JSON object.
+        ignore_unknown: keep unknown fields, for ``ignored_parameters``, instead of refusing them.
+    """
     try:
-        request = ChatCompletionRequest.model_validate(given)
+        return kind.model_validate(body, extra="allow" if ignore_unknown else None)
     except ValidationError as error:
-        raise from_validation_error(error, given) from error
-    _refuse_unsupported(request)
-    return request, _sampling_params(request)
+        raise from_validation_error(error, body) from error
 
 
 def _names(extras: list[str]) -> list[str]:
@@ -98,16 +112,22 @@ def _names(extras: list[str]) -> list[str]:
     return names
 
 
-def parse_tokenize(body: object, max_messages: int) -> TokenizeRequest:
-    """Validate the body of a tokenize request; raises a 422 ApiError."""
-    body = bounded(body, max_messages)
-    try:
-        request = TokenizeRequest.model_validate(body)
-    except ValidationError as error:
-        raise from_validation_error(error, body) from error
+def parse_tokenize(body: object, max_messages: int) -> tuple[TokenizeRequest, ForcedCall | None]:
+    """Validate the body of a tokenize request; unknown fields are kept. Raises a 422 ApiError."""
+    request = _validated(TokenizeRequest, bounded(body, max_messages), ignore_unknown=True)
     if (request.messages is None) == (request.prompt is None):
         raise invalid_parameter("send either messages or a prompt", ("messages",))
-    return request
+    refuse_message_fields(request.messages or (), ignore_unknown=True)
+    return request, forced_call(request.tools or (), request.tool_choice)
+
+
+def parse_detokenize(body: object) -> DetokenizeRequest:
+    """Validate the body of a detokenize request; unknown fields are kept. Raises a 422 ApiError."""
+    if not isinstance(body, dict):
+        raise invalid_parameter("the body must be a JSON object", value=body)
+    if len(body) > MOST_KEYS:
+        raise invalid_parameter(f"the body has {len(body)} keys; the limit is {MOST_KEYS}")
+    return _validated(DetokenizeRequest, body, ignore_unknown=True)
 
 
 def bounded(body: object, max_messages: int, key: str = "messages") -> dict[str, Any]:
@@ -159,7 +179,15 @@ def _refuse_oversized(body: dict[str, Any], most_values: int) -> None:
         ]
 
 
-def _sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
+def _sampling_params(
+    request: ChatCompletionRequest, call: ForcedCall | None
+) -> model.SamplingParams:
+    if request.truncate_prompt_tokens == 0:
+        raise invalid_parameter(
+            "truncate_prompt_tokens is 0; it must be -1 or at least 1",
+            ("truncate_prompt_tokens",),
+            0,
+        )
     return model.SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -176,95 +204,9 @@ def _sampling_params(request: ChatCompletionRequest) -> model.SamplingParams:
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        grammar=grammar(request),
+        grammar=grammar(request, call),
         n=request.n,
+        skip_special_tokens=request.skip_special_tokens,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        priority=request.priority,
     )
-
-
-async def to_messages(
-    messages: Sequence[ChatMessage], images: Images, max_images: int
-) -> list[model.Message]:
-    """Convert messages for the engine, which decodes their images when it prepares the prompt.
-
-    Args:
-        messages: the conversation.
-        images: collects the images.
-        max_images: maximum number of images.
-
-    Raises:
-        ApiError: a part is not supported.
-        model.ModalityError: an image URL is neither a data URL nor allowed to be fetched.
-        model.TooManyImagesError: there are more than ``max_images``.
-        model.ImageError: an image cannot be fetched.
-    """
-    converted = [_to_message(message, i, images) for i, message in enumerate(messages)]
-    given = [image for message in converted for image in message.images]
-    if len(given) > max_images:
-        raise model.TooManyImagesError(
-            f"too many images: {len(given)}; the limit is {max_images} (--max-images); remove the "
-            "oldest, since the model only sees the last one",
-            given[max_images].loc,
-            len(given),
-        )
-    await images.fetch()
-    return converted
-
-
-def _to_message(message: ChatMessage, position: int, images: Images) -> model.Message:
-    loc = ("messages", position)
-    if message.role == "tool":  # checked before its tool_call_id, to report the cause
-        raise not_supported(
-            f"messages.{position}.role is 'tool', but Phi-3-vision was not trained to call tools; "
-            "put the result in a user message",
-            (*loc, "role"),
-            message.role,
-        )
-    for name, value in (message.model_extra or {}).items():
-        # Clients send back responses with empty fields, such as `tool_calls: null` or `annotations: []`.
-        if value not in (None, [], {}):
-            raise not_supported(
-                f"messages.{position}.{short_name(name)} is not supported; remove it",
-                (*loc, name),
-                value,
-            )
-    if message.content is None or isinstance(message.content, str):
-        return model.Message(message.role, message.content or "")
-    texts: list[str] = []
-    converted: list[model.MessageImage] = []
-    for i, part in enumerate(message.content):
-        if isinstance(part, TextPart):
-            texts.append(part.text)
-        elif isinstance(part, OtherMediaPart):
-            raise model.ModalityError(
-                f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision "
-                "accepts only text and images",
-                (*loc, "content", i),
-            )
-        else:
-            converted.append(_to_image(part, images, (*loc, "content", i)))
-    return model.Message(message.role, "\n".join(texts), tuple(converted))
-
-
-def _to_image(part: ImagePart, images: Images, loc: Loc) -> model.MessageImage:
-    image_url = part.image_url or part.image
-    if image_url is None:
-        message = f"{'.'.join(map(str, loc))}.image_url is missing"
-        raise invalid_parameter(message, (*loc, "image_url"))
-    loc = (*loc, "image" if part.image_url is None else "image_url", "url")
-    return model.MessageImage(images.add(image_url.url, loc), image_url.detail == "low", loc)
-
-
-def _refuse_unsupported(request: ChatCompletionRequest) -> None:
-    """Refuse unsupported parameters by name."""
-
-    def refuse(name: str, value: Any, why: str) -> None:
-        raise not_supported(f"{name} is not supported: {why}", (name,), value)
-
-    for name, (harmless, why) in UNSUPPORTED.items():
-        value = getattr(request, name)
-        if value not in harmless:
-            refuse(name, value, why)
-    if request.stream_options and request.stream_options.include_obfuscation:
-        refuse("stream_options", "include_obfuscation", "remove include_obfuscation")
-    if request.top_logprobs is not None and not request.logprobs:
-        refuse("top_logprobs", request.top_logprobs, "it requires logprobs to be true")

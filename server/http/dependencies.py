@@ -156,13 +156,26 @@ async def read_body(request: Request, limit: int, held: HeldBytes) -> bytearray:
     return parts
 
 
-def extra_policy(request: Request) -> ExtraPolicy:
-    """The value of Azure's ``extra-parameters`` header; ``error`` by default.
+def azure_policy(request: Request) -> ExtraPolicy:
+    """How to handle extra parameters on Azure's routes: ``error`` by default."""
+    return _extra_policy(request, "error")
+
+
+def openai_policy(request: Request) -> ExtraPolicy:
+    """The same on OpenAI's routes: ``ignore`` by default."""
+    return _extra_policy(request, "ignore")
+
+
+def _extra_policy(request: Request, default: ExtraPolicy) -> ExtraPolicy:
+    """The value of Azure's ``extra-parameters`` header.
 
     Azure's JavaScript sample misspells the header as ``extra-params``.
     """
     headers = request.headers
-    value = headers.get("extra-parameters", headers.get("extra-params", "error")).lower()
+    value = headers.get("extra-parameters", headers.get("extra-params"))
+    if value is None:
+        return default
+    value = value.lower()
     if value not in ("error", "drop", "pass-through"):
         raise ApiError(
             400,

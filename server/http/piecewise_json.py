@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,14 +17,21 @@ class PiecewiseJsonResponse(Response):
     Args:
         pieces: the body in small pieces, which are sent several at a time.
         end: called when everything is sent or the client has disconnected.
+        headers: of the response, besides its length and type.
     """
 
     media_type = "application/json"
 
-    def __init__(self, pieces: Iterable[bytes], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pieces: Iterable[bytes],
+        end: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._pieces = list(pieces)
         self._end = end
-        super().__init__(headers={"content-length": str(sum(map(len, self._pieces)))})
+        length = {"content-length": str(sum(map(len, self._pieces)))}
+        super().__init__(headers={**(headers or {}), **length})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from server.auth.limits import Admission
 from server.errors import CLIENT_CLOSED
 from server.http.exchange import Completion, exchange_of
 from server.http.piecewise_json import PiecewiseJsonResponse
+from server.http.sse import ChunkStream, EventStream
 
 T = TypeVar("T")
 
@@ -27,11 +28,13 @@ class Finished(Protocol):
 class Running(Completion, Protocol):
     """An answer in progress."""
 
+    def stream(self) -> AsyncIterator[bytes]:
+        """Stream its events or chunks; raises a ModelError."""
+
     def complete(self) -> Coroutine[Any, Any, Finished]:
         """Collect all of it; raises a ModelError."""
 
 
-R = TypeVar("R", bound=Running)
 Started = TypeVar("Started", bound=Running, covariant=True)
 
 
@@ -45,8 +48,9 @@ class Prepared(Protocol[Started]):
 async def respond(
     request: Request,
     admission: Admission,
-    prepared: Prepared[R],
-    stream: Callable[[R, Callable[[], None]], Response] | None,
+    prepared: Prepared[Running],
+    stream: type[EventStream] | type[ChunkStream] | None,
+    headers: Mapping[str, str],
 ) -> Response:
     """Run a request.
 
@@ -54,7 +58,8 @@ async def respond(
         request: the client's request.
         admission: settled with the tokens that were used.
         prepared: what to run.
-        stream: makes a streamed response, and gets a function to call at its end; None makes a whole one.
+        stream: the kind of stream; None for a whole answer.
+        headers: of the response.
 
     Raises:
         ApiError: the caller must wait.
@@ -76,12 +81,12 @@ async def respond(
         settle()
 
     if stream is not None:
-        return stream(running, end)
+        return stream(running.stream(), end, headers)
     try:
         finished = await _unless_disconnected(request, running.complete())
         if finished is not None:
             settle()  # before the response's headers report the rate limits
-            return PiecewiseJsonResponse(finished.pieces(), generation.close)
+            return PiecewiseJsonResponse(finished.pieces(), generation.close, headers)
     except BaseException:
         end()
         raise

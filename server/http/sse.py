@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
@@ -49,10 +49,16 @@ class EventStream(EventSourceResponse):
     Args:
         events: the events as they are sent, or pieces of them.
         end: called when everything is sent or the client has disconnected, even before the first event.
+        headers: of the response.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None]) -> None:
-        super().__init__(events, sep="\n", ping=0)
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        end: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(events, headers=headers, sep="\n", ping=0)
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +72,13 @@ class EventStream(EventSourceResponse):
 class ChunkStream(EventStream):
     """A stream of chunks, ended by ``[DONE]``; ``chunks`` are those of one completion, as JSON."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], end: Callable[[], None]) -> None:
-        super().__init__(_events(chunks), end)
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        end: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(_events(chunks), end, headers)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

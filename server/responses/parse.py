@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 import model
-from server.chat.parse import bounded, parse_chat
+from server.chat.parse import ExtraPolicy, ParsedChat, bounded, parse_chat
 from server.errors import Loc, from_validation_error, invalid_parameter, not_supported, short_name
 from server.responses.field_names import FieldNames
 from server.responses.items import Item, to_messages
-from server.schemas.requests import KNOWN, ChatCompletionRequest
+from server.schemas.requests import KNOWN
 from server.schemas.responses_items import Lenient
 from server.schemas.responses_object import ResponseObject, TextConfig
 from server.schemas.responses_request import (
@@ -99,8 +99,9 @@ def to_chat(
     others: Mapping[str, Any],
     earlier: Sequence[Item],
     items: Sequence[Item],
+    extra_policy: ExtraPolicy,
     max_messages: int,
-) -> tuple[ChatCompletionRequest, model.SamplingParams, FieldNames]:
+) -> tuple[ParsedChat, FieldNames]:
     """Convert a request to a validated chat completion.
 
     Args:
@@ -108,10 +109,11 @@ def to_chat(
         others: parameters that only chat completions may know.
         earlier: the items of the conversation that it continues.
         items: its own items.
+        extra_policy: how to handle parameters that OpenAI does not define.
         max_messages: maximum number of messages.
 
     Returns:
-        the chat completion, its sampling parameters, and what its fields are called in the request.
+        the chat completion, and what its fields are called in the request.
 
     Raises:
         ApiError: see ``parse_chat``; it names the fields of the request.
@@ -129,8 +131,7 @@ def to_chat(
     names = FieldNames(places)
     body = {**others, **chat_parameters(request), "messages": messages}
     with names.in_errors():
-        chat, params = parse_chat(body, "pass-through", max_messages)
-    return chat, params, names
+        return parse_chat(body, extra_policy, max_messages), names
 
 
 def chat_parameters(request: ResponsesRequest) -> dict[str, Any]:

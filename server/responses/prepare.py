@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic_core import to_json
 
-import model
 from server.chat.bodies import ParsedJson
-from server.chat.prepare import PreparedChat, prepare
+from server.chat.parse import ExtraPolicy, ParsedChat
+from server.chat.prepare import PreparedChat, prepare, unset_defaults
 from server.images.urls import Images
 from server.responses.conversations import Conversation, StoredResponses, refuse_stored
 from server.responses.field_names import FieldNames
@@ -18,7 +18,6 @@ from server.responses.ids import response_id
 from server.responses.items import normalized
 from server.responses.parse import echoed, parse_request, to_chat
 from server.responses.running import Keep, RunningResponse
-from server.schemas.requests import ChatCompletionRequest
 from server.schemas.responses_object import ResponseObject
 from server.service import Backend
 
@@ -29,15 +28,13 @@ class ConvertedRequest:
 
     Attributes:
         chat: the chat completion.
-        params: its sampling parameters.
         names: what its fields are called in the request.
         response: the response before it has any output.
         input_items: JSON of the input items.
         keep: stores the finished response, unless it is not to be stored.
     """
 
-    chat: ChatCompletionRequest
-    params: model.SamplingParams
+    chat: ParsedChat
     names: FieldNames
     response: ResponseObject
     input_items: bytes
@@ -62,13 +59,18 @@ class PreparedResponse:
 
 
 async def convert(
-    backend: Backend, body: ParsedJson, stored: StoredResponses | None, why_none: str
+    backend: Backend,
+    body: ParsedJson,
+    extra_policy: ExtraPolicy,
+    stored: StoredResponses | None,
+    why_none: str,
 ) -> ConvertedRequest:
     """Validate a request and convert it to a chat completion.
 
     Args:
         backend: knows the model's name and the limits.
         body: the request's body.
+        extra_policy: how to handle parameters that OpenAI does not define.
         stored: the caller's stored responses; None if none are stored.
         why_none: the reason, for errors.
 
@@ -84,15 +86,16 @@ async def convert(
         conversation = await stored.conversation(request, body.size)
     keeps = request.store and stored is not None
     own = response_id(uuid.uuid4().hex, stored.store.place if stored is not None else "")
-    name = backend.info.name
+    info = backend.info
 
     def converted(_: object) -> ConvertedRequest:
         items = normalized(request.input, own, conversation.referenced)
-        chat, params, names = to_chat(request, others, conversation.earlier, items, most)
-        response = echoed(request, params, own, name, keeps)
+        chat, names = to_chat(request, others, conversation.earlier, items, extra_policy, most)
+        params = replace(chat.params, **unset_defaults(chat.request, info.default_parameters))
+        response = echoed(request, params, own, info.name, keeps)
         input_items = to_json(items) if keeps else b""
         keep = stored.keep if stored is not None and keeps else None
-        return ConvertedRequest(chat, params, names, response, input_items, keep)
+        return ConvertedRequest(chat, names, response, input_items, keep)
 
     done = await ParsedJson(request, body.size + conversation.size).validate(converted)
     if stored is not None:
@@ -105,5 +108,5 @@ async def prepare_response(
 ) -> PreparedResponse:
     """Prepare the chat completion; see ``server.chat.prepare.prepare``."""
     with converted.names.in_errors():
-        chat = await prepare(backend, converted.chat, converted.params, images, salt, caller)
+        chat = await prepare(backend, converted.chat, images, salt, caller)
     return PreparedResponse(chat, converted)

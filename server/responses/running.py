@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import model
+from server.chat.answers import Answer
 from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
 from server.chat.prepare import RunningCompletion
 from server.errors import from_model_error
 from server.responses.field_names import FieldNames
-from server.responses.output import AnswerDelta, Output, Said
+from server.responses.output import AnswerDelta, CallDelta, Output, Said
 from server.responses.store import StoredResponse
 from server.responses.wire import Pieces, event_pieces, response_pieces
 from server.schemas.responses_events import EventType, ResponseEvent
@@ -71,6 +72,7 @@ class RunningResponse:
         keep: Keep | None,
     ) -> None:
         self.generation = running.generation
+        (self._answer,) = running.answers()
         self.envelope = replace(running.envelope, id=response.id)
         self._response = response.model_copy(update={"created_at": running.envelope.created})
         self._names = names
@@ -83,7 +85,7 @@ class RunningResponse:
         yield b"".join(self._event("response.created", self._response))
         yield b"".join(self._event("response.in_progress", self._response))
         try:
-            async for delta in answer_deltas(self.generation, pydantic_numbers):
+            async for delta in answer_deltas(self.generation, self._answer, pydantic_numbers):
                 for said in self._output.add(delta):
                     for piece in _pieces(said):
                         yield piece
@@ -105,7 +107,7 @@ class RunningResponse:
     async def complete(self, write_numbers: NumberWriter = pydantic_numbers) -> FinishedResponse:
         """Collect all of it; raises a ModelError. ``write_numbers`` formats the log probabilities."""
         with self._names.in_errors():
-            async for delta in answer_deltas(self.generation, write_numbers):
+            async for delta in answer_deltas(self.generation, self._answer, write_numbers):
                 for _ in self._output.add(delta):
                     pass
         status = self._status()
@@ -167,11 +169,21 @@ def _pieces(said: Said) -> list[bytes]:
 
 
 async def answer_deltas(
-    generation: model.Generation, write_numbers: NumberWriter
+    generation: model.Generation, answer: Answer, write_numbers: NumberWriter
 ) -> AsyncIterator[AnswerDelta]:
     """What each delta of a chat completion adds to the answer; raises a ModelError."""
+    is_text = answer.nothing().content is not None
     async for delta in generation:
-        logprobs = logprobs_json(delta.logprobs, write_numbers)
-        yield AnswerDelta(delta.text, logprobs)
-        if logprobs:
+        # Function calls have no log probabilities in this API.
+        logprobs = logprobs_json(delta.logprobs, write_numbers) if is_text else b""
+        for piece in answer.add(delta.text) or ([answer.nothing()] if logprobs else []):
+            calls = [
+                CallDelta(
+                    call.index, call.function.arguments, call.id or "", call.function.name or ""
+                )
+                for call in piece.tool_calls or ()
+            ]
+            yield AnswerDelta(piece.content or "", logprobs, calls)
+            logprobs = b""
+        if delta.logprobs:
             await asyncio.sleep(0)  # let others run between large deltas

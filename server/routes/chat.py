@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Admission
 from server.chat.bodies import ParsedJson
+from server.chat.parameters import IGNORED_HEADER, ignored_header
 from server.chat.parse import ExtraPolicy, parse_chat
 from server.chat.prepare import prepare
 from server.errors import responses
@@ -18,8 +19,9 @@ from server.http.dependencies import (
     ImagesOf,
     JsonBody,
     ServiceOf,
+    azure_policy,
     documented_body,
-    extra_policy,
+    openai_policy,
     project_name,
 )
 from server.http.respond import respond
@@ -28,17 +30,16 @@ from server.images.urls import Images
 from server.schemas.responses import ChatCompletion
 from server.service import Service
 
-EXTRA_PARAMETERS: dict[str, Any] = {
-    "name": "extra-parameters",
-    "in": "header",
-    "description": "how to handle parameters that Azure's API does not define",
-    "schema": {"enum": ["error", "drop", "pass-through"], "default": "error"},
+IGNORED: dict[str, Any] = {
+    "schema": {"type": "string"},
+    "description": "names of parameters that were sent but have no effect, comma-separated",
 }
 ROUTE: dict[str, Any] = {
     "response_model": ChatCompletion,
     "responses": {
         200: {
             "description": "The completion, or with `stream` its chunks as server-sent events",
+            "headers": {IGNORED_HEADER: IGNORED},
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},
@@ -48,12 +49,26 @@ ROUTE: dict[str, Any] = {
         },
         **responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
     },
-    "openapi_extra": documented_body("ChatCompletionRequest"),
 }
-AZURE_ROUTE = {
-    **ROUTE,
-    "openapi_extra": {**ROUTE["openapi_extra"], "parameters": [EXTRA_PARAMETERS]},
-}
+
+
+def _route(default: str) -> dict[str, Any]:
+    """The documentation of a route; ``default`` is that of the header for extra parameters."""
+    extra_parameters = {
+        "name": "extra-parameters",
+        "in": "header",
+        "description": "how to handle parameters that Azure's API does not define; without the header, "
+        f"{default}",
+        "schema": {"enum": ["error", "drop", "pass-through"]},
+    }
+    extra = {**documented_body("ChatCompletionRequest"), "parameters": [extra_parameters]}
+    return {**ROUTE, "openapi_extra": extra}
+
+
+AZURE_ROUTE = _route("they are an error")
+OPENAI_ROUTE = _route("the engine's own are honoured and unknown ones ignored")
+AzurePolicy = Annotated[ExtraPolicy, Depends(azure_policy)]
+OpenAIPolicy = Annotated[ExtraPolicy, Depends(openai_policy)]
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
 
@@ -65,34 +80,40 @@ async def azure_chat_completions(
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
-    policy: Annotated[ExtraPolicy, Depends(extra_policy)],
+    policy: AzurePolicy,
     body: JsonBody,
 ) -> Response:
     """Azure AI Model Inference: the header ``extra-parameters`` decides how to handle extra parameters."""
     return await _complete_chat(request, service, admission, images, body, policy)
 
 
-@router.post("/v1/chat/completions", **ROUTE)
-@router.post("/openai/v1/chat/completions", **ROUTE)
-@router.post(f"{PROJECT}/chat/completions", **ROUTE, dependencies=[Depends(project_name)])
+@router.post("/v1/chat/completions", **OPENAI_ROUTE)
+@router.post("/openai/v1/chat/completions", **OPENAI_ROUTE)
+@router.post(f"{PROJECT}/chat/completions", **OPENAI_ROUTE, dependencies=[Depends(project_name)])
 async def openai_chat_completions(
-    request: Request, service: ServiceOf, admission: Admitted, images: ImagesOf, body: JsonBody
+    request: Request,
+    service: ServiceOf,
+    admission: Admitted,
+    images: ImagesOf,
+    policy: OpenAIPolicy,
+    body: JsonBody,
 ) -> Response:
-    """OpenAI: the engine's own parameters are accepted, unknown ones refused."""
-    return await _complete_chat(request, service, admission, images, body, "pass-through")
+    """OpenAI: unknown parameters are ignored, unless the header ``extra-parameters`` says otherwise."""
+    return await _complete_chat(request, service, admission, images, body, policy)
 
 
-@router.post("/openai/deployments/{deployment}/chat/completions", **ROUTE)
+@router.post("/openai/deployments/{deployment}/chat/completions", **OPENAI_ROUTE)
 async def azure_openai_chat_completions(
     deployment: str,
     request: Request,
     service: ServiceOf,
     admission: Admitted,
     images: ImagesOf,
+    policy: OpenAIPolicy,
     body: JsonBody,
 ) -> Response:
     """Azure OpenAI: like OpenAI; any deployment name is accepted, because the server has one model."""
-    return await _complete_chat(request, service, admission, images, body, "pass-through")
+    return await _complete_chat(request, service, admission, images, body, policy)
 
 
 async def _complete_chat(
@@ -104,9 +125,9 @@ async def _complete_chat(
     policy: ExtraPolicy,
 ) -> Response:
     most = service.settings.max_messages
-    chat, params = await body.validate(lambda value: parse_chat(value, policy, most))
+    parsed = await body.validate(lambda value: parse_chat(value, policy, most))
     caller = admission.caller.name
-    salt = service.cache_salt(caller, chat.cache_salt)
-    prepared = await prepare(service, chat, params, images, salt, caller)
-    stream = (lambda running, end: ChunkStream(running.stream(), end)) if chat.stream else None
-    return await respond(request, admission, prepared, stream)
+    salt = service.cache_salt(caller, parsed.request.cache_salt)
+    prepared = await prepare(service, parsed, images, salt, caller)
+    stream = ChunkStream if parsed.request.stream else None
+    return await respond(request, admission, prepared, stream, ignored_header(parsed.ignored))

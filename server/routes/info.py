@@ -1,12 +1,16 @@
-"""Model information: Azure's ``/info`` and OpenAI's ``/v1/models``. Also the error for embeddings."""
+"""Information about model and server: Azure's ``/info``, OpenAI's ``/v1/models`` and ``/version``.
+
+Also the error for embeddings.
+"""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from server import __version__
 from server.errors import ApiError, responses, short_name
 from server.http.dependencies import KEY_REQUIRED, PROJECT, ServiceOf, project_name
-from server.schemas.responses import ModelCard, ModelInfo, ModelList
+from server.schemas.responses import ModelCard, ModelInfo, ModelList, Version
 
 PUBLISHED = 1716249600  # 21 May 2024, when Phi-3-vision was announced
 AZURE_PREFIXES = (
@@ -36,8 +40,20 @@ async def info(service: ServiceOf) -> ModelInfo:
 async def models(service: ServiceOf) -> ModelList:
     """A list of the one model."""
     described = service.info
-    card = ModelCard(id=described.name, created=PUBLISHED, owned_by=described.provider)
+    card = ModelCard(
+        id=described.name,
+        created=PUBLISHED,
+        owned_by=described.provider,
+        max_model_len=service.max_model_len,
+        default_parameters=dict(described.default_parameters),
+    )
     return ModelList(data=[card])
+
+
+@router.get("/version")
+async def version() -> Version:
+    """The server's version, in vLLM's form."""
+    return Version(version=__version__)
 
 
 async def model(model_id: str, service: ServiceOf) -> ModelCard:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Caller
+from server.chat.parameters import ignored_header
+from server.chat.parse import ExtraPolicy
 from server.errors import ApiError, not_supported, responses
 from server.http.dependencies import (
     KEY_REQUIRED,
@@ -17,6 +19,7 @@ from server.http.dependencies import (
     JsonBody,
     ServiceOf,
     documented_body,
+    openai_policy,
     project_name,
     require_caller,
 )
@@ -101,6 +104,7 @@ async def create(
     admission: Admitted,
     images: ImagesOf,
     held: HeldBytesOf,
+    policy: Annotated[ExtraPolicy, Depends(openai_policy)],
     body: JsonBody,
 ) -> Response:
     """Create a response."""
@@ -110,14 +114,12 @@ async def create(
         stored = StoredResponses(
             store, caller, held, settings.max_body_bytes, settings.max_messages
         )
-    converted = await convert(service, body, stored, NO_STORE)
-    salt = service.cache_salt(caller, converted.chat.cache_salt)
+    converted = await convert(service, body, policy, stored, NO_STORE)
+    chat = converted.chat
+    salt = service.cache_salt(caller, chat.request.cache_salt)
     prepared = await prepare_response(service, converted, images, salt, caller)
-    if converted.chat.stream:
-        return await respond(
-            request, admission, prepared, lambda running, end: EventStream(running.stream(), end)
-        )
-    return await respond(request, admission, prepared, None)
+    stream = EventStream if chat.request.stream else None
+    return await respond(request, admission, prepared, stream, ignored_header(chat.ignored))
 
 
 async def retrieve(

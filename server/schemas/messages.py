@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from server.schemas.tools import ToolCall
 from server.schemas.values import Body
 
 
@@ -98,6 +99,12 @@ class ChatMessage(BaseModel):
         None, validate_default=True, description="required except in assistant messages"
     )
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = Field(
+        None, description="earlier calls, in assistant messages"
+    )
+    tool_call_id: str | None = Field(
+        None, description="in tool messages, the call whose result this is"
+    )
 
     @field_validator("content")
     @classmethod

@@ -30,7 +30,7 @@ Includable = Literal[
 LOGPROBS: Includable = "message.output_text.logprobs"
 
 
-class TextFormat(Body):
+class TextFormat(Lenient):
     """The format of the answer; ``name`` to ``strict`` are for ``json_schema``."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -40,7 +40,7 @@ class TextFormat(Body):
     strict: Flag | None = None
 
 
-class TextOptions(Body):
+class TextOptions(Lenient):
     """Options of the answer's text."""
 
     format: TextFormat | None = None
@@ -55,7 +55,7 @@ class Reasoning(Lenient):
     effort: Any = Field(None, description="only null and none are supported")
 
 
-class ResponseStreamOptions(Body):
+class ResponseStreamOptions(Lenient):
     """Options of streams."""
 
     include_obfuscation: Flag = False
@@ -199,6 +199,8 @@ class ResponsesRequest(Body):
 # Parameters that chat completions have under the same name.
 SHARED = {
     *("temperature", "top_p", "stream", "parallel_tool_calls"),
+    *("user", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("presence_penalty", "frequency_penalty", "seed", "stop", "logit_bias"),
     *(EXTRAS & set(ResponsesRequest.model_fields)),
 }

@@ -21,7 +21,7 @@ NUMBER = r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?"
 
 
 class Body(BaseModel):
-    """An object in a request. Undeclared fields are refused; null means absent.
+    """An object in a request. Undeclared fields are refused, unless the caller allows them; null means absent.
 
     The JSON schema reflects this, and that numbers may be strings: ``{"type": "number"}`` becomes
     ``{"anyOf": [{"type": "number"}, {"type": "string", "pattern": ...}, {"type": "null"}]}``.
@@ -41,6 +41,7 @@ class Body(BaseModel):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
+        schema.pop("additionalProperties", None)  # it depends on the route
         required = schema.get("required", ())
         for name, field in schema.get("properties", {}).items():
             kinds = field.pop("anyOf", None) or [field]

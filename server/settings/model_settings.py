@@ -120,6 +120,16 @@ class ModelSettings(CommandSettings):
     prompt_lookup: bool = Field(
         True, description="guess tokens from the prompt and verify several in one step"
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="whether the checkpoint's generation_config.json sets the defaults of parameters: "
+        "auto or none",
+    )
+    trust_priority: bool = Field(
+        False,
+        description="let the parameter priority order the waiting requests of all callers, not only "
+        "a caller's own",
+    )
     allow_image_hosts: Words = Field(
         [],
         description="hosts to fetch images from, as HOST or HOST:PORT, comma-separated; none by "

@@ -26,6 +26,7 @@ PRINTED = {
     "openai_chat.py": "Yes, the circle is left of the square.",
     "describe_picture.py": BOTH,
     "structured_output.py": "red circle\nblue square",
+    "forced_call.py": "blue square",
 }
 
 

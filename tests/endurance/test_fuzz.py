@@ -26,7 +26,9 @@ from pydantic_core import from_json
 
 from model import ImageError, ModalityError, ModelError
 from model.phi3v.inputs.chat import render
-from server.chat.parse import ExtraPolicy, parse_chat, parse_tokenize, to_messages
+from server.chat.messages import to_messages
+from server.chat.parse import ExtraPolicy, parse_chat, parse_tokenize
+from server.chat.tools import describe_functions
 from server.errors import ApiError, error_body, error_response, from_model_error
 from server.images.decode_pool import decode_image
 from server.images.fetching import Fetcher
@@ -122,9 +124,11 @@ def check_body(given: tuple[Any, ExtraPolicy]) -> bool:
     with contextlib.suppress(ApiError):
         parse_tokenize(body, 50)
     try:
-        request, _ = parse_chat(body, policy, 50)
+        request, _, call, _ = parse_chat(body, policy, 50)
         images = Images(decoded, Fetcher([], 1, 1), lambda _: None)  # type: ignore[arg-type]
         messages = finished(to_messages(request.messages, images, 20))
+        if call is not None:
+            messages = describe_functions(messages, call)
         prompt = render(messages)
         if prompt.image is not None:
             prompt.image.open()
@@ -227,6 +231,23 @@ RIGHT_TURNS = st.one_of(
         st.sampled_from([data_url(file) for file in FILES]),
     ),
 )
+TOOLS = st.lists(
+    st.builds(
+        lambda name, more: {"type": "function", "function": {"name": name, **more}},
+        st.sampled_from("fgh") | TEXT,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "description": TEXT,
+                "parameters": st.dictionaries(TEXT | st.just("type"), JSON, max_size=4),
+                "strict": st.booleans(),
+            },
+        ),
+    ),
+    max_size=4,
+)
+NAMED = {"type": "function", "function": {"name": "f"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 RIGHT_BODIES = st.fixed_dictionaries(
     {"messages": st.lists(RIGHT_TURNS, min_size=1, max_size=4)},
     optional={
@@ -237,6 +258,8 @@ RIGHT_BODIES = st.fixed_dictionaries(
         "stream": st.booleans(),
         "logit_bias": st.dictionaries(st.integers(0, 9).map(str), st.floats(-100, 100), max_size=3),
         "response_format": st.sampled_from(["text", {"type": "json_object"}]),
+        "tools": TOOLS,
+        "tool_choice": st.sampled_from(["none", "required", NAMED, ALLOWED]),
     },
 )
 CHANGED_BODIES = st.builds(

@@ -135,8 +135,10 @@ def test_engine_extras(server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY) as client:
         extras = {"top_k": 1, "ignore_eos": True, "min_tokens": 2, "repetition_penalty": 1.1}
         assert complete(client, temperature=1.0, extra_body=extras).usage.completion_tokens == 16
-        with pytest.raises(openai.UnprocessableEntityError, match="colour"):
-            complete(client, extra_body={"colour": 1})
+        assert complete(client, extra_body={"colour": 1}).usage.completion_tokens == 16
+        strict = {"extra-parameters": "error"}
+        with pytest.raises(openai.BadRequestError, match="colour"):
+            complete(client, extra_body={"colour": 1}, extra_headers=strict)
 
 
 def test_models(server: LiveServer) -> None:

@@ -192,7 +192,7 @@ class Grammars:
         self, worker: Worker, spec: GrammarSpec, reason: str, unwanted: threading.Event
     ) -> GrammarError:
         place: list[str | int] = []
-        if spec.kind == "json_schema":
+        if spec.kind in ("json_schema", "calls"):
             # Finding the invalid part of the schema may fail.
             with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 place = self._receive(worker, unwanted)["place"]

@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 LARGEST_MULTIPLE = 100_000
 SEARCH_SECONDS = 0.5  # to find the invalid part of a schema
-Kind = Literal["json_schema", "regex", "grammar"]
+Kind = Literal["json_schema", "regex", "grammar", "calls"]
 Place = tuple[str | int, ...]
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -38,21 +38,34 @@ def to_llguidance(kind: Kind, source: str) -> str:
         except Exception as error:  # its parser raises many kinds
             raise BrokenGrammarError(str(error)) from error
         return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %lark {{\n{lark}\n}}\n')
-    schema = json.loads(source)
+    try:
+        schema = json.loads(source)
+    except ValueError as error:
+        raise BrokenGrammarError(f"it is not JSON: {error}") from error
     _refuse_large_multiples(schema)
-    return _of_schema(schema)
+    return _of_calls(schema) if kind == "calls" else _of_schema(schema)
 
 
-def culprit(schema: dict[str, Any], is_broken: Callable[[str], bool]) -> Place:
-    """Path of the smallest invalid part of an invalid schema.
+def culprit(source: Any, is_broken: Callable[[str], bool]) -> Place:
+    """Path of the smallest invalid part of an invalid schema, or of several functions' schemas.
 
     Args:
-        schema: the whole schema.
+        source: the whole schema, or a list of functions.
         is_broken: whether a grammar in llguidance's format fails to compile.
     """
+    deadline = time.monotonic() + SEARCH_SECONDS
+    if not isinstance(source, list):
+        return _culprit(source, is_broken, deadline)
+    for number, function in enumerate(source):
+        parameters = function["parameters"]
+        if time.monotonic() < deadline and is_broken(_of_schema(parameters)):
+            return (number, *_culprit(parameters, is_broken, deadline))
+    return ()
+
+
+def _culprit(schema: dict[str, Any], is_broken: Callable[[str], bool], deadline: float) -> Place:
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     path: Place = ()
-    deadline = time.monotonic() + SEARCH_SECONDS
     part: Any = schema
     while True:
         for step, inner in _parts(part):
@@ -90,8 +103,26 @@ def _refuse_large_multiples(schema: Any) -> None:
 
 
 def _of_schema(schema: Any) -> str:
+    return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: {_json_rule(schema)}\n')
+
+
+def _of_calls(functions: list[dict[str, Any]]) -> str:
+    """A call of one of the functions: ``{"name": ..., "arguments": {...}}``.
+
+    Each schema is a rule of its own, so that its references stay within it.
+    """
+    names = " | ".join(f"call{number}" for number in range(len(functions)))
+    rules = [f'start: " " answer\nanswer: {names}']
+    for number, function in enumerate(functions):
+        head = f'{{"name": {json.dumps(function["name"])}, "arguments": '
+        rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
+        rules.append(f"arguments{number}: {_json_rule(function['parameters'])}")
+    return LLMatcher.grammar_from_lark("\n".join([*rules, ""]))
+
+
+def _json_rule(schema: Any) -> str:
     styled = {**schema, "x-guidance": JSON_STYLE} if isinstance(schema, dict) else schema
-    return LLMatcher.grammar_from_lark(f'start: " " answer\nanswer: %json {json.dumps(styled)}\n')
+    return f"%json {json.dumps(styled)}"
 
 
 def _parts(schema: Any) -> Iterator[tuple[Place, Any]]:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import socket
 from array import array
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from model.engine.grammars.source import BrokenGrammarError, culprit, to_llguida
 
 PROCESS_BYTES = 4 << 20  # of a worker without its grammar
 LONGEST_REASON = 1000  # characters
+EXCERPT = re.compile(r"\n *[0-9]+ \| ")  # a line of the grammar
 MOST_AT_ONCE = 20  # tokens
 # Limits of llguidance per grammar: about 10 ms to start and 3 ms per token.
 LIMITS: dict[str, Any] = {
@@ -92,9 +94,9 @@ def _compile_and_begin(tokenizer: LLTokenizer, num_bytes: int, server: socket.so
     matcher = _matcher(tokenizer, grammar)
     if matcher.is_error():
         _refuse(connection, matcher.get_error())
-        if spec["kind"] == "json_schema":
-            schema = json.loads(spec["source"])
-            place = culprit(schema, lambda part: _matcher(tokenizer, part).is_error())
+        if spec["kind"] in ("json_schema", "calls"):
+            source = json.loads(spec["source"])
+            place = culprit(source, lambda part: _matcher(tokenizer, part).is_error())
             connection.send_bytes(json.dumps({"place": place}).encode())
         return
     first = matcher.deep_copy()  # some grammars exceed limits only here
@@ -126,7 +128,7 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 def _refuse(connection: Connection, told: str) -> None:
     """Send llguidance's error without the copy of the grammar that it contains."""
-    reason = told.split("\n   1 | ")[0].removesuffix("<non-verbose/>").strip()
+    reason = EXCERPT.split(told)[0].removesuffix("<non-verbose/>").strip()
     reason = reason.rpartition("JSON schema: ")[2]
     if len(reason) > LONGEST_REASON:
         reason = reason[:LONGEST_REASON] + "..."

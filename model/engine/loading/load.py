@@ -29,6 +29,7 @@ from model.errors import CheckpointError, ModelError, RequestError
 from model.phi3v.checking import read_headers
 from model.phi3v.checkpoint import first_line, read_json
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.defaults import default_parameters
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.image_processing import TILE
 from model.phi3v.inputs.processing import Processor, PromptInputs
@@ -42,13 +43,16 @@ WARM_UP = SamplingParams(temperature=0, max_tokens=1)
 OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has a lowercase i
 
 
-def describe(directory: Path, model: str) -> ModelInfo:
-    """Name and provider of a model, from ``config.json`` or the checkpoint's name."""
+def describe(
+    directory: Path, model: str, generation_config: Literal["auto", "none"] = "auto"
+) -> ModelInfo:
+    """Describe a model, from its files or the checkpoint's name; for the arguments see LoadOptions."""
     config = read_json(directory / "config.json")
     name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
-    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")))
+    defaults = default_parameters(directory) if generation_config == "auto" else {}
+    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")), defaults)
 
 
 def load_engine(directory: Path, options: LoadOptions) -> Engine:

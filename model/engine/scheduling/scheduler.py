@@ -1,6 +1,6 @@
 """Chooses the tokens of the next step: decoding first, then prefill up to a budget.
 
-First come, first served. A sequence is admitted when blocks for all its tokens are free; the youngest is
+First come, first served, but for priorities among the requests of a caller. A sequence is admitted when blocks for all its tokens are free; the youngest is
 preempted (and recomputed later) when running sequences need more. Cached prefixes are not recomputed.
 Handles neither tensors nor text.
 """
@@ -97,10 +97,26 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence, or keep it until its leader has computed the prompt."""
         if sequence.leader is None:
-            self.waiting.append(sequence)
+            self._queue(sequence)
         else:
             sequence.status = Status.FOLLOWING
             sequence.leader.followers.append(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        """Append to the queue; a caller's sequences share their places by priority.
+
+        So it delays no other caller. Sequences that have been computed in part keep their places.
+        """
+        self.waiting.append(sequence)
+        place = len(self.waiting) - 1
+        for index in range(place - 1, -1, -1):
+            other = self.waiting[index]
+            if other.caller != sequence.caller or other.begun_at is not None or other.block_table:
+                continue
+            if other.params.priority <= sequence.params.priority:
+                return
+            self.waiting[index], self.waiting[place] = sequence, other
+            place = index
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""

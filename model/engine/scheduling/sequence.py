@@ -50,6 +50,7 @@ class Sequence:
         most_together: see ``Policy``.
         arrived, newest_at: arrival of its request and of its newest token, in seconds.
         begun_at: time of its first step, in seconds; None before.
+        caller: among whose waiting sequences its priority counts.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Sequence:
         self.most_together = MOST_TOGETHER
         self.arrived = self.newest_at = 0.0
         self.begun_at: float | None = None
+        self.caller = ""
 
     def __len__(self) -> int:
         return len(self.token_ids)

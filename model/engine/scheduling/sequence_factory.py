@@ -42,6 +42,7 @@ class SequenceFactory:
         params: SamplingParams,
         arrived: float,
         grammar: Grammar | None,
+        caller: str,
     ) -> list[Sequence]:
         """Create a request's sequences; the first is the leader if they share the prompt.
 
@@ -61,6 +62,7 @@ class SequenceFactory:
             )
             sequence.arrived = arrived
             sequence.grammar = grammar
+            sequence.caller = "" if self._config.trust_priority else caller
             sequence.most_together = self._policy.most_together
             if self._may_guess(params):
                 sequence.lookup = Lookup(sequence.prompt_len)
@@ -84,4 +86,4 @@ class SequenceFactory:
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
         # A replacement character at the end of a truncated answer would violate its grammar.
         half = REPLACEMENT if params.grammar is None else ""
-        return Detokenizer(self._tokenizer, params.stop, half)
+        return Detokenizer(self._tokenizer, params.stop, half, params.skip_special_tokens)

@@ -19,14 +19,20 @@ class Detokenizer:
         tokenizer: of the checkpoint.
         stop: strings that end the answer.
         partial: replacement for each byte of an incomplete character.
+        skip_special: leave control tokens out of the text.
     """
 
     def __init__(
-        self, tokenizer: Phi3VTokenizer, stop: tuple[str, ...], partial: str = REPLACEMENT
+        self,
+        tokenizer: Phi3VTokenizer,
+        stop: tuple[str, ...],
+        partial: str = REPLACEMENT,
+        skip_special: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._partial = partial
+        self._skip_special = skip_special
         self._bytes = b""  # byte tokens of an incomplete character
         self._held = ""  # text that may be the start of a stop string
         self._at_start = True  # the decoder drops one space at the start of an answer
@@ -36,6 +42,8 @@ class Detokenizer:
         if self._tokenizer.is_byte(token_id):
             return self._release(self._take_byte(self._tokenizer.token_bytes(token_id)))
         text = self._tokenizer.token_bytes(token_id).decode()
+        if not (text or self._skip_special):
+            text = self._tokenizer.token_text(token_id)
         return self._release(self._end_bytes() + text)
 
     def finish(self) -> tuple[str, bool]:

@@ -26,12 +26,13 @@ class MessageImage:
 
     Attributes:
         open: decodes the image; raises ImageError. Called on a worker thread.
-        low_detail: use a single crop, for fewer tokens.
+        num_crops: maximum number of crops beside the global view, for fewer tokens; None is the
+            checkpoint's.
         loc: path of its field in the request, for errors.
     """
 
     open: Callable[[], Image.Image]
-    low_detail: bool = False
+    num_crops: int | None = None
     loc: tuple[str | int, ...] = ()
 
 

@@ -99,15 +99,20 @@ class ImageProcessor:
         """Largest supported aspect ratio, long side to short side, in full detail."""
         return self.num_crops * TILE
 
-    def plan(self, width: int, height: int, low_detail: bool = False) -> CropPlan:
-        """Choose the crops for an image of this size; one tile with low detail.
+    def plan(self, width: int, height: int, num_crops: int | None = None) -> CropPlan:
+        """Choose the crops for an image of this size.
+
+        Args:
+            width: of the image.
+            height: of the image.
+            num_crops: maximum number of tiles; by default the checkpoint's, which is the most.
 
         Raises:
             ImageError: the image is so elongated that its short side would scale to 0 pixels.
         """
         long_side, short_side = max(width, height), min(width, height)
         ratio = long_side / short_side
-        most_tiles = 1 if low_detail else self.num_crops
+        most_tiles = min(num_crops or self.num_crops, self.num_crops)
         scale = 1
         while scale * math.ceil(scale / ratio) <= most_tiles:
             scale += 1
@@ -120,8 +125,8 @@ class ImageProcessor:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))
         return CropPlan((new_long, new_short), (tiles_short, tiles_long))
 
-    def __call__(self, image: Image.Image, low_detail: bool = False) -> ImageInputs:
-        """Cut an image of any PIL mode into normalized crops.
+    def __call__(self, image: Image.Image, num_crops: int | None = None) -> ImageInputs:
+        """Cut an image of any PIL mode into normalized crops; for ``num_crops`` see ``plan``.
 
         Raises:
             ImageError: it is too elongated, or PIL cannot convert it.
@@ -132,7 +137,7 @@ class ImageProcessor:
             raise ImageError(
                 f"the image cannot be converted to RGB ({error!r}); save it as a plain PNG or JPEG"
             ) from error
-        plan = self.plan(*image.size, low_detail)
+        plan = self.plan(*image.size, num_crops)
         padded = pad_to_tiles(resize(image, plan), plan)
         array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
         normalised = (array.float() / 255 - self._mean) / self._std

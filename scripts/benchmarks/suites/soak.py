@@ -152,7 +152,9 @@ def give_back_free_memory() -> None:
 def picture(rng: random.Random) -> MessageImage:
     size = rng.choice([(64, 64), (336, 336), (900, 200), (200, 700), (640, 480)])
     mode, shade = rng.choice(["RGB", "L", "RGBA", "P"]), rng.randrange(64)
-    return MessageImage(lambda: Image.new(mode, size, shade), low_detail=rng.random() < 0.3)
+    return MessageImage(
+        lambda: Image.new(mode, size, shade), num_crops=1 if rng.random() < 0.3 else None
+    )
 
 
 def params(rng: random.Random) -> SamplingParams:

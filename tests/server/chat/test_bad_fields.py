@@ -52,11 +52,11 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
         "invalid_parameter",
         ["messages", 0, "role"],
     ),
-    "tool role": (
-        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "call_1"}]},
+    "tool without content": (
+        {"messages": [{"role": "tool", "tool_call_id": "call_1"}]},
         422,
-        "parameter_not_supported",
-        ["messages", 0, "role"],
+        "invalid_parameter",
+        ["messages", 0, "content"],
     ),
     "content null": (
         {"messages": [{"role": "user", "content": None}]},
@@ -97,8 +97,8 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
     "tool calls": (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
         422,
-        "parameter_not_supported",
-        ["messages", 0, "tool_calls"],
+        "invalid_parameter",
+        ["messages", 0, "tool_calls", 0, "function"],
     ),
     "image null": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": None}]}]},

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import httpx2
 import pytest
@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import model
 from model.engine.generation import Generation
 from server.batch.results import Results
-from server.chat.completions import Envelope, FinishedCompletion, complete, stream
+from server.chat.answers import Answer, TextAnswer
+from server.chat.completions import Envelope, FinishedCompletion, UsageIn, complete, stream
 from server.chat.logprobs import json_numbers, pydantic_numbers
 from server.schemas.batch import BatchResponse, BatchResult
 from server.schemas.responses import (
@@ -35,6 +36,7 @@ from tests.support.servers.neighbours import FROZEN
 from tests.support.servers.wire import HELLO, chat, check_error
 from tests.support.waiting import eventually
 
+USAGES = get_args(UsageIn)
 # Of each kind that JSON spells in its own way.
 TEXTS = [
     "a",
@@ -77,9 +79,13 @@ def answered(deltas: list[list[model.TokenLogprob]], numbers: Any) -> FinishedCo
     """Two answers, of which the second has no log probabilities."""
 
     async def answer() -> FinishedCompletion:
-        return await complete(generation_of(deltas), ENVELOPE, 2, numbers)
+        return await complete(generation_of(deltas), ENVELOPE, answers(), numbers)
 
     return asyncio.run(answer())
+
+
+def answers() -> list[Answer]:
+    return [TextAnswer(), TextAnswer()]
 
 
 def generation_of(deltas: list[list[model.TokenLogprob]]) -> Generation:
@@ -124,14 +130,14 @@ def test_the_bytes_of_an_answer(deltas: list[list[model.TokenLogprob]]) -> None:
     assert b"".join(answer.pieces()) == expected.encode()
 
 
-@given(st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5), st.booleans())
-def test_the_bytes_of_a_stream(deltas: list[list[model.TokenLogprob]], include_usage: bool) -> None:
+@given(st.lists(st.lists(tokens, max_size=3), min_size=1, max_size=5), st.sampled_from(USAGES))
+def test_the_bytes_of_a_stream(deltas: list[list[model.TokenLogprob]], usage_in: UsageIn) -> None:
     async def chunks() -> list[bytes]:
-        return [c async for c in stream(generation_of(deltas), ENVELOPE, 2, include_usage)]
+        return [c async for c in stream(generation_of(deltas), ENVELOPE, answers(), usage_in)]
 
     sent = asyncio.run(chunks())
     found = [ChatCompletionChunk.model_validate_json(chunk) for chunk in sent]
-    hidden = None if include_usage else {"usage"}
+    hidden = {"usage"} if usage_in == "last" else None
     for chunk, bytes_sent in zip(found, sent, strict=True):
         exclude = hidden if chunk.usage is None else None
         assert bytes_sent == chunk.model_dump_json(exclude=exclude).encode()

@@ -70,8 +70,10 @@ def test_flags_are_booleans(server: LiveServer, value: Any) -> None:
         {"response_format": {"type": "text", "json_schema": None}},
         {"tools": []},
         {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"modalities": ["text"]},
-        {"stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"stream_options": {"include_usage": True, "include_obfuscation": True}},
         {"logprobs": False, "top_logprobs": None},
         {"model": "any name", "user": "me", "store": True, "metadata": {"a": "b"}},
         {"service_tier": "auto", "parallel_tool_calls": True, "safety_identifier": "me"},
@@ -89,9 +91,6 @@ def test_taken_by_both_dialects(server: LiveServer, path: str, parameters: dict[
     "parameters",
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "auto"},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"functions": [{"name": "f"}]},
         {"function_call": "auto"},
         {"modalities": ["text", "audio"]},
@@ -100,7 +99,6 @@ def test_taken_by_both_dialects(server: LiveServer, path: str, parameters: dict[
         {"reasoning_effort": "high"},
         {"verbosity": "low"},
         {"web_search_options": {}},
-        {"stream_options": {"include_obfuscation": True}},
         {"top_logprobs": 2},
     ],
 )
@@ -137,9 +135,7 @@ def test_an_assistant_may_have_said_nothing(server: LiveServer, content: dict[st
     empty = chat(server, messages=[*HELLO, {"role": "assistant", "content": ""}, *HELLO])
     assert response.json()["usage"]["prompt_tokens"] == empty.json()["usage"]["prompt_tokens"]
     called = silent | {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}
-    where = ["messages", 1, "tool_calls"]
-    refused = chat(server, messages=[*HELLO, called, *HELLO])
-    check_error(refused, 422, "parameter_not_supported", where)
+    assert chat(server, messages=[*HELLO, called, *HELLO]).status_code == 200
 
 
 @pytest.mark.parametrize(

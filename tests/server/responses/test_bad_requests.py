@@ -23,6 +23,7 @@ def tools(*given: Any, **more: Any) -> dict[str, Any]:
     return {"input": "hi", "tools": [*given], **more}
 
 
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 INVALID, REFUSED = "invalid_parameter", "parameter_not_supported"
 CONTENT = ["input", 1, "content"]
 # name: (JSON body, status, code, location of the field)
@@ -150,7 +151,37 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
     ),
     "chat's messages": ({"messages": []}, 422, INVALID, ["messages"]),
     "chat's n": ({"input": "x", "n": 2}, 422, INVALID, ["n"]),
-    "unknown": ({"input": "x", "colour": 1}, 422, "extra_forbidden", ["colour"]),
+    "auto": (tools(FUNCTION), 422, REFUSED, ["tools"]),
+    "unknown function": (
+        tools(FUNCTION, tool_choice={"type": "function", "name": "g"}),
+        422,
+        INVALID,
+        ["tool_choice", "name"],
+    ),
+    "function of a bad name": (
+        tools({**FUNCTION, "name": "a b"}, tool_choice="required"),
+        422,
+        INVALID,
+        ["tools", 0, "name"],
+    ),
+    "function of a bad schema": (
+        tools({**FUNCTION, "parameters": {"type": "cow"}}, tool_choice="required"),
+        422,
+        INVALID,
+        ["tools", 0, "parameters", "type"],
+    ),
+    "a thousand functions": (
+        tools(*({**FUNCTION, "name": f"f{i}"} for i in range(1000)), tool_choice="required"),
+        422,
+        INVALID,
+        ["tools"],
+    ),
+    "a choice without tools": (
+        {"input": "x", "tool_choice": "required"},
+        422,
+        INVALID,
+        ["tool_choice"],
+    ),
     "long prompt": ({"input": "many words " * 20_000}, 400, "context_length_exceeded", ["input"]),
     "many items": ({"input": [{"role": "user", "content": "x"}] * 5000}, 422, INVALID, ["input"]),
     "many parts": (

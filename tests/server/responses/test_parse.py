@@ -208,7 +208,13 @@ CHAT_FUNCTION = {"name": "f", "parameters": {"type": "object"}, "strict": True}
                 "background": False,
                 "truncation": "disabled",
             },
-            {},
+            {  # which chat names as ignored
+                "user": "me",
+                "service_tier": "flex",
+                "prompt_cache_key": "k",
+                "safety_identifier": "s",
+                "prompt_cache_retention": "24h",
+            },
         ),
     ],
 )
@@ -224,29 +230,32 @@ def test_the_chat_completion_is_the_same() -> None:
     request, others = parsed(instructions="be kind", max_output_tokens=9, **body)
     earlier: list[Item] = normalized("before", ID, {})
     items = normalized(request.input, ID, {})
-    chat, params, names = to_chat(request, others, earlier, items, 100)
+    chat, names = to_chat(request, others, earlier, items, "ignore", 100)
     said = [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": text("before")},
         {"role": "user", "content": text("hello")},
     ]
-    same = parse_chat({"messages": said, "max_completion_tokens": 9, **body}, "pass-through", 100)
-    assert (chat, params) == same
+    same = {"messages": said, "max_completion_tokens": 9, **body}
+    assert chat == parse_chat(same, "ignore", 100)
     assert [names.path(("messages", i, "content")) for i in range(3)] == [
         ("instructions",),
         ("previous_response_id",),
         ("input",),
     ]
     with pytest.raises(ApiError, match="limit is 2") as long:
-        to_chat(request, others, earlier, items, 2)
+        to_chat(request, others, earlier, items, "ignore", 2)
     assert long.value.loc == ("input",)
 
 
 def test_what_only_chat_knows_is_its_to_judge() -> None:
     request, others = parsed(colour=1)
     assert others == {"colour": 1}
+    items = normalized("hi", ID, {})
+    chat, _ = to_chat(request, others, [], items, "ignore", 100)
+    assert chat.ignored == ("colour",)
     with pytest.raises(ApiError) as refused:
-        to_chat(request, others, [], normalized("hi", ID, {}), 100)
+        to_chat(request, others, [], items, "error", 100)
     assert (refused.value.code, refused.value.loc) == ("extra_forbidden", ("colour",))
 
 
@@ -254,7 +263,7 @@ def test_the_response_repeats_the_request() -> None:
     request, _ = parsed(
         instructions="i", metadata={"a": "b"}, tools=[FUNCTION], tool_choice="required", top_p=0.5
     )
-    _, params = parse_chat({"messages": [{"role": "user", "content": "x"}]}, "pass-through", 9)
+    params = parse_chat({"messages": [{"role": "user", "content": "x"}]}, "ignore", 9).params
     response = echoed(request, params, ID, "phi3v", True).model_dump()
     assert response["tools"] == [{**FUNCTION, "description": None}]
     assert (response["tool_choice"], response["metadata"]) == ("required", {"a": "b"})

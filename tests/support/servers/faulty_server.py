@@ -37,12 +37,12 @@ def faulty_run(self: Runner, chunks: list[Chunk]) -> torch.Tensor:
     return run(self, chunks)
 
 
-def faulty_draft(self: Processor, messages: Any, max_tokens: int) -> Any:
+def faulty_draft(self: Processor, messages: Any, max_tokens: int, keep: int | None = None) -> Any:
     if "FAULT" in messages[0].text:
         raise MemoryError(SECRET)
     if "BUSY" in messages[0].text:
         raise EngineDeadError()  # a 503, though the server goes on
-    return draft(self, messages, max_tokens)
+    return draft(self, messages, max_tokens, keep)
 
 
 def faulty_start(self: DecodePool) -> None:

@@ -157,10 +157,16 @@ def test_hopeless_sizes_are_refused(size: tuple[int, int]) -> None:
         processor()(Image.new("L", size))
 
 
-def test_low_detail_is_one_tile() -> None:
-    made = processor()(Image.new("RGB", (1900, 1069)), low_detail=True)
-    assert made.grid == (1, 1)
-    assert made.num_tokens == 313
+def test_fewer_crops() -> None:
+    """As many as a checkpoint with that limit makes, bit for bit; never more than this one's."""
+    picture = Image.linear_gradient("L").resize((1900, 1069)).convert("RGB")
+    assert processor()(picture, 1).num_tokens == 313
+    for crops in (1, 2, 5, 9):
+        made, other = processor()(picture, crops), processor(crops)(picture)
+        assert made.grid == other.grid
+        assert made.digest == other.digest
+        assert torch.equal(made.pixels, other.pixels)
+    assert processor(4)(picture, 16).digest == processor(4)(picture).digest
 
 
 def test_digest_tells_pictures_and_plans_apart() -> None:
@@ -168,7 +174,7 @@ def test_digest_tells_pictures_and_plans_apart() -> None:
     digests = {
         processor()(red).digest,
         processor()(blue).digest,
-        processor()(red, low_detail=True).digest,
+        processor()(red, 1).digest,
         processor(4)(red).digest,
         processor()(red.resize((48, 64))).digest,
     }
