@@ -167,7 +167,7 @@ def forced_call(tools: Sequence[Tool], choice: ToolChoice | None) -> ForcedCall 
         return None
     if choice is None:
         raise not_supported(
-            f"tools without tool_choice (or with 'auto') is not supported: {REMEDY}",
+            f"tools is not supported with tool_choice 'auto', which is the default: {REMEDY}",
             ("tools",),
             len(tools),
         )

@@ -185,9 +185,11 @@ def test_javascript_refuses_plain_http_by_itself(row: Row, server: LiveServer) -
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.client not in NO_TOOLS], ids=str)
 def test_tools_are_refused_by_name(row: Row, server: LiveServer) -> None:
+    """Where nothing forces a call; the remedy is in the words."""
     error = raised(row, "tools", server)
     assert error["status"] == 422
-    assert "tools is not supported" in error["message"]
+    assert "'auto'" in error["message"]
+    assert "set tool_choice to 'required'" in error["message"]
 
 
 @rows_of("langchain_client")
@@ -222,8 +224,8 @@ def test_litellm_recovers_from_azures_refusal_of_extras(row: Row, server: LiveSe
 
 
 @rows_of("litellm_client", "openai/", "hosted_vllm/", "azure/")
-def test_litellm_tells_of_unknown_parameters(row: Row, server: LiveServer) -> None:
-    assert "colour: Extra inputs are not permitted" in raised(row, "extra", server)["message"]
+def test_litellm_may_send_unknown_parameters(row: Row, server: LiveServer) -> None:
+    assert returned(row, "extra", server) == returned(row, "answer", server)
 
 
 @rows_of("llama_index_client")
