@@ -29,7 +29,7 @@ SECTIONS = {
     "Limits": "max_connections header_timeout body_timeout idle_timeout write_timeout max_body_mb "
     "max_bodies_mb max_messages max_images max_image_pixels image_timeout max_waiting "
     "max_waiting_tokens max_waiting_memory request_timeout",
-    "Operation": "drain_timeout log_format log_level otlp_endpoint open_metrics",
+    "Operation": "drain_timeout response_store response_store_memory response_store_seconds log_format log_level otlp_endpoint open_metrics",
 }
 NOTES = {
     "Model": "See [checkpoints](checkpoints.md) and [GPUs](gpu.md).",

@@ -25,10 +25,13 @@ from server.http.middleware import (
     ReadBeforeRefusing,
     RequestIds,
 )
-from server.routes import chat, docs, health, info, playground, tokenize
+from server.responses.store import ResponseStore
+from server.routes import chat, docs, health, info, playground, responses, tokenize
 from server.routes import metrics as metrics_route
 from server.schemas.requests import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.schemas.responses import ChatCompletionChunk
+from server.schemas.responses_events import ResponseStreamEvent
+from server.schemas.responses_request import ResponsesRequest
 from server.service import Service
 from server.settings import Settings
 from server.telemetry import metrics
@@ -41,7 +44,10 @@ READABLE_BY_SCRIPTS = (
 
 
 def create_app(
-    service: Service, traces: Traces | None = None, faces_browsers: bool = True
+    service: Service,
+    traces: Traces | None = None,
+    faces_browsers: bool = True,
+    replica: str = "",
 ) -> FastAPI:
     """Create the application.
 
@@ -50,21 +56,23 @@ def create_app(
         traces: where to record requests, if tracing is enabled.
         faces_browsers: whether clients connect to it directly; if not, a gateway in front of it handles
             CORS and the cross-site guard.
+        replica: its name if there are several, each of which stores its own responses.
     """
     app = FastAPIOffline(  # serves the files of /docs itself
         title="Phi-3-vision",
         version=__version__,
-        description="Azure AI Model Inference and OpenAI chat APIs for Phi-3-vision",
+        description="Azure AI Model Inference, OpenAI chat and OpenAI Responses APIs for Phi-3-vision",
         docs_url=None,
         redoc_url=None,
         static_url=docs.FILES,
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.response_store = _response_store(service.settings, replica)
     app.state.metrics = metrics.Metrics(service.stats)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     errors.install(app)
-    for routes in (info, chat, tokenize, health, metrics_route, docs):
+    for routes in (info, chat, responses, tokenize, health, metrics_route, docs):
         app.include_router(routes.router)
     if service.settings.playground:
         app.include_router(playground.router)
@@ -77,6 +85,11 @@ def create_app(
     for outer in outer_middleware(service.settings, count, trace, faces_browsers):
         app.add_middleware(outer.cls, *outer.args, **outer.kwargs)
     return app
+
+
+def _response_store(settings: Settings, replica: str) -> ResponseStore:
+    memory = int(settings.response_store_memory * 2**30) if settings.response_store else 0
+    return ResponseStore(memory, settings.response_store_seconds, replica)
 
 
 def outer_middleware(
@@ -95,7 +108,7 @@ def outer_middleware(
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.allowed_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=READABLE_BY_SCRIPTS,
                 allow_private_network=True,  # lets web pages call a server on localhost
@@ -118,8 +131,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             [
                 (ChatCompletionRequest, "validation"),
                 (TokenizeRequest, "validation"),
+                (ResponsesRequest, "validation"),
                 (DetokenizeRequest, "validation"),
                 (ChatCompletionChunk, "serialization"),
+                (ResponseStreamEvent, "serialization"),
             ],
             ref_template="#/components/schemas/{model}",
         )

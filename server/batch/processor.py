@@ -16,7 +16,6 @@ from server.batch.lines import Line
 from server.batch.progress import Progress
 from server.batch.results import Results
 from server.chat.bodies import ParsedJson, parse_json
-from server.chat.completions import FinishedCompletion
 from server.chat.logprobs import pydantic_numbers
 from server.chat.parameters import ignored_header
 from server.chat.parse import ParsedChat, parse_chat
@@ -33,6 +32,8 @@ from server.errors import (
 )
 from server.images.fetching import FetchError
 from server.images.urls import Images
+from server.responses.prepare import PreparedResponse, convert, prepare_response
+from server.responses.running import RunningResponse
 from server.schemas.batch import BatchError, BatchRequest, BatchResponse, BatchResult, CustomId
 from server.service import Backend
 
@@ -114,7 +115,7 @@ class BatchProcessor:
                 self._progress.earlier()
                 return None
             custom_id = given
-            finished = await self._complete_chat(parsed)
+            body, tokens = await self._complete(parsed)
         except ApiError as error:
             failure = error
         except model.ModelError as error:
@@ -124,8 +125,8 @@ class BatchProcessor:
             logger.exception("line %d failed", line.number)
             failure = internal_error("internal error; see the log")
         else:
-            self._progress.answered(finished.completion.usage.completion_tokens)
-            return _result(custom_id, 200), finished.pieces()
+            self._progress.answered(tokens)
+            return _result(custom_id, 200), body
         if failure.status == 503:
             raise BatchEndedError(f"{failure.message}; run the batch again for the remaining lines")
         if custom_id is None and self._results.has_line(line.number):
@@ -150,17 +151,15 @@ class BatchProcessor:
             raise too_large(reason)
         return await parse_json(line.data, "the line")
 
-    async def _complete_chat(self, line: ParsedJson) -> FinishedCompletion:
-        """Run the line's request; raises an ApiError or a ModelError."""
-        parsed = await line.validate(self._parse_request)
-        ignored_header(parsed.ignored)  # a result has no headers, but the log names them
-        chat = parsed.request
-        if chat.stream:
-            raise not_supported(
-                "stream is not supported in a batch; remove it",
-                ("stream",),
-                chat.stream,
-            )
+    async def _complete(self, line: ParsedJson) -> tuple[Iterable[bytes], int]:
+        """Run the line's request; returns the JSON of the answer in pieces, and the tokens of the answer.
+
+        Raises:
+            ApiError: the request is invalid or not supported.
+            model.ModelError: the engine refuses it or fails.
+        """
+        request = await line.validate(_request_of)
+        body = ParsedJson(request.body, line.size)
         # Held bytes need no limit here: sizes and the number of lines in flight are bounded.
         backend = self._backend
         images = Images(
@@ -169,18 +168,30 @@ class BatchProcessor:
             lambda _: None,
             backend.settings.images_per_prompt,
         )
-        prepared = await prepare(backend, parsed, images, chat.cache_salt or "")
-        running = await self._start(prepared)
+        prepare_line = self._response if request.url == "/v1/responses" else self._chat
+        running = await self._start(await prepare_line(body, images))
         try:
-            return await running.complete(pydantic_numbers)
+            finished = await running.complete(pydantic_numbers)
+            return finished.pieces(), running.generation.completion_tokens
         finally:
             running.generation.close()
 
-    def _parse_request(self, value: object) -> ParsedChat:
-        request = _request_of(value)
-        return parse_chat(request.body, "ignore", self._backend.settings.max_messages)
+    async def _chat(self, body: ParsedJson, images: Images) -> PreparedChat:
+        most = self._backend.settings.max_messages
+        parsed = await body.validate(lambda value: parse_chat(value, "ignore", most))
+        _check_chat(parsed)
+        return await prepare(self._backend, parsed, images, parsed.request.cache_salt or "")
 
-    async def _start(self, prepared: PreparedChat) -> RunningCompletion:
+    async def _response(self, body: ParsedJson, images: Images) -> PreparedResponse:
+        why = "a batch stores no responses"
+        converted = await convert(self._backend, body, "ignore", None, why)
+        _check_chat(converted.chat)
+        salt = converted.chat.request.cache_salt or ""
+        return await prepare_response(self._backend, converted, images, salt)
+
+    async def _start(
+        self, prepared: PreparedChat | PreparedResponse
+    ) -> RunningCompletion | RunningResponse:
         """Start a request, waiting while the engine is overloaded; first come, first served."""
         if not self._first.locked():
             with contextlib.suppress(model.OverloadedError):
@@ -213,6 +224,14 @@ def _request_of(value: object) -> BatchRequest:
         return BatchRequest.model_validate(value)
     except ValidationError as error:
         raise from_validation_error(error, value) from error
+
+
+def _check_chat(parsed: ParsedChat) -> None:
+    """Refuse a streamed answer, with a 422 ApiError, and log ignored parameters."""
+    if parsed.request.stream:
+        reason = "stream is not supported in a batch; remove it"
+        raise not_supported(reason, ("stream",), parsed.request.stream)
+    ignored_header(parsed.ignored)  # a result has no headers, but the log names them
 
 
 def _result(custom_id: str | None, status: int) -> BatchResult:

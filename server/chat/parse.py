@@ -66,7 +66,7 @@ def parse_chat(body: object, extra_policy: ExtraPolicy, max_messages: int) -> Pa
     Raises:
         ApiError: 400 for extra parameters under ``error``, otherwise 422.
     """
-    body = _bounded(body, max_messages)
+    body = bounded(body, max_messages)
     given = {name: value for name, value in body.items() if value is not None}
     extras = [name for name in given if name not in KNOWN]
     if extras and extra_policy == "error":
@@ -114,7 +114,7 @@ def _names(extras: list[str]) -> list[str]:
 
 def parse_tokenize(body: object, max_messages: int) -> tuple[TokenizeRequest, ForcedCall | None]:
     """Validate the body of a tokenize request; unknown fields are kept. Raises a 422 ApiError."""
-    request = _validated(TokenizeRequest, _bounded(body, max_messages), ignore_unknown=True)
+    request = _validated(TokenizeRequest, bounded(body, max_messages), ignore_unknown=True)
     if (request.messages is None) == (request.prompt is None):
         raise invalid_parameter("send either messages or a prompt", ("messages",))
     refuse_message_fields(request.messages or (), ignore_unknown=True)
@@ -130,16 +130,21 @@ def parse_detokenize(body: object) -> DetokenizeRequest:
     return _validated(DetokenizeRequest, body, ignore_unknown=True)
 
 
-def _bounded(body: object, max_messages: int) -> dict[str, Any]:
-    """Check that the body is an object and not too large to validate; raises a 422 ApiError."""
+def bounded(body: object, max_messages: int, key: str = "messages") -> dict[str, Any]:
+    """Check that the body is an object and not too large to validate; ``key`` names its messages.
+
+    Raises:
+        ApiError: 422.
+    """
     if not isinstance(body, dict):
         raise invalid_parameter("the body must be a JSON object", value=body)
-    messages = body.get("messages")
+    messages = body.get(key)
     if isinstance(messages, list) and len(messages) > max_messages:
+        what = "messages" if key == "messages" else f"items in {key}"
         raise invalid_parameter(
-            f"too many messages: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
+            f"too many {what}: {len(messages)}; the limit is {max_messages} (--max-messages); remove "
             "the oldest",
-            ("messages",),
+            (key,),
             len(messages),
         )
     _refuse_oversized(body, MOST_VALUES_PER_MESSAGE * max_messages + MOST_VALUES_ELSEWHERE)

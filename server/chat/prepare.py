@@ -38,17 +38,18 @@ class RunningCompletion:
         usage: completions.UsageIn = "last"
         if options is not None and options.include_usage:
             usage = "all" if options.continuous_usage_stats else "own"
-        return completions.stream(self.generation, self.envelope, self._answers(), usage)
+        return completions.stream(self.generation, self.envelope, self.answers(), usage)
 
     async def complete(
         self, write_numbers: NumberWriter = json_numbers
     ) -> completions.FinishedCompletion:
         """Collect all of it; raises a ModelError."""
         return await completions.complete(
-            self.generation, self.envelope, self._answers(), write_numbers
+            self.generation, self.envelope, self.answers(), write_numbers
         )
 
-    def _answers(self) -> list[Answer]:
+    def answers(self) -> list[Answer]:
+        """Readers of the generated text, one for each answer, that have read nothing."""
         call = self._call
         return [CallAnswer(call) if call else TextAnswer() for _ in range(self._chat.n)]
 
@@ -93,12 +94,12 @@ async def prepare(
     messages = await to_messages(chat.messages, images, backend.settings.max_images, crops)
     if call is not None:
         messages = describe_functions(messages, call)
-    defaults = _unset(chat, backend.info.default_parameters)
+    defaults = unset_defaults(chat, backend.info.default_parameters)
     params = replace(parsed.params, cache_salt=salt, **defaults)
     return PreparedChat(engine, messages, params, envelope, chat, call, caller)
 
 
-def _unset(chat: ChatCompletionRequest, defaults: Mapping[str, float]) -> dict[str, Any]:
+def unset_defaults(chat: ChatCompletionRequest, defaults: Mapping[str, float]) -> dict[str, Any]:
     """The checkpoint's defaults for parameters that the request does not set."""
     given = set(chat.model_fields_set)
     if "max_completion_tokens" in given:

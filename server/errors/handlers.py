@@ -6,12 +6,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 import model
 from server.errors.api_error import ApiError, error_response, short_name
 from server.errors.translation import from_model_error
 
 CLIENT_CLOSED = 499  # nginx's status for a disconnected client; only logs and metrics show it
+METHODS = ("DELETE", "GET", "POST")  # that this server's routes have
 HTTP_CODES = {
     400: "bad_request",
     404: "not_found",
@@ -19,6 +21,18 @@ HTTP_CODES = {
     413: "request_too_large",
     415: "unsupported_media_type",
 }
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that are routed for a path; Starlette names only those of the first route."""
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def install(app: FastAPI) -> None:
@@ -46,7 +60,7 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             # HEAD is routed as GET, and OPTIONS is handled here for every path.
-            allowed = headers.get("Allow", "").replace("GET", "GET, HEAD")
+            allowed = ", ".join(_methods(request)).replace("GET", "GET, HEAD")
             headers["Allow"] = allowed
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"Allow": f"{allowed}, OPTIONS"})

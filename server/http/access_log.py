@@ -11,9 +11,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import model
-from server.chat.prepare import RunningCompletion
 from server.errors import CLIENT_CLOSED, from_model_error, short_name
-from server.http.exchange import UNMATCHED, Exchange, exchange_of, open_exchange
+from server.http.exchange import UNMATCHED, Completion, Exchange, exchange_of, open_exchange
 from server.telemetry import logs
 from server.telemetry.traces import TracedCompletion
 
@@ -120,7 +119,7 @@ def _generated(generation: model.Generation, started: float) -> dict[str, Any]:
     }
 
 
-def _traced(completion: RunningCompletion) -> TracedCompletion:
+def _traced(completion: Completion) -> TracedCompletion:
     generation, envelope = completion.generation, completion.envelope
     return TracedCompletion(
         envelope.model, envelope.id, generation.finish_reasons, generation.error is not None

@@ -73,6 +73,14 @@ def documented_body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+PROJECT = "/api/projects/{project}/openai/v1"  # prefix of azure-ai-projects
+
+
+def project_name(project: str) -> str:
+    """The project in the paths of azure-ai-projects; any name is accepted."""
+    return project
+
+
 async def held_bytes(service: ServiceOf) -> AsyncIterator[HeldBytes]:
     """Counts the bytes held for a request until its response has been sent."""
     held = HeldBytes(service)

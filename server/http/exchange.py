@@ -7,14 +7,27 @@ record in it what they find out, such as the route or the caller.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from starlette.types import Scope
 
+import model
 from server.auth.limits import Admission
-from server.chat.prepare import RunningCompletion
+from server.chat.completions import Envelope
 
 UNMATCHED = "unmatched"  # route of paths that match no route
+
+
+class Completion(Protocol):
+    """What the access log needs of a completion."""
+
+    @property
+    def generation(self) -> model.Generation:
+        """The engine's generation."""
+
+    @property
+    def envelope(self) -> Envelope:
+        """Its id and its model's name."""
 
 
 @dataclass
@@ -28,7 +41,7 @@ class Exchange:
         caller: the caller's name; None until it is authenticated.
         admission: the admission by the rate limiter; None if the route has no limits or the request was
             refused.
-        completion: the completion of a chat request, once the engine has accepted it.
+        completion: the completion of a request, once the engine has accepted it.
         relayed: whether a replica handles and logs the request in another process.
     """
 
@@ -36,7 +49,7 @@ class Exchange:
     route: str = UNMATCHED
     caller: str | None = None
     admission: Admission | None = None
-    completion: RunningCompletion | None = None
+    completion: Completion | None = None
     relayed: bool = False
 
 

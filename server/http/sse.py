@@ -1,7 +1,7 @@
-"""Server-sent events in the strict form that azure-ai-inference's parser requires.
+"""Server-sent events. Chunks of chat completions are in the strict form that azure-ai-inference requires.
 
-Every line is empty or starts with ``data:`` and ends in a bare line feed. No comments, pings or event
-names are sent.
+Every line of theirs is empty or starts with ``data:`` and ends in a bare line feed. No comments, pings or
+event names are sent.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ def is_not_a_broken_stream(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], StreamBrokenError))
 
 
-class ChunkStream(EventSourceResponse):
-    """A stream of chunks, ended by ``[DONE]``.
+class EventStream(EventSourceResponse):
+    """A stream of events.
 
     Args:
-        chunks: the chunks of one completion, as JSON.
-        end: called when everything is sent or the client has disconnected, even before the first chunk.
+        events: the events as they are sent, or pieces of them.
+        end: called when everything is sent or the client has disconnected, even before the first event.
         headers: of the response.
     """
 
     def __init__(
         self,
-        chunks: AsyncIterator[bytes],
+        events: AsyncIterator[bytes],
         end: Callable[[], None],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(_events(chunks), headers=headers, sep="\n", ping=0)
+        super().__init__(events, headers=headers, sep="\n", ping=0)
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +67,18 @@ class ChunkStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._end()
+
+
+class ChunkStream(EventStream):
+    """A stream of chunks, ended by ``[DONE]``; ``chunks`` are those of one completion, as JSON."""
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        end: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(_events(chunks), end, headers)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -13,6 +13,8 @@ from typing import Any
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from server.ray.affinity import pin_of
+
 # Slots of a replica beyond those for POST requests: for requests without a session (health, metrics, the
 # page), and for the few excess requests of concurrent gateways.
 SPARE = 8
@@ -101,7 +103,9 @@ class GatewayRouter(CountingRouter):
 class ReplicaRouter(CountingRouter, ConsistentHashRouter):
     """Sends requests of a session to the same replica while it has a free slot.
 
-    Requests without a session, such as health probes, have separate slots.
+    Those of a pinned session wait for their replica, and only if it is gone do they go to another one, which
+    responds that it does not store what they name. Requests without a session, such as health probes, have
+    separate slots.
     """
 
     async def choose_replicas(
@@ -113,7 +117,13 @@ class ReplicaRouter(CountingRouter, ConsistentHashRouter):
         ranks = await super().choose_replicas(candidate_replicas, pending_request)
         if pending_request is None or pending_request.future.done():
             return ranks
-        spare = SPARE if pending_request.metadata.session_id else 0
+        session = pending_request.metadata.session_id
+        spare = SPARE if session else 0
+        pin = pin_of(session or "")
+        if pin is not None:
+            spare = SPARE if pin.takes_slot else 0
+            wanted = [r for r in candidate_replicas if r.replica_id.unique_id == pin.replica]
+            ranks = [wanted] if wanted else ranks
         for replicas in ranks:
             chosen = await self.take_slot(replicas, spare)
             if chosen:

@@ -35,7 +35,7 @@ from server.errors import (
 from server.http.dependencies import HeldBytes, read_body, require_caller
 from server.http.exchange import exchange_of
 from server.ray import relay
-from server.ray.affinity import affinity
+from server.ray.affinity import affinity, path_session
 from server.ray.replica_slots import ReplicaSlots
 from server.ray.routers import SPARE, GatewayRouter, ReplicaRouter
 from server.ray.settings import RaySettings
@@ -95,12 +95,13 @@ class Gateway:
             self._service.release(held.size)
 
     async def _forward(self, request: Request, held: HeldBytes) -> Response:
-        body, key = b"", ""
+        body, key = b"", path_session(request.url.path)
         if request.method == "POST":  # other methods have no body
             await require_caller(request, self._service)
             body = await self._read(request, held)
             at_once = len(body) <= PARSE_ON_THREAD_ABOVE
-            key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
+            if not key:
+                key = affinity(body) if at_once else await asyncio.to_thread(affinity, body)
             key = key or uuid.uuid4().hex
         seconds = self._settings.request_timeout
         batches = self._ask(key, request, body)
@@ -123,7 +124,8 @@ class Gateway:
         self, key: str, request: Request, body: bytes
     ) -> AsyncGenerator[relay.MessageBatch, None]:
         """Yield a replica's response; raises ApiError."""
-        async with self._slots.acquire() if key else nullcontext():
+        takes_slot = request.method == "POST"
+        async with self._slots.acquire() if takes_slot else nullcontext():
             replica = self._replicas.options(session_id=key)
             response = replica.remote(relay.portable(request.scope), body)
             del body  # its bytes count as held until the response starts
@@ -151,7 +153,9 @@ class Replica:
             settings = settings.model_copy(update={"device": "cpu"})
         self._service = Service(settings)
         self._traces = open_traces(settings.otlp_endpoint)
-        self._app = create_app(self._service, self._traces, faces_browsers=False)  # the gateways do
+        replica = serve.get_replica_context().replica_id.unique_id
+        # The gateways face browsers.
+        self._app = create_app(self._service, self._traces, faces_browsers=False, replica=replica)
         never = asyncio.Event()
         self._following = asyncio.create_task(self._service.access.follow_changes(never))
         await self._service.load()

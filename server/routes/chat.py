@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -14,9 +11,10 @@ from server.chat.bodies import ParsedJson
 from server.chat.parameters import IGNORED_HEADER, ignored_header
 from server.chat.parse import ExtraPolicy, parse_chat
 from server.chat.prepare import prepare
-from server.errors import CLIENT_CLOSED, responses
+from server.errors import responses
 from server.http.dependencies import (
     KEY_REQUIRED,
+    PROJECT,
     Admitted,
     ImagesOf,
     JsonBody,
@@ -24,9 +22,9 @@ from server.http.dependencies import (
     azure_policy,
     documented_body,
     openai_policy,
+    project_name,
 )
-from server.http.exchange import exchange_of
-from server.http.piecewise_json import PiecewiseJsonResponse
+from server.http.respond import respond
 from server.http.sse import ChunkStream
 from server.images.urls import Images
 from server.schemas.responses import ChatCompletion
@@ -73,7 +71,6 @@ AzurePolicy = Annotated[ExtraPolicy, Depends(azure_policy)]
 OpenAIPolicy = Annotated[ExtraPolicy, Depends(openai_policy)]
 
 router = APIRouter(tags=["chat"], dependencies=KEY_REQUIRED)
-T = TypeVar("T")
 
 
 @router.post("/chat/completions", **AZURE_ROUTE)
@@ -92,6 +89,7 @@ async def azure_chat_completions(
 
 @router.post("/v1/chat/completions", **OPENAI_ROUTE)
 @router.post("/openai/v1/chat/completions", **OPENAI_ROUTE)
+@router.post(f"{PROJECT}/chat/completions", **OPENAI_ROUTE, dependencies=[Depends(project_name)])
 async def openai_chat_completions(
     request: Request,
     service: ServiceOf,
@@ -131,68 +129,5 @@ async def _complete_chat(
     caller = admission.caller.name
     salt = service.cache_salt(caller, parsed.request.cache_salt)
     prepared = await prepare(service, parsed, images, salt, caller)
-    running = await _unless_disconnected(
-        request, prepared.start(admission.reserve), lambda started: started.generation.close()
-    )
-    if running is None:
-        return Response(status_code=CLIENT_CLOSED)
-    generation = running.generation
-    exchange_of(request.scope).completion = running  # for the access log
-
-    def settle() -> None:
-        admission.settle(generation.prompt_tokens + generation.completion_tokens)
-
-    def end() -> None:
-        generation.close()
-        settle()
-
-    headers = ignored_header(parsed.ignored)
-    if parsed.request.stream:
-        return ChunkStream(running.stream(), end, headers)
-    try:
-        completion = await _unless_disconnected(request, running.complete())
-        if completion is not None:
-            settle()  # before the response's headers report the rate limits
-            return PiecewiseJsonResponse(completion.pieces(), generation.close, headers)
-    except BaseException:
-        end()
-        raise
-    end()
-    return Response(status_code=CLIENT_CLOSED)
-
-
-async def _unless_disconnected(
-    request: Request, work: Coroutine[Any, Any, T], discard: Callable[[T], None] = lambda _: None
-) -> T | None:
-    """Await ``work``, but cancel it and return None if the client disconnects.
-
-    Args:
-        request: the client's request.
-        work: the coroutine to run.
-        discard: called with the result if it arrives too late.
-    """
-
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(disconnected())
-    is_returned = False
-    try:
-        await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            is_returned = True
-            return task.result()
-    finally:
-        watching.cancel()
-        if not is_returned:
-            task.cancel()
-            task.add_done_callback(partial(_discard, discard))
-            await asyncio.wait({task})  # what it holds counts as in flight until then
-    return None
-
-
-def _discard(discard: Callable[[T], None], work: asyncio.Future[T]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        discard(work.result())
+    stream = ChunkStream if parsed.request.stream else None
+    return await respond(request, admission, prepared, stream, ignored_header(parsed.ignored))

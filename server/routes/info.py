@@ -5,11 +5,11 @@ Also the error for embeddings.
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from server import __version__
 from server.errors import ApiError, responses, short_name
-from server.http.dependencies import KEY_REQUIRED, ServiceOf
+from server.http.dependencies import KEY_REQUIRED, PROJECT, ServiceOf, project_name
 from server.schemas.responses import ModelCard, ModelInfo, ModelList, Version
 
 PUBLISHED = 1716249600  # 21 May 2024, when Phi-3-vision was announced
@@ -78,6 +78,7 @@ for prefix in AZURE_PREFIXES:
 for prefix in OPENAI_PREFIXES:
     router.get(f"{prefix}/models")(models)
     router.get(f"{prefix}/models/{{model_id:path}}", responses=responses(404))(model)
+router.get(f"{PROJECT}/models", dependencies=[Depends(project_name)])(models)
 router.get("/models")(models)  # for OpenAI's clients whose base URL is the root
 for path in NO_EMBEDDINGS:
     router.post(path, include_in_schema=False)(embeddings)

@@ -16,7 +16,7 @@ class BatchRequest(BaseModel):
 
     custom_id: CustomId
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/chat/completions"]
+    url: Literal["/v1/chat/completions", "/chat/completions", "/v1/responses"]
     body: dict[str, Any]
 
 

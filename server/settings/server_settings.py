@@ -107,6 +107,15 @@ class Settings(ModelSettings):
         description="OpenTelemetry collector to send traces to by OTLP over HTTP, such as "
         "http://localhost:4318; none by default",
     )
+    response_store: bool = Field(
+        True, description="keep responses of /v1/responses in memory, so that they can be continued"
+    )
+    response_store_memory: float = Field(
+        0.25, gt=0, description="GiB for stored responses; the oldest are dropped"
+    )
+    response_store_seconds: float = Field(
+        86_400, gt=0, description="seconds a stored response is kept after its last use"
+    )
     open_metrics: bool = Field(False, description="serve /metrics without authentication")
     playground: bool = Field(True, description="serve the playground, a chat page, at /")
     # Limits.

@@ -88,7 +88,7 @@ def run(command: list[str | Path], folder: Path, given: str | None = None, **mor
 
 def test_samples_are_found() -> None:
     """Each block of code in a language that is run, but for shell lines that need more than a server."""
-    assert (len(CURL), len(PYTHON), len(in_language("javascript"))) == (5, 11, 1)
+    assert (len(CURL), len(PYTHON), len(in_language("javascript"))) == (5, 12, 1)
 
 
 @pytest.mark.parametrize("sample", parameters(CURL))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.ray.affinity import affinity
+from server.ray.affinity import affinity, path_session, pin_of
+from server.responses.ids import item_id, response_id
 from tests.support.servers.wire import data_url, image_message, png
 
 
@@ -52,10 +53,39 @@ def test_questions_about_one_image_meet() -> None:
     assert key(shown(png(5, 5), "how large is it?")) == asked
 
 
+def response_key(**body: Any) -> str:
+    return affinity(json.dumps(body).encode())
+
+
+def test_responses_stay_where_they_began() -> None:
+    first = response_key(instructions="be kind", input="hello")
+    assert len(first) == 32
+    later = [said("hello"), said("hi", "assistant"), said("and now?")]
+    assert response_key(instructions="be kind", input=later) == first
+    assert response_key(instructions="be brief", input="hello") != first
+    image = {"type": "input_image", "image_url": data_url(png(5, 5))}
+    asked = [said([{"type": "input_text", "text": "what is it?"}, image])]
+    assert response_key(input=asked) == key(shown(png(5, 5), "what is it?"))
+
+
+def test_stored_responses_are_looked_for_where_they_are() -> None:
+    own = response_id("0" * 32, "abC1")
+    item = {"type": "item_reference", "id": item_id(own, "msg", 0)}
+    for body in ({"previous_response_id": own, "input": "x"}, {"input": [said("x"), item]}):
+        assert pin_of(response_key(**body)) == ("abC1", True)
+    for path in (f"/v1/responses/{own}", f"/openai/responses/{own}/input_items"):
+        assert pin_of(path_session(path)) == ("abC1", False)
+    elsewhere = [own[:-4], "resp_1", "resp_" + "g" * 40]
+    assert [path_session(f"/v1/responses/{name}") for name in elsewhere] == [""] * 3
+    assert path_session("/v1/responses") == path_session("/health") == ""
+    assert pin_of(response_key(previous_response_id="resp_1", input="x")) is None
+
+
 @pytest.mark.parametrize(
     "body",
     [
         *(b"", b"{", b"null", b"[]", b"1", b"{}", b"\xff", b"[" * 100_000, b"," * 300_000),
+        *(b'{"input": 1}', b'{"input": [1, {"id": 1, "type": "item_reference"}]}'),
         *(b'{"messages": 1}', b'{"messages": [1, null, []]}', b'{"messages": [{}]}'),
         b'{"messages": [{"role": [], "content": [1, {"image_url": 1}, {"image_url": {"url": []}}]}]}',
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import openai
 import psutil
 import pytest
 
@@ -91,6 +92,28 @@ def test_faults_end_one_answer(faulty: LiveServer, seed: int) -> None:
     used = next(line for line in metrics.splitlines() if "blocks_used" in line and line[0] != "#")
     assert float(used.split()[-1]) == 0
     eventually(lambda: process.num_threads() <= threads + 2 and process.num_fds() <= files)
+
+
+def test_a_failed_response_says_so(faulty: LiveServer) -> None:
+    body = {"input": "hello", "max_output_tokens": 40, "ignore_eos": True, "seed": DECODE}
+    url = f"{faulty.url}/v1/responses"
+    response = httpx2.post(url, json=body, headers=AUTHORIZED, timeout=60)
+    check_error(response, 500, "internal_error", [])
+    with openai.OpenAI(base_url=f"{faulty.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        asked: Any = {"model": "any", "input": "hello", "max_output_tokens": 40}
+        extra = {"ignore_eos": True, "seed": DECODE}
+        events = list(client.responses.create(**asked, extra_body=extra, stream=True))
+        last = events[-1]
+        assert last.type == "response.failed"
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        failed = last.response
+        assert failed.status == "failed"
+        assert failed.error is not None
+        assert (failed.error.code, SECRET in failed.error.message) == ("server_error", False)
+        assert failed.output_text == "".join(getattr(event, "delta", "") for event in events)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(failed.id)
+        assert client.responses.create(**asked).status == "incomplete"
 
 
 def test_a_fault_in_the_preparation(faulty: LiveServer) -> None:

@@ -27,6 +27,8 @@ def test_models(server: LiveServer, prefix: str) -> None:
     (card,) = httpx2.get(f"{server.url}{prefix}/models", headers=KEY).json()["data"]
     assert card["id"] == "phi3v-tiny"
     assert httpx2.get(f"{server.url}{prefix}/models/phi3v-tiny/", headers=KEY).json() == card
+    projects = httpx2.get(f"{server.url}/api/projects/any-name/openai/v1/models", headers=KEY)
+    assert projects.json()["data"] == [card]
     stranger = httpx2.get(f"{server.url}{prefix}/models/other", headers=KEY)
     check_error(stranger, 404, "model_not_found", [])
 
@@ -42,6 +44,7 @@ def test_models(server: LiveServer, prefix: str) -> None:
         ("/v1//chat/completions", True),
         ("/openai/v1/chat/completions", True),
         ("/openai/deployments/any-name/chat/completions?api-version=2024-10-21", True),
+        ("/api/projects/any-name/openai/v1/chat/completions", True),
     ],
 )
 def test_chat_completions(server: LiveServer, path: str, takes_extras: bool) -> None:
