@@ -87,7 +87,10 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
     try:
         directory = find_checkpoint(options.model, options.revision)
-        return _load(directory, options)
+        lora = None
+        if options.lora is not None:
+            lora = hub.find_adapter(options.lora, options.lora_revision)
+        return _load(directory, options, lora)
     except ModelError:
         raise
     except Exception as error:  # a checkpoint can be broken in unforeseen ways
@@ -95,15 +98,15 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
         raise CheckpointError(f"{options.model} cannot be loaded: {first_line(error)}") from error
 
 
-def _load(directory: Path, options: LoadOptions) -> tuple[Engine, ModelInfo]:
+def _load(directory: Path, options: LoadOptions, lora: Path | None) -> tuple[Engine, ModelInfo]:
     gc.disable()  # imports create hundreds of thousands of objects, none of them garbage
     try:
         from model.engine.loading import load
     finally:
         gc.freeze()
         gc.enable()
-    info = load.describe(directory, options.model)
-    engine = load.load_engine(directory, options)
+    info = load.describe(directory, options.model, options.lora)
+    engine = load.load_engine(directory, options, lora)
     gc.collect()
     gc.freeze()  # so that no request waits while the collector scans all this again
     return engine, info

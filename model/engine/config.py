@@ -63,6 +63,8 @@ class LoadOptions(EngineOptions):
     Attributes:
         model: a checkpoint's directory or hub id.
         revision: of the Hub's model; None is the pinned one, or ``main``.
+        lora: an adapter's directory or hub id, to merge into the weights.
+        lora_revision: of the Hub's adapter; None is ``main``.
         dtype: of the weights.
         device: where the model runs.
         quantization: of the weights of the decoder's linear layers.
@@ -74,6 +76,8 @@ class LoadOptions(EngineOptions):
 
     model: str
     revision: str | None = None
+    lora: str | None = None
+    lora_revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
     quantization: Quantization = "none"
@@ -90,10 +94,11 @@ class LoadOptions(EngineOptions):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Name and provider of the model, for ``/info``."""
+    """Name and provider of the model, and the adapter merged into it, for ``/info``."""
 
     name: str
     provider: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,22 @@ router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=respons
 async def info(service: ServiceOf) -> ModelInfo:
     """The deployed model, for Azure's SDKs."""
     described = service.info
-    return ModelInfo(model_name=described.name, model_provider_name=described.provider)
+    return ModelInfo(
+        model_name=described.name,
+        model_provider_name=described.provider,
+        adapter=described.adapter,
+    )
 
 
 async def models(service: ServiceOf) -> ModelList:
     """A list of the one model."""
     described = service.info
-    card = ModelCard(id=described.name, created=PUBLISHED, owned_by=described.provider)
+    card = ModelCard(
+        id=described.name,
+        created=PUBLISHED,
+        owned_by=described.provider,
+        adapter=described.adapter,
+    )
     return ModelList(data=[card])
 
 

@@ -8,22 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ModelInfo(BaseModel):
-    """The response of ``GET /info``."""
+    """The response of ``GET /info``; ``adapter`` is only there if one is merged into the weights."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_name: str
     model_type: Literal["chat-completions"] = "chat-completions"
     model_provider_name: str
+    adapter: str | None = Field(None, exclude_if=lambda adapter: adapter is None)
 
 
 class ModelCard(BaseModel):
-    """One entry of ``GET /v1/models``."""
+    """One entry of ``GET /v1/models``; ``adapter`` as in ``GET /info``."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    adapter: str | None = Field(None, exclude_if=lambda adapter: adapter is None)
 
 
 class ModelList(BaseModel):

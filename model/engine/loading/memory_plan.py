@@ -18,9 +18,9 @@ from model.engine.kv_cache.choice import block_size, on_cuda, storage_dtype
 from model.engine.loading.machine import Machine
 from model.engine.loading.placement import spread
 from model.errors import CheckpointError
-from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
+from model.phi3v.weights.files import Header
 from model.phi3v.weights.quantization import LAYERS, quantized_bytes, unsupported_reason, work_bytes
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -78,6 +78,7 @@ def plan_memory(
     config: Phi3VConfig,
     options: LoadOptions,
     machines: Sequence[Machine],
+    merging: int = 0,
 ) -> MemoryPlan:
     """Plan the memory use of a model.
 
@@ -86,6 +87,7 @@ def plan_memory(
         config: of the checkpoint.
         options: with a resolved dtype, not ``auto``.
         machines: one device, or the GPUs that the layers are spread over.
+        merging: most bytes that merging an adapter takes in main memory, before the first step.
 
     Raises:
         CheckpointError: the model does not fit, or ``max_model_len`` exceeds its context window.
@@ -105,10 +107,10 @@ def plan_memory(
         changed = replace(options, **changes)
         if unsupported_reason(config, changed.quantization) is not None:
             return None
-        plan = _plan(headers, config, changed, machines)
+        plan = _plan(headers, config, changed, machines, merging)
         return plan if _fits(plan, changed) else None
 
-    plan = _plan(headers, config, options, machines)
+    plan = _plan(headers, config, options, machines, merging)
     if _fits(plan, options):
         return plan
     changes = list(_changes(options, plan))
@@ -128,6 +130,7 @@ def _plan(
     config: Phi3VConfig,
     options: LoadOptions,
     machines: Sequence[Machine],
+    merging: int,
 ) -> MemoryPlan:
     """The plan, which may exceed the memory; it always holds the shortest useful window."""
     dtype, device = DTYPES[options.dtype], machines[0].device
@@ -147,7 +150,8 @@ def _plan(
         layers += size if name.startswith(LAYER) else 0
     slot, size = _slot_bytes(config, dtype, device), block_size(device)
     vision = tower + _tower_work(config, device) + options.embedding_cache_bytes
-    work = LIBRARIES[device.type] + _step_work(config, options)
+    step = _step_work(config, options)
+    work = LIBRARIES[device.type] + (max(step, merging) if device.type == "cpu" else step)
     if options.quantization != "none":
         work += work_bytes(config)
     scratch = slot * size if on_cuda(device) else 0  # the scratch block, see kv_cache.cuda

@@ -70,9 +70,16 @@ class Processor:
         self.image_processor = image_processor
 
     @classmethod
-    def from_checkpoint(cls, directory: Path) -> Processor:
-        """Read the tokenizer and processor files of a checkpoint; raises CheckpointError."""
-        return cls(Phi3VTokenizer(directory), ImageProcessor.from_checkpoint(directory))
+    def from_checkpoint(cls, directory: Path, tokenizer: Path | None = None) -> Processor:
+        """Read the tokenizer and processor files of a checkpoint; raises CheckpointError.
+
+        Args:
+            directory: the checkpoint.
+            tokenizer: where the tokenizer's files are, if not there.
+        """
+        return cls(
+            Phi3VTokenizer(tokenizer or directory), ImageProcessor.from_checkpoint(directory)
+        )
 
     def __call__(self, messages: Sequence[Message], max_tokens: int) -> PromptInputs:
         """Tokenize a conversation and cut its last image into crops.

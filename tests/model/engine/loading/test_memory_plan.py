@@ -21,9 +21,9 @@ from model.engine.loading.load import load_engine
 from model.engine.loading.machine import Machine, cgroup_left, probe
 from model.engine.loading.memory_plan import SHORTEST, MemoryPlan, plan_memory
 from model.errors import CheckpointError
-from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
+from model.phi3v.weights.files import Header, read_headers
 from tests.support.engines.cuda_stand_ins import paged_attention
 from tests.support.engines.official_sizes import FULL, HEADERS
 from tests.support.servers.command_line import one_sentence, run

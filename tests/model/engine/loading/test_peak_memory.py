@@ -14,8 +14,8 @@ from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.engine.config import LoadOptions, Quantization
 from model.engine.loading.machine import Machine
 from model.engine.loading.memory_plan import plan_memory
-from model.phi3v.checking import read_headers
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.weights.files import read_headers
 
 MEASURE = """
 import sys, threading, time
