@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from model.errors import CheckpointError
 from model.phi3v.adapters.adapter import Adapter
 from model.phi3v.adapters.configuration import CONFIG as ADAPTER_CONFIG
-from model.phi3v.adapters.model_files import model_shapes
+from model.phi3v.adapters.model_files import model_shapes, tokenizer_directory
 from model.phi3v.checkpoint import (
     TRAINING_STATE,
     first_line,
@@ -69,10 +69,10 @@ def check_files(directory: Path, adapter: Path | None = None) -> list[Finding]:
     findings.append(_check_image_processor(directory))
     findings += _check_weights(directory, config)
     if adapter is not None and config is not None:
-        findings += _check_adapter(adapter, config)
-    served = all(finding.ok for finding in findings)
-    verdict = "will be served" if served else "will not be served, for the reasons above"
-    return [*findings, Finding("checkpoint", served, verdict)]
+        findings += _check_adapter(adapter, directory, config)
+    if all(finding.ok for finding in findings):
+        findings.append(Finding("checkpoint", True, "will be served"))
+    return findings
 
 
 def _check_leftovers(directory: Path) -> Iterator[Finding]:
@@ -128,16 +128,17 @@ def _odd_config(raw: dict[str, Any], config: Phi3VConfig) -> Iterator[Finding]:
         yield Finding(CONFIG, True, text, odd=True)
 
 
-def _check_adapter(directory: Path, config: Phi3VConfig) -> Iterator[Finding]:
+def _check_adapter(lora: Path, directory: Path, config: Phi3VConfig) -> Iterator[Finding]:
     """An adapter for this checkpoint."""
-    name = directory.name
+    name = lora.name
     try:
-        adapter = Adapter(directory, model_shapes(config), name)
+        adapter = Adapter(lora, model_shapes(config), name)
+        tokenizer_directory(directory, lora, adapter)
     except CheckpointError as error:
         yield Finding(name, False, first_line(error))
         return
     yield Finding(name, True, adapter.summary())
-    if not adapter.is_for(str(config.name_or_path)):
+    if not adapter.is_for(str(config.name_or_path), directory.name):
         text = f"was trained on {adapter.config.base[:200]}, by its {ADAPTER_CONFIG}"
         yield Finding(name, True, text, odd=True)
 

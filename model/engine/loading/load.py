@@ -6,7 +6,7 @@ Every problem with a checkpoint becomes a ``CheckpointError`` that says what is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.image_processing import TILE
 from model.phi3v.inputs.processing import Processor, PromptInputs
 from model.phi3v.network import make_network
-from model.phi3v.weights.files import read_headers
+from model.phi3v.weights.files import Header, read_headers
 from model.phi3v.weights.names import Naming, naming
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _read_adapter(
     """Check an adapter, and log what it changes."""
     config = model_config(directory, raw)
     adapter = Adapter(lora, model_shapes(config), adapter_name(options.lora or str(lora)))
-    if not adapter.is_for(describe(directory, options.model).name):
+    if not adapter.is_for(describe(directory, "").name, options.model, directory.name):
         logger.warning(
             "the adapter %s was trained on %s, by its adapter_config.json",
             adapter.name,
@@ -152,12 +152,8 @@ def _plan(
     except Exception as error:  # the library raises many kinds
         raise unloadable(directory, error) from error
     names = naming(stored)
-    headers = {official: stored[name] for official, name in names.names.items()}
-    merging = 0
-    if adapter is not None:
-        merging = adapter.work_bytes()
-        for name in adapter.changes.keys() & headers.keys():
-            headers[name] = replace(headers[name], shape=adapter.shapes[name])
+    headers = effective_headers(stored, adapter)
+    merging = 0 if adapter is None else adapter.work_bytes()
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
         machines = [probe(device, options.gpu_memory_utilization) for device in devices]
@@ -176,6 +172,20 @@ def _plan(
         config.context_window,
     )
     return plan, names
+
+
+def effective_headers(stored: Mapping[str, Header], adapter: Adapter | None) -> dict[str, Header]:
+    """Headers by official names, as the model is after the merge.
+
+    Args:
+        stored: by the names in the checkpoint's files.
+        adapter: to merge, if any.
+    """
+    headers = {official: stored[name] for official, name in naming(stored).names.items()}
+    if adapter is not None:
+        for name in adapter.changes.keys() & headers.keys():
+            headers[name] = replace(headers[name], shape=adapter.shapes[name])
+    return headers
 
 
 def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device]) -> str:

@@ -71,12 +71,12 @@ class Adapter:
         size = self.shapes[HEAD][0] if HEAD in self.shapes else self.shapes[EMBEDDING][0]
         return None if size == self._before[EMBEDDING][0] else size
 
-    def is_for(self, model: str) -> bool:
-        """Whether the adapter names this model as its base, or none; folders are ignored."""
-        base, name = (
-            text.rstrip("/").rsplit("/", 1)[-1].lower() for text in (self.config.base, model)
+    def is_for(self, *names: str) -> bool:
+        """Whether its base is a model of one of these names, or unnamed; only last parts are compared."""
+        base, *known = (
+            text.rstrip("/").rsplit("/", 1)[-1].lower() for text in (self.config.base, *names)
         )
-        return base in ("", name)
+        return base in ("", *known)
 
     def summary(self) -> str:
         """What it changes, and which parts of the model it does not, in one line."""

@@ -43,6 +43,8 @@ COPIED = {".json", ".jinja", ".md", ".model", ".py", ".txt"}
 MAX_COPIED = 64 << 20  # bytes of a file that holds no weights
 NOT_COPIED = {CONFIG, INDEX, PICKLED_INDEX, ADAPTER_CONFIG, "trainer_state.json"}
 
+_unfinished: set[Path] = set()  # folders of exports that are running
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -220,6 +222,7 @@ def _new_directory(out: Path, size: int) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=parent))
     except OSError as error:
         raise CheckpointError(f"{parent} cannot be written to: {error.strerror}") from error
+    _unfinished.add(folder)
     try:
         yield folder
         folder.chmod(0o755)
@@ -227,4 +230,11 @@ def _new_directory(out: Path, size: int) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
+def abandon_exports() -> None:
+    """Remove what is not finished; call before the program exits."""
+    for folder in list(_unfinished):
         shutil.rmtree(folder, ignore_errors=True)

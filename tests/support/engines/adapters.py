@@ -29,15 +29,15 @@ def load_base(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Phi3VForC
 def make_adapter(checkpoint: Path, out: Path, seed: int = 0, **settings: Any) -> Path:
     """An adapter with random factors, as after training; returns ``out``."""
     torch.manual_seed(seed)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": DECODER} | settings
+    chosen: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": DECODER} | settings
     base: Any = load_base(checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of embeddings, which are saved as well
-        wrapped = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
+        wrapped = get_peft_model(base, LoraConfig(init_lora_weights=False, **chosen))
         for name, parameter in wrapped.named_parameters():
             if (parameter.requires_grad and "lora_" not in name) or "magnitude" in name:
                 nn.init.normal_(parameter.data, float(parameter.data.mean()), 0.1)
-        wrapped.save_pretrained(out)
+        wrapped.save_pretrained(str(out))
     return out
 
 
