@@ -55,7 +55,7 @@ def find_checkpoint(model: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: there is no such directory, or the download fails.
     """
-    path = _local(model, "--model", "checkpoint")
+    path = _local(model, "--model", "a checkpoint")
     if path is None:
         return _download(Wanted(model, revision or REVISIONS.get(model, NEWEST)))
     _refuse_pickles(path)
@@ -64,7 +64,7 @@ def find_checkpoint(model: str, revision: str | None = None) -> Path:
 
 def find_adapter(name: str, revision: str | None = None) -> Path:
     """Like ``find_checkpoint``, for an adapter."""
-    path = _local(name, "--lora", "adapter")
+    path = _local(name, "--lora", "an adapter")
     if path is None:
         wanted = Wanted(name, revision or NEWEST, ADAPTER_FILES, ADAPTER_FILES[:2])
         return _download(wanted)
@@ -93,7 +93,7 @@ def _local(name: str, flag: str, what: str) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         if not path.is_dir():
-            raise CheckpointError(f"{name} is a file; {flag} takes the directory of a {what}")
+            raise CheckpointError(f"{name} is a file; {flag} takes the directory of {what}")
         return path
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
         raise CheckpointError(f"{name} does not exist; {flag} takes a directory or a Hub id")
