@@ -11,7 +11,7 @@ from model.demo.random_checkpoint import PRESETS, config_for
 from model.engine.config import GIB, DType, LoadOptions
 from model.engine.loading.load import adapter_name, devices_for, dtype_for, effective_headers
 from model.engine.loading.machine import Machine
-from model.engine.loading.memory_plan import MemoryPlan, plan_memory
+from model.engine.loading.memory_plan import DTYPES, VISION, MemoryPlan, plan_memory
 from model.hub import OFFICIAL, find_adapter
 from model.phi3v.adapters.adapter import Adapter
 from model.phi3v.adapters.model_files import model_config, model_shapes
@@ -30,6 +30,7 @@ class Sizing:
         dtype, quantization: of the weights.
         context_window: of the checkpoint, in tokens.
         adapter: name of the adapter, which is merged and takes no memory of its own.
+        tower_bytes: of the vision tower's weights, which are in the plan's ``vision``.
     """
 
     plan: MemoryPlan
@@ -37,6 +38,7 @@ class Sizing:
     quantization: str
     context_window: int
     adapter: str | None
+    tower_bytes: int
 
     @property
     def tokens(self) -> int:
@@ -46,6 +48,26 @@ class Sizing:
     def sequences(self, tokens: int) -> int:
         """How many sequences of a length fit at once."""
         return self.plan.num_blocks // -(-tokens // self.plan.block_size)
+
+    def lines(self, tokens: int) -> list[str]:
+        """The plan as a table.
+
+        Args:
+            tokens: length of the sequences to count.
+        """
+        plan = self.plan
+        kind = self.dtype if self.quantization == "none" else self.quantization
+        rows = {
+            "weights": f"{plan.weights / GIB:.2f} GiB, {kind}",
+            "vision": f"{plan.vision / GIB:.2f} GiB, with the embedding cache",
+            "headroom": f"{plan.headroom / GIB:.2f} GiB",
+            "KV cache": f"{plan.kv_cache / GIB:.2f} GiB for {self.tokens} tokens",
+            "total": f"{plan.total / GIB:.2f} of {plan.available / GIB:.2f} GiB",
+            "sequence": f"at most {plan.max_model_len} of {self.context_window} tokens",
+            "sequences": f"{self.sequences(tokens)} of {tokens} tokens at once",
+            "adapter": f"{self.adapter or 'any'}: merged into the weights, takes no memory",
+        }
+        return [f"{name:11}{text}" for name, text in rows.items()]
 
 
 def size(options: LoadOptions, memory: float) -> Sizing:
@@ -70,8 +92,9 @@ def size(options: LoadOptions, memory: float) -> Sizing:
     text = f"{share:g} of {memory:g} GiB" if share < 1 else f"{memory:g} GiB"
     machine = Machine(device, int(memory * GIB * share), text)
     count = options.pipeline_parallel_size if device.type == "cuda" else 1
+    merged = effective_headers(headers, adapter)
     plan = plan_memory(
-        effective_headers(headers, adapter),
+        merged,
         config,
         options,
         [machine] * count,
@@ -83,6 +106,11 @@ def size(options: LoadOptions, memory: float) -> Sizing:
         options.quantization,
         config.context_window,
         None if adapter is None else adapter.name,
+        sum(
+            torch.Size(header.shape).numel() * DTYPES[options.dtype].itemsize
+            for name, header in merged.items()
+            if VISION in name
+        ),
     )
 
 

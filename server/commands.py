@@ -35,7 +35,6 @@ from server.settings import CommandSettings, ModelSettings, Revision
 from server.telemetry import logs
 
 Result = TypeVar("Result")
-GIB = 1 << 30
 
 
 class _EndedError(Exception):
@@ -224,20 +223,8 @@ class Plan(ModelSettings):
         except (CheckpointError, _EndedError) as error:
             logs.complain("text", str(error))
             return 1
-        kind = found.dtype if found.quantization == "none" else found.quantization
-        plan = found.plan
-        rows = {
-            "weights": f"{plan.weights / GIB:.2f} GiB, {kind}",
-            "vision": f"{plan.vision / GIB:.2f} GiB, with the embedding cache",
-            "headroom": f"{plan.headroom / GIB:.2f} GiB",
-            "KV cache": f"{plan.kv_cache / GIB:.2f} GiB for {found.tokens} tokens",
-            "total": f"{plan.total / GIB:.2f} of {plan.available / GIB:.2f} GiB",
-            "sequence": f"at most {plan.max_model_len} of {found.context_window} tokens",
-            "sequences": f"{found.sequences(self.tokens)} of {self.tokens} tokens at once",
-            "adapter": f"{found.adapter or 'any'}: merged into the weights, takes no memory",
-        }
-        for name, text in rows.items():
-            print(f"{name:11}{text}")
+        for line in found.lines(self.tokens):
+            print(line)
         return 0
 
 
