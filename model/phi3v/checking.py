@@ -208,6 +208,9 @@ def _check_tensors(tensors: dict[str, Header], config: Phi3VConfig) -> Iterator[
         yield Finding(CONFIG, False, f"has inconsistent sizes: {first_line(error)}")
         return
     found = naming(tensors)
+    if HEAD in found.names and HEAD not in expected:
+        expected[HEAD] = expected[EMBEDDING]
+        yield Finding(HEAD, True, "is stored and read, although the config ties it", odd=True)
     yield from _odd_names(found)
     ignored = [re.compile(pattern) for pattern in IGNORED_ON_LOAD]
     good = 0
@@ -215,9 +218,6 @@ def _check_tensors(tensors: dict[str, Header], config: Phi3VConfig) -> Iterator[
         header = tensors.get(found.names.get(name, ""))
         if header is None:
             yield Finding(name, False, f"is missing; expected shape {list(expected[name])}")
-        elif name == HEAD and name not in expected:
-            text = "is not read, because the config ties it to the token embedding"
-            yield Finding(name, True, text, odd=True)
         elif name not in expected:
             if not any(pattern.search(name) for pattern in ignored):
                 text = f"is not a tensor of this model ({header.file})"

@@ -143,7 +143,11 @@ def test_from_the_hub(tiny: Path, adapter: Path, tmp_path: Path) -> None:
         files |= {"training_args.bin": b"pickle", "optimizer.safetensors": b"not wanted"}
         hub.repos["someone/receipts"] = Repo({commit: files}, {"main": commit, "v1": commit})
         hub.repos["someone/other"] = Repo({commit: {"config.json": b"{}"}}, {"main": commit})
-        hosts = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        hosts: dict[str, Any] = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+        }
         flags = ("merge", str(tiny), "--out", str(tmp_path / "out"), "--lora")
         done = run(
             *flags, "someone/receipts", "--lora-revision", "v1", NO_PROXY="127.0.0.1", **hosts

@@ -205,12 +205,12 @@ def _add_factor(
 ) -> None:
     layer, part, what = match["layer"], match["part"], match["what"] or "weight"
     name = f"{official_name(f'{layer}.{what}')}"
+    if name in (EMBEDDING, HEAD) and HEAD not in shapes:
+        raise CheckpointError(f"{key} changes an embedding that the model shares with its head")
     if name not in shapes:
         if what == "bias" and f"{name.removesuffix('bias')}weight" in shapes:
             raise CheckpointError(f"{key} is for a bias, but the layer has none")
         raise _other_model(key, config)
-    if name in (EMBEDDING, HEAD) and HEAD not in shapes:
-        raise CheckpointError(f"{key} changes an embedding that the model shares with its head")
     slot = {"A": "down", "B": "up", "embedding_A": "down", "embedding_B": "up"}.get(
         part, "magnitude"
     )
@@ -234,9 +234,9 @@ def _add_replacement(
     changes: dict[str, Change], key: str, shapes: Shapes, config: AdapterConfig, first: bool
 ) -> None:
     name = official_name(key)
+    if name in (EMBEDDING, HEAD) and HEAD not in shapes:
+        raise CheckpointError(f"{key} replaces an embedding that the model shares with its head")
     if name not in shapes:
-        if name == HEAD:
-            raise CheckpointError(f"{key} replaces a head that the model shares with its embedding")
         raise _other_model(key, config)
     old = changes.get(name, Change())
     if old.replacement is None or first:

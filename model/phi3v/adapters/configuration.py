@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from model.phi3v.checkpoint import read_json
 
 CONFIG = "adapter_config.json"
 MAX_RANK = 4096  # more than any layer of the official model can use
-MAX_PATTERNS = 2000  # several for each layer of the official model
+MAX_PATTERNS = 1000  # several for each layer of the official model
 # Patterns are regular expressions by strangers: these bounds keep the time to match them short.
 MAX_PATTERN_LENGTH = 300
 MAX_REPEATS = 3
@@ -85,8 +86,12 @@ def _matching(patterns: Mapping[str, Any], layer: str) -> str:
     """The first pattern that matches the end of a layer's name, as PEFT does."""
     if layer in patterns:
         return layer
-    matches = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", layer))
-    return next(matches, "")
+    return next((pattern for pattern in patterns if _compiled(pattern).match(layer)), "")
+
+
+@lru_cache(maxsize=4 * MAX_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -136,7 +141,7 @@ def _rank(value: object, name: str) -> int:
 
 def _alpha(value: object, name: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(float(value)) <= 1e9:  # type: ignore[arg-type]  # also true for NaN
+    if not is_number or not abs(value) <= 1e9:  # type: ignore[arg-type]  # also true for NaN
         raise _refused(f"has {name} = {_short(value)}; it must be a finite number")
     return value  # type: ignore[return-value]
 

@@ -35,7 +35,7 @@ from model.phi3v.weights.files import (
     TensorFile,
     weight_files,
 )
-from model.phi3v.weights.names import Naming, naming
+from model.phi3v.weights.names import EMBEDDING, HEAD, Naming, naming
 from model.phi3v.weights.writing import nbytes, write_safetensors
 
 CONFIG = "config.json"
@@ -78,14 +78,18 @@ def write_merged(
         adapter = Adapter(adapter_directory, model_shapes(config), name)
     files = _open(directory, pickled=adapter_directory is None)
     naming_of_all = naming(key for file in files for key in file.headers)
-    shapes = model_shapes(config) if adapter is None else adapter.shapes
-    _check_names(directory, naming_of_all, model_shapes(config), files)
+    before = model_shapes(config)
+    shapes = dict(before if adapter is None else adapter.shapes)
+    for known in (before, shapes):
+        if HEAD in naming_of_all.names:  # stored, although the configuration may tie it
+            known.setdefault(HEAD, before[EMBEDDING])
+    _check_names(directory, naming_of_all, before, files)
     shards = list(_shards(files, naming_of_all, shapes, dtype))
     total = sum(nbytes(*of) for shard in shards for of in shard.tensors.values())
     with _new_directory(out, total) as folder:
         changes: dict[str, Any] = {}
         if dtype != "auto":
-            changes["torch_dtype"] = dtype
+            changes["dtype" if "dtype" in raw else "torch_dtype"] = dtype
         if adapter is not None and adapter.vocab_size is not None:
             changes["vocab_size"] = adapter.vocab_size
         _write_shards(shards, adapter, folder, total)

@@ -32,7 +32,7 @@ def model_config(directory: Path, raw: dict[str, Any]) -> Phi3VConfig:
 
 
 def model_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's tensors; a head that is tied to the embedding is not one."""
+    """The shapes of the tensors that a checkpoint must have: no head if it is tied to the embedding."""
     shapes = official_shapes(config)
     if config.tie_word_embeddings:
         del shapes[HEAD]

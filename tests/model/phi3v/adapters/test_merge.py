@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.demo.random_checkpoint import PRESETS, write_checkpoint
 from model.phi3v.adapters.export import write_merged
+from model.phi3v.checking import check_files
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
+from model.phi3v.weights.names import official_name
 from tests.support.engines.adapters import (
     DECODER,
     EVERYTHING,
     PROJECTOR,
     TOWER,
     WEIGHTS,
+    change_json,
+    load_base,
     make_adapter,
     merged_by_peft,
     rename_keys,
@@ -87,3 +93,24 @@ def test_names_seen_in_the_wild(tiny: Path, tmp_path: Path, spelling: str) -> No
     before, after = (load_file(tmp_path / at / "model.safetensors") for at in ("before", "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_several_files_and_a_head_that_the_config_ties(tiny: Path, tmp_path: Path) -> None:
+    """Files keep their names; a head that is stored stays, and the library does not tie it."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    write_checkpoint(base, PRESETS["tiny"], seed=1, max_shard_bytes=3_000_000)
+    change_json(base / "config.json", tie_word_embeddings=True)
+    made = make_adapter(tiny, tmp_path / "made")
+    write_merged(base, made, "made", out)
+    assert {file.name for file in out.iterdir()} == {file.name for file in base.iterdir()}
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index == json.loads((base / "model.safetensors.index.json").read_text())
+    findings = check_files(out)
+    assert all(finding.ok for finding in findings)
+    assert [finding.subject for finding in findings if finding.odd] == [
+        "config.json",
+        "lm_head.weight",
+    ]
+    merged = load_base(out, torch.bfloat16).state_dict()
+    theirs = merged_by_peft(tiny, made, torch.bfloat16)
+    assert all(torch.equal(tensor, theirs[official_name(name)]) for name, tensor in merged.items())

@@ -128,6 +128,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     ),
     "a rank in words": (config(r="four"), "has r = 'four'"),
     "alpha of infinity": (config(lora_alpha=float("inf")), "lora_alpha = inf; it must be a finite"),
+    "a huge alpha": (config(lora_alpha=10**400), "it must be a finite number"),
     "a flag in words": (config(use_rslora="yes"), "use_rslora = 'yes'; it must be true or false"),
     "targets of numbers": (config(target_modules=[1]), "target_modules = [1]"),
     "a slow pattern": (config(alpha_pattern={"(.*a.*)+b": 1}), "could take long to match"),
