@@ -37,7 +37,7 @@ from model.errors import (
     TookTooLongError,
     TooManyImagesError,
 )
-from model.hub import OFFICIAL, abandon_downloads
+from model.hub import OFFICIAL, abandon_downloads, find_adapter
 from model.phi3v.inputs.chat import Message, MessageImage, Role
 from model.phi3v.inputs.pictures import check_sides, to_rgb
 from model.starting import find_and_load, find_checkpoint, set_environment
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from model.engine.async_engine import AsyncEngine
     from model.engine.generation import Generation
     from model.phi3v.checking import Finding
+    from model.sizing import Sizing
 
 __all__ = [
     "OFFICIAL",
@@ -74,6 +75,7 @@ __all__ = [
     "RequestError",
     "Role",
     "SamplingParams",
+    "Sizing",
     "Stats",
     "TextDelta",
     "TokenLogprob",
@@ -81,21 +83,78 @@ __all__ = [
     "TookTooLongError",
     "Totals",
     "abandon_downloads",
+    "abandon_exports",
     "check_checkpoint",
     "check_sides",
+    "convert",
+    "find_adapter",
     "find_checkpoint",
     "load_engine",
+    "merge_adapter",
+    "size",
     "to_rgb",
 ]
 
 set_environment()  # before importing libraries that read it
 
 
-def check_checkpoint(directory: Path) -> list[Finding]:
-    """Check every file of a checkpoint without loading weights; returns all problems found."""
+def check_checkpoint(directory: Path, adapter: Path | None = None) -> list[Finding]:
+    """Check every file of a checkpoint without loading weights; returns all problems found.
+
+    Args:
+        directory: the checkpoint.
+        adapter: directory of an adapter to check for it, if any.
+    """
     from model.phi3v.checking import check_files
 
-    return check_files(directory)
+    return check_files(directory, adapter)
+
+
+def merge_adapter(directory: Path, adapter: Path, name: str, out: Path, dtype: str) -> str:
+    """Write a checkpoint with an adapter merged into it; returns what was merged.
+
+    Args:
+        directory: the checkpoint.
+        adapter: the adapter's directory.
+        name: of the adapter, for messages.
+        out: the new checkpoint's directory, which must not exist.
+        dtype: of the new weights; ``auto`` keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: something cannot be read or written, or does not fit together.
+    """
+    from model.phi3v.adapters.export import write_merged
+
+    merged = write_merged(directory, adapter, name, out, dtype)
+    return "" if merged is None else merged.summary()
+
+
+def convert(directory: Path, out: Path) -> None:
+    """Write a checkpoint or an adapter, saved with torch.save or by a trainer, in the official format.
+
+    Raises:
+        CheckpointError: something cannot be read or written.
+    """
+    from model.phi3v.adapters.export import convert_adapter, write_merged
+
+    if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
+        convert_adapter(directory, out)
+    else:
+        write_merged(directory, None, "", out)
+
+
+def abandon_exports() -> None:
+    """Remove directories that ``merge_adapter`` and ``convert`` have not finished."""
+    from model.phi3v.adapters.export import abandon_exports
+
+    abandon_exports()
+
+
+def size(options: LoadOptions, memory: float) -> Sizing:
+    """What fits into a GPU's memory, without loading anything; see ``model.sizing``."""
+    from model.sizing import size
+
+    return size(options, memory)
 
 
 async def load_engine(options: LoadOptions) -> tuple[AsyncEngine, ModelInfo]:

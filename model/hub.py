@@ -13,12 +13,14 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
-from model.phi3v.checkpoint import first_line, pickles
+from model.phi3v.checkpoint import first_line, pickles, refusal_of_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,13 @@ REVISIONS = {
     "microsoft/Phi-3.5-vision-instruct": "4a0d683eba9f1d0cbfb6151705d1ee73c25a80ca",
 }
 NEWEST = "main"  # the default for models without a pinned revision
-FILES = ["*.json", "*.safetensors"]
+FILES = ("*.json", "*.safetensors")
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "non_lora_*.bin",  # read as tensors only
+    "tokenizer*.json",
+)
 NOT_FILES = ["*/*"]  # subfolders hold files for other programs
 GB = 1e9
 PARTIAL = ".incomplete"  # suffix of unfinished downloads; they are never resumed
@@ -47,24 +55,55 @@ def find_checkpoint(model: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: there is no such directory, or the download fails.
     """
-    path = Path(model).expanduser()
+    path = _local(model, "--model", "a checkpoint")
+    if path is None:
+        return _download(Wanted(model, revision or REVISIONS.get(model, NEWEST)))
+    _refuse_pickles(path)
+    return path
+
+
+def find_adapter(name: str, revision: str | None = None) -> Path:
+    """Like ``find_checkpoint``, for an adapter."""
+    path = _local(name, "--lora", "an adapter")
+    if path is None:
+        wanted = Wanted(name, revision or NEWEST, ADAPTER_FILES, ADAPTER_FILES[:2])
+        return _download(wanted)
+    return path
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to download.
+
+    Attributes:
+        model: id on the Hub.
+        revision: branch, tag or commit.
+        files: patterns of the files' names.
+        needed: patterns of which each must match a file.
+    """
+
+    model: str
+    revision: str
+    files: tuple[str, ...] = FILES
+    needed: tuple[str, ...] = ("config.json", "*.safetensors")
+
+
+def _local(name: str, flag: str, what: str) -> Path | None:
+    """The directory, if it exists; None for a Hub id."""
+    path = Path(name).expanduser()
     if path.exists():
         if not path.is_dir():
-            raise CheckpointError(f"{model} is a file; --model takes a checkpoint's directory")
-        _refuse_pickles(path)
+            raise CheckpointError(f"{name} is a file; {flag} takes the directory of {what}")
         return path
-    if model.count("/") != 1 or model.startswith((".", "~", "/")) or model.endswith("/"):
-        raise CheckpointError(f"{model} does not exist; --model takes a directory or a Hub id")
-    return _download(model, revision or REVISIONS.get(model, NEWEST))
+    if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
+        raise CheckpointError(f"{name} does not exist; {flag} takes a directory or a Hub id")
+    return None
 
 
 def _refuse_pickles(directory: Path) -> None:
     """Raise CheckpointError for weights in a format that can run code when loaded."""
     if found := pickles(directory):
-        raise CheckpointError(
-            f"{directory} contains {found[0]}, a pickle, which can run code when loaded; this server "
-            "loads safetensors only: convert the weights and remove the pickle files"
-        )
+        raise CheckpointError(f"{directory} contains {refusal_of_pickle(directory, found[0])}")
 
 
 def abandon_downloads() -> bool:
@@ -98,26 +137,27 @@ def _remove_leftovers(model: str) -> None:
             part.unlink(missing_ok=True)
 
 
-def _download(model: str, revision: str) -> Path:
+def _download(wanted: Wanted) -> Path:
     """Download missing files and return the model's directory in the Hub's cache."""
     _at_work.set()
     try:
-        return _download_missing(model, revision)
+        return _download_missing(wanted)
     finally:
         _at_work.clear()
 
 
-def _download_missing(model: str, revision: str) -> Path:
+def _download_missing(wanted: Wanted) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
+    model, revision = wanted.model, wanted.revision
     # Without its own handler the client logs through ours, once.
     logging.getLogger("huggingface_hub").handlers.clear()
     snapshot: partial[Any] = partial(
         snapshot_download,
         model,
         revision=revision,
-        allow_patterns=FILES,
+        allow_patterns=list(wanted.files),
         ignore_patterns=NOT_FILES,
     )
     try:
@@ -129,7 +169,7 @@ def _download_missing(model: str, revision: str) -> Path:
             except LocalEntryNotFoundError:
                 raise error from error.__cause__
         _remove_leftovers(model)
-        _check_files(model, revision, [file.filename for file in files])
+        _check_files(wanted, [file.filename for file in files])
         missing = sum(file.file_size or 0 for file in files if file.will_download)
         if missing:
             directory = _cache()
@@ -166,16 +206,15 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _check_files(model: str, revision: str, names: Sequence[str]) -> None:
+def _check_files(wanted: Wanted, names: Sequence[str]) -> None:
     """Raise CheckpointError for unsupported checkpoints before downloading gigabytes."""
-    for what, there in (
-        ("config.json", "config.json" in names),
-        ("safetensors file", any(name.endswith(".safetensors") for name in names)),
-    ):
-        if not there:
+    for pattern in wanted.needed:
+        if not any(fnmatch(name, pattern) for name in names):
+            what = "safetensors file" if pattern.startswith("*") else pattern
             raise CheckpointError(
-                f"{model}, revision {revision}, has no {what}; this server needs a checkpoint in the "
-                "transformers format with safetensors weights"
+                f"{wanted.model}, revision {wanted.revision}, has no {what}; this server needs "
+                "a checkpoint in the transformers format with safetensors weights, or an adapter in "
+                "PEFT's"
             )
 
 

@@ -89,8 +89,11 @@ def _find_and_load(options: LoadOptions) -> tuple[Engine, ModelInfo]:
         if options.model != DEMO:
             load.devices_for(options)  # an unusable GPU is refused before gigabytes are downloaded
         directory = find_checkpoint(options.model, options.revision)
-        info = load.describe(directory, options.model, options.generation_config)
-        engine = load.load_engine(directory, options)
+        lora = None
+        if options.lora is not None:
+            lora = hub.find_adapter(options.lora, options.lora_revision)
+        info = load.describe(directory, options.model, options.generation_config, options.lora)
+        engine = load.load_engine(directory, options, lora)
     except ModelError:
         raise
     except Exception as error:  # a checkpoint can be broken in unforeseen ways

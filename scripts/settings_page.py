@@ -18,7 +18,7 @@ variables: `--max-model-len 8192` is `PHI3V_MAX_MODEL_LEN=8192`. Flags take prec
 `--playground` and `--no-playground` (`PHI3V_PLAYGROUND=true` and `false`).
 """
 SECTIONS = {
-    "Model": "model revision served_model_name dtype quantization device pipeline_parallel_size",
+    "Model": "model revision lora lora_revision served_model_name dtype quantization device pipeline_parallel_size",
     "Engine": "max_model_len images_per_prompt max_num_seqs prefill_chunk max_output_tokens gpu_memory_utilization "
     "kv_cache_memory prefix_caching embedding_cache_memory prompt_lookup deterministic generation_config",
     "Network": "host port ssl_certfile ssl_keyfile allowed_origins allowed_hosts allow_image_hosts "
@@ -32,7 +32,7 @@ SECTIONS = {
     "Operation": "drain_timeout response_store response_store_memory response_store_seconds log_format log_level otlp_endpoint open_metrics",
 }
 NOTES = {
-    "Model": "See [checkpoints](checkpoints.md) and [GPUs](gpu.md).",
+    "Model": "See [checkpoints](checkpoints.md), [fine-tuned models](fine-tuned.md) and [GPUs](gpu.md).",
     "Engine": "See [sizing](sizing.md).",
     "Network": "See [deployment](deployment.md#tls) and [security](security.md#without-a-key).",
     "Callers": "See [security](security.md).",

@@ -66,7 +66,7 @@ class Backend:
 
     @property
     def info(self) -> model.ModelInfo:
-        """Name and provider of the model; raises a 503 ApiError until it is loaded."""
+        """Name, provider and adapter of the model; raises a 503 ApiError until it is loaded."""
         if self._info is None:
             raise self._unavailable()
         name = self.settings.served_model_name or self._info.name

@@ -7,7 +7,7 @@ import mmap
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MADV_DONTNEED = 4  # <sys/mman.h> on Linux
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's <malloc.h>
@@ -28,13 +28,18 @@ def keep_freed_memory() -> None:
 
 
 def release_weight(linear: nn.Linear) -> None:
-    """Return the memory of a layer's weight, which must not be used again, to the system.
+    """Return the memory of a layer's weight, which must not be used again, to the system."""
+    weight = linear.weight.data
+    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    release(weight)
+
+
+def release(weight: Tensor) -> None:
+    """Return the memory of a tensor, which must not be used again, to the system.
 
     A memory-mapped weight counts as used until its whole file is unmapped, which small tensors that
     are still in use prevent. Releasing weights halves the server's memory.
     """
-    weight = linear.weight.data
-    linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     if sys.platform != "linux":
         return
     start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

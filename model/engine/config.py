@@ -64,6 +64,8 @@ class LoadOptions(EngineOptions):
     Attributes:
         model: a checkpoint's directory or hub id.
         revision: of the Hub's model; None is the pinned one, or ``main``.
+        lora: an adapter's directory or hub id, to merge into the weights.
+        lora_revision: of the Hub's adapter; None is ``main``.
         dtype: of the weights.
         device: where the model runs.
         quantization: of the weights of the decoder's linear layers.
@@ -80,6 +82,8 @@ class LoadOptions(EngineOptions):
 
     model: str
     revision: str | None = None
+    lora: str | None = None
+    lora_revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
     quantization: Quantization = "none"
@@ -107,11 +111,13 @@ class ModelInfo:
         name: of the model.
         provider: who made it.
         default_parameters: the checkpoint's values for parameters that a request does not set, by name.
+        adapter: name of the adapter merged into it, if any.
     """
 
     name: str
     provider: str
     default_parameters: Mapping[str, float] = field(default_factory=dict)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from model.errors import CheckpointError
-from model.phi3v.checkpoint import first_line, pickles, read_json
+from model.phi3v.adapters.adapter import Adapter
+from model.phi3v.adapters.configuration import CONFIG as ADAPTER_CONFIG
+from model.phi3v.adapters.model_files import model_shapes, tokenizer_directory
+from model.phi3v.checkpoint import (
+    TRAINING_STATE,
+    first_line,
+    pickles,
+    read_json,
+    refusal_of_pickle,
+)
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.defaults import GENERATION_CONFIG, default_parameters
 from model.phi3v.inputs.image_processing import ImageProcessor
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
-from model.phi3v.modeling import IGNORED_ON_LOAD, official_shapes
+from model.phi3v.modeling import IGNORED_ON_LOAD
+from model.phi3v.weights.files import DTYPES, INDEX, Header, read_file_headers, weight_files
+from model.phi3v.weights.names import EMBEDDING, HEAD, Naming, naming
+from model.phi3v.weights.writing import nbytes
 
-CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
-ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4}  # bytes of the supported dtypes
+CONFIG = "config.json"
+VOCAB_SIZE = 32064  # of the official model
 
 
 @dataclass(frozen=True)
@@ -34,72 +45,104 @@ class Finding:
         subject: a file, or a tensor.
         ok: whether it is valid.
         text: what was found, or what is wrong.
+        odd: whether it is unusual, although valid.
     """
 
     subject: str
     ok: bool
     text: str
+    odd: bool = False
 
 
-@dataclass(frozen=True)
-class Header:
-    """A tensor's entry in the header of a safetensors file."""
+def check_files(directory: Path, adapter: Path | None = None) -> list[Finding]:
+    """Check every file; returns all findings, and never raises for an invalid file.
 
-    file: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def check_files(directory: Path) -> list[Finding]:
-    """Check every file; returns all findings, and never raises for an invalid file."""
+    Args:
+        directory: the checkpoint.
+        adapter: directory of an adapter to check for it, if any.
+    """
     if not directory.is_dir():
         return [Finding(str(directory), False, "is not a directory")]
-    findings = [
-        Finding(name, False, "is a pickle, which can run code when loaded; remove it")
-        for name in pickles(directory)
-    ]
+    findings = list(_check_leftovers(directory))
     config, found = _check_config(directory)
-    findings.append(found)
+    findings += found
     findings.append(_check_tokenizer(directory, config))
     findings.append(_check_image_processor(directory))
     findings += _check_defaults(directory)
     findings += _check_weights(directory, config)
+    if adapter is not None and config is not None:
+        findings += _check_adapter(adapter, directory, config)
+    if all(finding.ok for finding in findings):
+        findings.append(Finding("checkpoint", True, "will be served"))
     return findings
 
 
-def read_headers(directory: Path) -> dict[str, Header]:
-    """Shapes and dtypes of all tensors of a checkpoint, by name.
+def _check_leftovers(directory: Path) -> Iterator[Finding]:
+    """Pickles, and what trainers leave behind."""
+    for name in pickles(directory):
+        refusal = refusal_of_pickle(directory, name).removeprefix(f"{name}, ")
+        yield Finding(name, False, f"is {refusal}")
+    for file in sorted(directory.iterdir()):
+        if TRAINING_STATE.fullmatch(file.name):
+            yield Finding(file.name, True, "is a trainer's state, which is not read", odd=True)
+    if (directory / ADAPTER_CONFIG).exists():
+        if (directory / CONFIG).exists():
+            text = (
+                "belongs to an adapter, which is not merged unless you pass its folder with --lora"
+            )
+            yield Finding(ADAPTER_CONFIG, True, text, odd=True)
+        else:
+            text = (
+                "belongs to an adapter, not to a whole model; check it together with its model: "
+                f"phi3v-server check MODEL --lora {directory}"
+            )
+            yield Finding(ADAPTER_CONFIG, False, text)
 
-    Raises:
-        CheckpointError: files are missing or cannot be read.
-    """
-    files, _, problems = _weight_files(directory)
-    if problems:
-        raise CheckpointError(f"{problems[0].subject} {problems[0].text}")
-    headers: dict[str, Header] = {}
-    for file in files:
-        try:
-            headers |= _read_headers(directory / file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
-    return headers
 
-
-def _check_config(directory: Path) -> tuple[Phi3VConfig | None, Finding]:
+def _check_config(directory: Path) -> tuple[Phi3VConfig | None, list[Finding]]:
     try:
         raw = read_json(directory / CONFIG)
         if raw.get("model_type") != "phi3_v":
             text = f"is for a {raw.get('model_type')!r} model; this server runs 'phi3_v' only"
-            return None, Finding(CONFIG, False, text)
+            return None, [Finding(CONFIG, False, text)]
         config = Phi3VConfig(**raw)
         _ = config.vision_config
     except Exception as error:  # the library raises many kinds
-        return None, Finding(CONFIG, False, first_line(error))
+        return None, [Finding(CONFIG, False, first_line(error))]
     text = (
         f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"context window of {config.context_window} tokens"
     )
-    return config, Finding(CONFIG, True, text)
+    return config, [Finding(CONFIG, True, text), *_odd_config(raw, config)]
+
+
+def _odd_config(raw: dict[str, Any], config: Phi3VConfig) -> Iterator[Finding]:
+    """What differs from the official configuration, and is served."""
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
+    if dtype != "bfloat16":
+        text = f"torch_dtype is {dtype}; --dtype bfloat16 takes half of the memory of float32"
+        yield Finding(CONFIG, True, text, odd=True)
+    if config.vocab_size != VOCAB_SIZE:
+        text = f"vocab_size is {config.vocab_size}, not {VOCAB_SIZE}, as after adding tokens"
+        yield Finding(CONFIG, True, text, odd=True)
+    if config.tie_word_embeddings:
+        text = "ties the head to the token embedding, which the official model does not"
+        yield Finding(CONFIG, True, text, odd=True)
+
+
+def _check_adapter(lora: Path, directory: Path, config: Phi3VConfig) -> Iterator[Finding]:
+    """An adapter for this checkpoint."""
+    name = lora.name
+    try:
+        adapter = Adapter(lora, model_shapes(config), name)
+        tokenizer_directory(directory, lora, adapter)
+    except CheckpointError as error:
+        yield Finding(name, False, first_line(error))
+        return
+    yield Finding(name, True, adapter.summary())
+    if not adapter.is_for(str(config.name_or_path), directory.name):
+        text = f"was trained on {adapter.config.base[:200]}, by its {ADAPTER_CONFIG}"
+        yield Finding(name, True, text, odd=True)
 
 
 def _check_defaults(directory: Path) -> list[Finding]:
@@ -135,12 +178,12 @@ def _check_image_processor(directory: Path) -> Finding:
 
 def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Finding]:
     """Compare files with the index, and tensors with the architecture."""
-    files, index, problems = _weight_files(directory)
-    yield from problems
+    files, index, problems = weight_files(directory)
+    yield from (Finding(problem.subject, False, problem.text) for problem in problems)
     tensors: dict[str, Header] = {}
     for file in files:
         try:
-            headers = _read_headers(directory / file)
+            headers = read_file_headers(directory / file)
         except (OSError, SafetensorError) as error:
             yield Finding(file, False, f"cannot be read ({first_line(error)}); download it again")
             continue
@@ -154,35 +197,6 @@ def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Find
         yield from _check_index(index, tensors)
     if config is not None:
         yield from _check_tensors(tensors, config)
-
-
-def _weight_files(directory: Path) -> tuple[list[str], dict[str, str] | None, list[Finding]]:
-    """Files to read, the index from tensors to files, and problems with the index."""
-    if (directory / WEIGHTS).exists():  # transformers prefers it to an index
-        return [WEIGHTS], None, []
-    if not (directory / INDEX).exists():
-        return [], None, [Finding(WEIGHTS, False, f"is missing, and so is {INDEX}")]
-    try:
-        places = read_json(directory / INDEX).get("weight_map")
-    except CheckpointError as error:
-        return [], None, [Finding(INDEX, False, first_line(error))]
-    if not isinstance(places, dict) or not all(isinstance(to, str) for to in places.values()):
-        return [], None, [Finding(INDEX, False, "has no weight_map from tensors to files")]
-    files = sorted(set(places.values()))
-    missing = [file for file in files if not (directory / file).is_file()]
-    problems = [Finding(file, False, f"is missing, but listed in {INDEX}") for file in missing]
-    return [file for file in files if file not in missing], places, problems
-
-
-def _read_headers(file: Path) -> dict[str, Header]:
-    """Read shapes and dtypes; the library checks the file's size."""
-    with safe_open(file, framework="pt") as opened:
-        names = opened.keys()
-        slices: dict[str, Any] = {name: opened.get_slice(name) for name in names}
-        return {
-            name: Header(file.name, tuple(part.get_shape()), part.get_dtype())
-            for name, part in slices.items()
-        }
 
 
 def _check_index(index: dict[str, str], tensors: dict[str, Header]) -> Iterator[Finding]:
@@ -200,33 +214,59 @@ def _check_index(index: dict[str, str], tensors: dict[str, Header]) -> Iterator[
 def _check_tensors(tensors: dict[str, Header], config: Phi3VConfig) -> Iterator[Finding]:
     """Names, shapes and dtypes."""
     try:
-        expected = official_shapes(config)
+        expected = model_shapes(config)
     except Exception as error:  # inconsistent sizes
         yield Finding(CONFIG, False, f"has inconsistent sizes: {first_line(error)}")
         return
+    found = naming(tensors)
+    if HEAD in found.names and HEAD not in expected:
+        expected[HEAD] = expected[EMBEDDING]
+        yield Finding(HEAD, True, "is stored and read, although the config ties it", odd=True)
+    yield from _odd_names(found)
     ignored = [re.compile(pattern) for pattern in IGNORED_ON_LOAD]
     good = 0
-    for name in sorted(expected.keys() | tensors.keys()):
-        header = tensors.get(name)
+    for name in sorted(expected.keys() | found.names.keys()):
+        header = tensors.get(found.names.get(name, ""))
         if header is None:
             yield Finding(name, False, f"is missing; expected shape {list(expected[name])}")
         elif name not in expected:
             if not any(pattern.search(name) for pattern in ignored):
-                yield Finding(name, False, f"is not a tensor of this model ({header.file})")
+                text = f"is not a tensor of this model ({header.file})"
+                yield Finding(found.names[name], False, text)
         elif header.shape != expected[name]:
-            text = f"has the shape {list(header.shape)}, expected {list(expected[name])}"
+            yield Finding(name, False, _wrong_shape(name, header.shape, expected[name]))
+        elif header.dtype not in DTYPES:
+            text = f"has the unsupported dtype {header.dtype}; supported are {', '.join(DTYPES)}"
             yield Finding(name, False, text)
-        elif header.dtype not in ITEM_SIZES:
-            known = ", ".join(ITEM_SIZES)
-            yield Finding(
-                name, False, f"has the unsupported dtype {header.dtype}; supported are {known}"
-            )
         else:
             good += 1
     if good == len(expected):
-        size = sum(
-            torch.Size(header.shape).numel() * ITEM_SIZES.get(header.dtype, 0)
-            for header in tensors.values()
-        )
-        dtypes = ", ".join(sorted({header.dtype for header in tensors.values()}))
+        used = [tensors[found.names[name]] for name in expected]
+        size = sum(nbytes(header.shape, header.dtype) for header in used)
+        dtypes = ", ".join(sorted({header.dtype for header in used}))
         yield Finding("tensors", True, f"all {good}, {size / 1e9:.2f} GB, {dtypes}")
+
+
+def _wrong_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    text = f"has the shape {list(shape)}, expected {list(expected)}"
+    if name in (EMBEDDING, HEAD) and shape[1:] == expected[1:]:
+        text += f"; if {shape[0]} tokens are right, set vocab_size in {CONFIG} to {shape[0]}"
+    return text
+
+
+def _odd_names(found: Naming) -> Iterator[Finding]:
+    """Names that trainers left; one line for each kind."""
+    renamed = {new: old for new, old in found.names.items() if new != old}
+    if renamed:
+        new, old = min(renamed.items())
+        text = f"{len(renamed)} are read under other names, e.g. {old} as {new}"
+        yield Finding("names", True, text, odd=True)
+    for name, reason in found.extra.items():
+        yield Finding(name, True, f"{reason}; not read", odd=True)
+    if found.unmerged:
+        text = (
+            "belongs to an adapter inside the checkpoint, like "
+            f"{len(found.unmerged)} tensors in all; merge it with PEFT's merge_and_unload, or save it "
+            "alone and pass it with --lora"
+        )
+        yield Finding(found.unmerged[0], False, text)

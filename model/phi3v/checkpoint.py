@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+# What trainers leave beside the weights to resume from; nothing here reads it.
+TRAINING_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)"
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,8 +28,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def pickles(directory: Path) -> list[str]:
-    """Names of files in a format that can run code when loaded."""
-    return sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
+    """Names of files in a format that can run code when loaded, but for a trainer's own state."""
+    names = (file.name for file in directory.iterdir() if file.suffix in PICKLES)
+    return sorted(name for name in names if not TRAINING_STATE.fullmatch(name))
+
+
+def refusal_of_pickle(directory: Path, name: str) -> str:
+    """Why a pickle in a checkpoint is refused, and what to do, as the end of a sentence."""
+    has_weights = any(directory.glob("*.safetensors"))
+    remedy = (
+        "remove it, as there are safetensors files"
+        if has_weights
+        else f"convert it with phi3v-server convert {directory} --out OUT"
+    )
+    return f"{name}, a pickle, which can run code when loaded; this server loads safetensors only: {remedy}"
 
 
 def first_line(error: BaseException) -> str:

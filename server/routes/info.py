@@ -34,7 +34,11 @@ router = APIRouter(tags=["models"], dependencies=KEY_REQUIRED, responses=respons
 async def info(service: ServiceOf) -> ModelInfo:
     """The deployed model, for Azure's SDKs."""
     described = service.info
-    return ModelInfo(model_name=described.name, model_provider_name=described.provider)
+    return ModelInfo(
+        model_name=described.name,
+        model_provider_name=described.provider,
+        adapter=described.adapter,
+    )
 
 
 async def models(service: ServiceOf) -> ModelList:
@@ -46,6 +50,7 @@ async def models(service: ServiceOf) -> ModelList:
         owned_by=described.provider,
         max_model_len=service.max_model_len,
         default_parameters=dict(described.default_parameters),
+        adapter=described.adapter,
     )
     return ModelList(data=[card])
 

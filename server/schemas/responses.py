@@ -8,13 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ModelInfo(BaseModel):
-    """The response of ``GET /info``."""
+    """The response of ``GET /info``; ``adapter`` is only there if one is merged into the weights."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_name: str
     model_type: Literal["chat-completions"] = "chat-completions"
     model_provider_name: str
+    adapter: str | None = Field(None, exclude_if=lambda adapter: adapter is None)
 
 
 class ModelCard(BaseModel):
@@ -23,6 +24,7 @@ class ModelCard(BaseModel):
     Attributes:
         max_model_len: maximum length of prompt plus answer, in tokens.
         default_parameters: what the checkpoint sets for requests that do not.
+        adapter: as in ``GET /info``.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -33,6 +35,7 @@ class ModelCard(BaseModel):
     owned_by: str
     max_model_len: int
     default_parameters: dict[str, float]
+    adapter: str | None = Field(None, exclude_if=lambda adapter: adapter is None)
 
 
 class Version(BaseModel):

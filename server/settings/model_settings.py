@@ -69,6 +69,14 @@ class ModelSettings(CommandSettings):
         "microsoft/Phi-3-vision-128k-instruct, or 'demo' for the demo model",
     )
     revision: Revision = None
+    lora: str | None = Field(
+        None,
+        min_length=1,
+        description="adapter to merge into the weights while loading: a directory or a hub id",
+    )
+    lora_revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of the adapter on the hub"
+    )
     served_model_name: str | None = Field(
         None, description="model name in /info and responses; the checkpoint's by default"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import settings_page
+from scripts import settings_page, sizing_page
 from scripts.screenshot import SCREENSHOT, TRANSCRIPT, TRUTH
 from server.ray.settings import RaySettings
 from server.settings import Settings
@@ -23,7 +23,17 @@ PAGES = [
 ]
 FLAGS = {"--" + name.replace("_", "-") for name in Settings.model_fields}
 # Of other commands than the server's, or of its subcommands.
-OTHERS = {"--preset", "--out", "--text-only", "--vllm-python", "--version", "--help", "--address"}
+OTHERS = {
+    "--preset",
+    "--out",
+    "--text-only",
+    "--vllm-python",
+    "--memory",
+    "--tokens",
+    "--version",
+    "--help",
+    "--address",
+}
 
 
 def page_id(path: Path) -> str:
@@ -69,6 +79,10 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_the_settings_page_is_the_settings() -> None:
     assert settings_page.PAGE.read_text("utf-8") == settings_page.page()
+
+
+def test_the_sizing_page_is_the_memory_plan() -> None:
+    assert sizing_page.PAGE.read_text("utf-8") == sizing_page.page()
 
 
 def test_the_ray_page_has_rays_settings() -> None:

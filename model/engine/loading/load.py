@@ -6,33 +6,34 @@ Every problem with a checkpoint becomes a ``CheckpointError`` that says what is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.hooks import remove_hook_from_module
 
 from model.cpu.memory import keep_freed_memory
 from model.engine.config import DEMO, DType, EngineConfig, LoadOptions, ModelInfo
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
 from model.engine.loading.machine import has_bfloat16, probe
-from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory, texts
+from model.engine.loading.memory_plan import MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
 from model.engine.loading.unusable_gpu import unusable_gpu, why_none
 from model.engine.loading.warm_up import compile_kernels, warm_up
+from model.engine.loading.weights import load_weights, unloadable
 from model.errors import CheckpointError
-from model.phi3v.checking import read_headers
-from model.phi3v.checkpoint import first_line, read_json
+from model.phi3v.adapters.adapter import Adapter
+from model.phi3v.adapters.model_files import model_config, model_shapes, tokenizer_directory
+from model.phi3v.checkpoint import read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.defaults import default_parameters
 from model.phi3v.inputs.processing import Processor
-from model.phi3v.modeling import Phi3VForCausalLM
 from model.phi3v.network import make_network
-from model.phi3v.weights.quantization import quantize_linears
+from model.phi3v.weights.files import Header, read_headers
+from model.phi3v.weights.names import Naming, naming
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,28 @@ OFFICIAL_NAME = "Phi-3-vision-128k-Instruct"  # as Azure spells it; the Hub has 
 
 
 def describe(
-    directory: Path, model: str, generation_config: Literal["auto", "none"] = "auto"
+    directory: Path,
+    model: str,
+    generation_config: Literal["auto", "none"] = "auto",
+    lora: str | None = None,
 ) -> ModelInfo:
     """Describe a model, from its files or the checkpoint's name; for the arguments see LoadOptions."""
     config = read_json(directory / "config.json")
     name = str(config.get("_name_or_path") or model).rstrip("/").rsplit("/", 1)[-1]
     if name.lower() == OFFICIAL_NAME.lower():
         name = OFFICIAL_NAME
+    provider = str(config.get("model_provider_name", "Microsoft"))
     defaults = default_parameters(directory) if generation_config == "auto" else {}
-    return ModelInfo(name, str(config.get("model_provider_name", "Microsoft")), defaults)
+    return ModelInfo(name, provider, defaults, None if lora is None else adapter_name(lora))
 
 
-def load_engine(directory: Path, options: LoadOptions) -> Engine:
+def load_engine(directory: Path, options: LoadOptions, lora: Path | None = None) -> Engine:
     """Load a checkpoint and size its KV cache.
+
+    Args:
+        directory: the checkpoint.
+        options: what to load, and how.
+        lora: directory of the adapter to merge, if any.
 
     Raises:
         CheckpointError: the files are incomplete, of another model, or too large for the memory.
@@ -65,9 +75,11 @@ def load_engine(directory: Path, options: LoadOptions) -> Engine:
         )
     devices = devices_for(options)
     options = replace(options, dtype=dtype_for(options.dtype, devices, raw))
-    processor = Processor.from_checkpoint(directory, options.images_per_prompt)
-    plan = _plan(directory, raw, options, devices)
-    model = _load(directory, options, device_map(devices, plan.layers))
+    adapter = None if lora is None else _read_adapter(directory, raw, lora, options)
+    tokenizer = tokenizer_directory(directory, lora, adapter)
+    processor = Processor.from_checkpoint(directory, options.images_per_prompt, tokenizer)
+    plan, names = _plan(directory, raw, options, devices, adapter)
+    model = load_weights(directory, options, device_map(devices, plan.layers), names, adapter)
     network = make_network(model)
     keep_freed_memory()
     stop_ids = processor.tokenizer.stop_ids | _eos_ids(directory, raw)
@@ -86,70 +98,48 @@ def _log_choices(engine: Engine) -> None:
     logger.info("using %s and %s%s", made.decoder, made.kv_cache, graphs)
 
 
-def _load(directory: Path, options: LoadOptions, places: dict[str, str]) -> Phi3VForCausalLM:
-    dtype = DTYPES[options.dtype]
-    if options.quantization == "none":
-        return _load_model(directory, dtype, places)
-    # Quantize in main memory: the unquantized weights may not fit on the GPU.
-    model = _load_model(directory, "auto", {"": "cpu"})
-    quantize_linears(model, options.quantization)
-    for name, device in places.items():
-        model.get_submodule(name).to(device, dtype)
-    return model
-
-
-def _load_model(
-    directory: Path, dtype: torch.dtype | Literal["auto"], places: dict[str, str]
-) -> Phi3VForCausalLM:
-    # transformers prints a table of all mismatched tensors; the errors below name one.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
-        loaded: Any = Phi3VForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype,
-            device_map=places,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            use_safetensors=True,
-            local_files_only=True,
+def _read_adapter(
+    directory: Path, raw: dict[str, Any], lora: Path, options: LoadOptions
+) -> Adapter:
+    """Check an adapter, and log what it changes."""
+    config = model_config(directory, raw)
+    adapter = Adapter(lora, model_shapes(config), adapter_name(options.lora or str(lora)))
+    if not adapter.is_for(describe(directory, "").name, options.model, directory.name):
+        logger.warning(
+            "the adapter %s was trained on %s, by its adapter_config.json",
+            adapter.name,
+            adapter.config.base[:200],
         )
-    except Exception as error:
-        raise _unloadable(directory, error) from error
-    model, report = loaded
-    if report["mismatched_keys"]:
-        name, found, expected = min(report["mismatched_keys"])
-        raise CheckpointError(
-            f"the checkpoint in {directory} does not fit its config.json: {name} has the shape "
-            f"{list(found)}, expected {list(expected)}"
-        )
-    for what in ("missing_keys", "unexpected_keys"):
-        if names := sorted(map(str, report[what])):
-            raise CheckpointError(
-                f"the checkpoint in {directory} has {len(names)} {what.replace('_keys', '')} "
-                f"tensors, e.g. {names[0]}"
-            )
-    assert isinstance(model, Phi3VForCausalLM)
-    # The decoder bypasses the modules that accelerate's hooks wrap.
-    remove_hook_from_module(model, recurse=True)
-    return model.eval().requires_grad_(False)
+    logger.info("merging the adapter %s, %s", adapter.name, adapter.summary())
+    return adapter
 
 
-def _unloadable(directory: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the checkpoint in {directory} cannot be loaded: {first_line(error)}")
+def adapter_name(lora: str) -> str:
+    """What an adapter is called to clients: its hub id, or the name of its folder."""
+    path = Path(lora).expanduser()
+    return path.resolve().name if path.exists() else lora
 
 
 def _plan(
-    directory: Path, raw: dict[str, Any], options: LoadOptions, devices: list[torch.device]
-) -> MemoryPlan:
+    directory: Path,
+    raw: dict[str, Any],
+    options: LoadOptions,
+    devices: list[torch.device],
+    adapter: Adapter | None,
+) -> tuple[MemoryPlan, Naming]:
+    """The memory plan, and how the tensors in the files are called."""
     try:
-        config, headers = Phi3VConfig(**raw), read_headers(directory)
+        config, stored = Phi3VConfig(**raw), read_headers(directory)
         _ = config.vision_config
     except Exception as error:  # the library raises many kinds
-        raise _unloadable(directory, error) from error
+        raise unloadable(directory, error) from error
+    names = naming(stored)
+    headers = effective_headers(stored, adapter)
+    merging = 0 if adapter is None else adapter.work_bytes()
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:
         machines = [probe(device, options.gpu_memory_utilization) for device in devices]
-        return plan_memory(headers, config, options, machines), texts(machines)
+        return plan_memory(headers, config, options, machines, merging), texts(machines)
 
     try:
         plan, there_is = plan_on(devices)
@@ -166,7 +156,21 @@ def _plan(
         plan.max_num_seqs,
         plan.prefill_chunk,
     )
-    return plan
+    return plan, names
+
+
+def effective_headers(stored: Mapping[str, Header], adapter: Adapter | None) -> dict[str, Header]:
+    """Headers by official names, as the model is after the merge.
+
+    Args:
+        stored: by the names in the checkpoint's files.
+        adapter: to merge, if any.
+    """
+    headers = {official: stored[name] for official, name in naming(stored).names.items()}
+    if adapter is not None:
+        for name in adapter.changes.keys() & headers.keys():
+            headers[name] = replace(headers[name], shape=adapter.shapes[name])
+    return headers
 
 
 def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device]) -> str:

@@ -16,9 +16,9 @@ from model.engine.config import BLOCK_SIZE, Quantization
 from model.engine.kv_cache.choice import on_cuda, storage_dtype
 from model.engine.loading.step_size import StepSize
 from model.engine.policy import MOST_VERIFIED, graph_sizes
-from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
+from model.phi3v.weights.files import Header
 from model.phi3v.weights.quantization import LAYERS, quantized_bytes
 
 VISION = ".vision_embed_tokens."

@@ -22,8 +22,8 @@ from model.engine.loading.placement import Footprint, spread
 from model.engine.loading.remedies import SHORTEST
 from model.engine.loading.step_size import StepSize, has_room, step_sizes
 from model.errors import CheckpointError
-from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
+from model.phi3v.weights.files import Header
 from model.phi3v.weights.quantization import unsupported_reason, work_bytes
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -94,6 +94,7 @@ def plan_memory(
     config: Phi3VConfig,
     options: LoadOptions,
     machines: Sequence[Machine],
+    merging: int = 0,
 ) -> MemoryPlan:
     """Plan the memory use of a model.
 
@@ -102,6 +103,7 @@ def plan_memory(
         config: of the checkpoint.
         options: with a resolved dtype, not ``auto``; sizes that are None are chosen.
         machines: one device, or the GPUs that the layers are spread over.
+        merging: most bytes that merging an adapter takes in main memory, before the first step.
 
     Raises:
         CheckpointError: the model does not fit, or ``max_model_len`` exceeds its context window.
@@ -116,7 +118,7 @@ def plan_memory(
         raise CheckpointError(
             f"--quantization {options.quantization} does not support this model: {reason}"
         )
-    planner = _Planner(headers, config, machines)
+    planner = _Planner(headers, config, machines, merging)
     plan = planner.plan(options)
     if _fits(plan, options):
         return plan
@@ -136,9 +138,14 @@ class _Planner:
     """
 
     def __init__(
-        self, headers: Mapping[str, Header], config: Phi3VConfig, machines: Sequence[Machine]
+        self,
+        headers: Mapping[str, Header],
+        config: Phi3VConfig,
+        machines: Sequence[Machine],
+        merging: int,
     ) -> None:
         self._headers = headers
+        self._merging = merging
         self._config = config
         self._machines = machines
         self._device = machines[0].device
@@ -242,7 +249,8 @@ class _Planner:
     def _work(self, options: LoadOptions, size: StepSize, window: int) -> int:
         """Bytes of working memory on each device, with a window of so many tokens."""
         config, device, dtype = self._config, self._device, DTYPES[options.dtype]
-        work = LIBRARIES[device.type] + parts.step_bytes(config, size, dtype, device)
+        step = parts.step_bytes(config, size, dtype, device)
+        work = LIBRARIES[device.type] + (step if on_cuda(device) else max(step, self._merging))
         if options.quantization != "none":
             work += work_bytes(config)
         return work + parts.window_bytes(config, size.max_num_seqs, window, dtype, device)

@@ -116,10 +116,18 @@ class Processor:
         self.images_per_prompt = images_per_prompt
 
     @classmethod
-    def from_checkpoint(cls, directory: Path, images_per_prompt: int = 1) -> Processor:
-        """Read the tokenizer and processor files of a checkpoint; raises CheckpointError."""
+    def from_checkpoint(
+        cls, directory: Path, images_per_prompt: int = 1, tokenizer: Path | None = None
+    ) -> Processor:
+        """Read the tokenizer and processor files of a checkpoint; raises CheckpointError.
+
+        Args:
+            directory: the checkpoint.
+            images_per_prompt: see the class.
+            tokenizer: where the tokenizer's files are, if not there.
+        """
         image_processor = ImageProcessor.from_checkpoint(directory)
-        return cls(Phi3VTokenizer(directory), image_processor, images_per_prompt)
+        return cls(Phi3VTokenizer(tokenizer or directory), image_processor, images_per_prompt)
 
     def __call__(
         self, messages: Sequence[Message], max_tokens: int, keep: int | None = None

@@ -130,13 +130,24 @@ def _to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def quantize_linears(model: Phi3VForCausalLM, scheme: str) -> None:
-    """Quantize the decoder's linear layers of a model on the CPU, in place."""
+def quantize_linears(
+    model: Phi3VForCausalLM,
+    scheme: str,
+    prepare: Callable[[str, Tensor], Tensor] = lambda name, weight: weight,
+) -> None:
+    """Quantize the decoder's linear layers of a model on the CPU, in place.
+
+    Args:
+        model: with weights in main memory.
+        scheme: ``int8`` or ``int4``.
+        prepare: changes a weight, given its name, before it is quantized.
+    """
     names = [name for name, _ in model.named_modules() if LAYERS.search(name)]
     for name in tqdm(names, desc="Quantizing weights"):
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
-        model.set_submodule(name, QuantizedLinear(plain.weight.data, scheme))
+        weight = prepare(f"{name}.weight", plain.weight.data)
+        model.set_submodule(name, QuantizedLinear(weight, scheme))
         release_weight(plain)
 
 

@@ -17,9 +17,9 @@ from model.engine.loading import memory_parts as parts
 from model.engine.loading.machine import Machine
 from model.engine.loading.memory_plan import plan_memory
 from model.engine.loading.step_size import StepSize
-from model.phi3v.checking import Header
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
+from model.phi3v.weights.files import Header
 from tests.support.engines.official_sizes import FULL
 from tests.support.servers.live_server import ROOT
 

@@ -21,9 +21,9 @@ from model.engine.loading.machine import Machine, cgroup_left, probe
 from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from model.engine.loading.remedies import SHORTEST
 from model.errors import CheckpointError
-from model.phi3v.checking import Header, read_headers
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import official_shapes
+from model.phi3v.weights.files import Header, read_headers
 from tests.support.engines.official_sizes import FULL, HEADERS
 from tests.support.servers.command_line import one_sentence, run
 from tests.support.servers.live_server import API_KEY, START_TIMEOUT, start_server
