@@ -31,6 +31,7 @@ NAMES = [
     "quantized",
     "kernels",
     "gpu-plan",
+    "wire",
     "pacing",
 ]
 ALONE = ["full"]  # excluded from all: needs most of a machine's memory

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
+from pydantic_core import to_json
+
 import model
 from server.chat.answers import Answer
 from server.chat.logprobs import NumberWriter, logprobs_json, pydantic_numbers
@@ -21,6 +23,7 @@ from server.schemas.responses import (
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
+    Delta,
     PromptTokensDetails,
     Usage,
 )
@@ -65,6 +68,14 @@ async def stream(
         begin, key, end = text.partition(b'"logprobs":')  # quotes in a string are escaped
         return begin + key + b'{"content":[' + logprobs + b"]}" + end.removeprefix(b"null")
 
+    # Most chunks are a piece of text, so only that is serialized for each.
+    around: dict[int, tuple[bytes, bytes]] = {}
+    if usage_in != "all":
+        for index in range(len(answers)):
+            empty = dumped([ChunkChoice(index=index, delta=Delta(content=""))])
+            begin, key, end = empty.partition(b'"content":""')
+            around[index] = (begin + b'"content":', end)
+
     read = 0  # tokens
     for index, answer in enumerate(answers):
         yield dumped([ChunkChoice(index=index, delta=answer.opening())])
@@ -74,6 +85,10 @@ async def stream(
         read += len(delta.token_ids)
         logprobs = logprobs_json(delta.logprobs, pydantic_numbers)
         for piece in answer.add(delta.text) or ([answer.nothing()] if logprobs else []):
+            if piece.content and not logprobs and delta.index in around:
+                begin, end = around[delta.index]
+                yield begin + to_json(piece.content) + end
+                continue
             yield dumped([ChunkChoice(index=delta.index, delta=piece)], logprobs=logprobs)
             logprobs = b""
         if delta.logprobs:

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.support.engines.cuda_stand_ins import Tape, paged_attention, refuses
 from torch.nn.attention import varlen
 
 from model.cpu.linear import microkernel
 from model.engine.loading import load as loading
 from scripts.benchmarks.harness.report import Report
 from scripts.gpu_checking import __main__, device, parity, paths, speed
-from tests.support.engines.cuda_stand_ins import Tape, paged_attention, refuses
 from tests.support.servers.live_server import ROOT
 
 CPU = torch.device("cpu")

@@ -63,11 +63,12 @@ class Process:
 
     def watch_idle(self, seconds: float = 3) -> None:
         """Measure ``idle_cpu``."""
-        before = self._cpu_seconds()
+        before = self.cpu_seconds()
         time.sleep(seconds)
-        self.idle_cpu = (self._cpu_seconds() - before) / seconds
+        self.idle_cpu = (self.cpu_seconds() - before) / seconds
 
-    def _cpu_seconds(self) -> float:
+    def cpu_seconds(self) -> float:
+        """Processor time of the process and its children so far."""
         parent = psutil.Process(self.popen.pid)
         times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
         return sum(spent.user + spent.system for spent in times)
