@@ -73,7 +73,7 @@ async def stream(
     if usage_in != "all":
         for index in range(len(answers)):
             empty = dumped([ChunkChoice(index=index, delta=Delta(content=""))])
-            begin, key, end = empty.partition(b'"content":""')
+            begin, _, end = empty.partition(b'"content":""')  # quotes in a string are escaped
             around[index] = (begin + b'"content":', end)
 
     read = 0  # tokens

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tqdm import tqdm
 
@@ -153,7 +154,7 @@ async def _measure(server: Process, count: int, rate: int) -> Measured:
                 stream.transport.abort()  # type: ignore[union-attr]
         await asyncio.sleep(0.5)  # until the server has let them go
     stamps = [[at for at in stream.stamps if begin <= at < end] for stream in streams]
-    gaps = [later - at for own in stamps for at, later in zip(own, own[1:], strict=False)]
+    gaps = [later - at for own in stamps for at, later in pairwise(own)]
     return Measured(
         spent / (end - begin), sum(map(len, stamps)) / (end - begin), percentile(gaps, 95) * rate
     )
