@@ -85,7 +85,7 @@ def write_checkpoint(
     config = config_for(preset, name)
     shapes = official_shapes(Phi3VConfig(**config))
     if text_only:
-        config = _text_config(config)
+        config = text_config(config)
         shapes = {name: shape for name, shape in shapes.items() if VISION not in name}
         write_json(directory / "generation_config.json", GENERATION_CONFIG)
     else:
@@ -215,7 +215,7 @@ def config_for(preset: Preset, name: str) -> dict[str, Any]:
     }
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config of the same decoder for transformers' own Phi-3 class."""
     vision = ("embd_layer", "img_processor")
     return {

@@ -37,6 +37,9 @@ class Network:
 def make_network(model: Phi3VForCausalLM) -> Network:
     """Return the parts of ``model``; on the CPU it is modified and unusable afterwards."""
     vision, dtype = model.model.vision_embed_tokens, model.dtype
+    if model.device.type == "cuda":
+        # By default cuDNN rounds float32 operands to 10 bits, and the tower begins with a convolution.
+        torch.backends.cudnn.allow_tf32 = False
     return Network(model.config, _make_decoder(model), vision, dtype)
 
 

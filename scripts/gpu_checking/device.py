@@ -1,4 +1,4 @@
-"""The GPU, its driver and torch's support for it."""
+"""The device: what it is, and how fast it copies and multiplies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import torch
 
 from model.engine.loading.machine import has_bfloat16
 from scripts.benchmarks.harness import machine
+from scripts.benchmarks.harness.machine import fastest
+
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes, more than any cache holds
+SIDE = {"cuda": 8192, "cpu": 1024}  # of square matrices
 
 
 def why_no_gpu() -> str | None:
@@ -35,28 +39,59 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that are free; 0 for the CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def describe(device: torch.device) -> str:
-    """Describe the machine as a Markdown list."""
+@torch.inference_mode()
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes, in total."""
+    size = COPIED[device.type]
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+
+    def copy() -> None:
+        target.copy_(source)
+        synchronize(device)
+
+    return 2 * size / fastest(copy, repeats=10)
+
+
+@torch.inference_mode()
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    side = SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def multiply() -> None:
+        torch.matmul(left, right)
+        synchronize(device)
+
+    return 2 * side**3 / fastest(multiply, repeats=5)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Facts about the machine."""
     facts = {
         "CPU": machine.describe(),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
     }
-    if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        facts["GPU"] = (
-            f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability "
-            f"{gpu.major}.{gpu.minor}"
-        )
-        facts["CUDA"] = f"{torch.version.cuda}, driver {_driver()}"
-    else:
-        facts["GPU"] = "none (the CPU was checked instead)"
-    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+    if device.type != "cuda":
+        return {**facts, "GPU": "none (the CPU was checked instead)"}
+    gpu = torch.cuda.get_device_properties(device)
+    count = torch.cuda.device_count()
+    facts["GPU"] = (
+        f"{gpu.name}{f' (the first of {count})' if count > 1 else ''}, {gpu.total_memory / 2**30:.0f} GiB ({free_memory(device) / 2**30:.0f} free), "
+        f"compute capability {gpu.major}.{gpu.minor}, {gpu.multi_processor_count} multiprocessors"
+    )
+    facts["CUDA"] = f"{torch.version.cuda}, driver {_driver()}"
+    return facts
 
 
 def _driver() -> str:

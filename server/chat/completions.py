@@ -73,8 +73,8 @@ async def stream(
     if usage_in != "all":
         for index in range(len(answers)):
             empty = dumped([ChunkChoice(index=index, delta=Delta(content=""))])
-            begin, _, end = empty.partition(b'"content":""')  # quotes in a string are escaped
-            around[index] = (begin + b'"content":', end)
+            before, _, after = empty.partition(b'"content":""')  # quotes in a string are escaped
+            around[index] = (before + b'"content":', after)
 
     read = 0  # tokens
     for index, answer in enumerate(answers):
@@ -86,8 +86,8 @@ async def stream(
         logprobs = logprobs_json(delta.logprobs, pydantic_numbers)
         for piece in answer.add(delta.text) or ([answer.nothing()] if logprobs else []):
             if piece.content and not logprobs and delta.index in around:
-                begin, end = around[delta.index]
-                yield begin + to_json(piece.content) + end
+                before, after = around[delta.index]
+                yield before + to_json(piece.content) + after
                 continue
             yield dumped([ChunkChoice(index=delta.index, delta=piece)], logprobs=logprobs)
             logprobs = b""

@@ -17,13 +17,17 @@ from tests.support.servers.live_server import ROOT
 
 PAGES = [
     *ROOT.glob("*.md"),
-    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs").glob("**/*.md"),
     ROOT / "examples" / "README.md",
     ROOT / "tests" / "golden" / "README.md",
 ]
 FLAGS = {"--" + name.replace("_", "-") for name in Settings.model_fields}
 # Of other commands than the server's, or of its subcommands.
 OTHERS = {
+    "--parts",
+    "--seconds",
+    "--json",
+    "--picture",
     "--preset",
     "--out",
     "--text-only",

@@ -6,7 +6,7 @@ sequences sampled, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -148,3 +148,14 @@ class _Padded:
         real = slice(self._count)
         output_THD[real] = self._attend(layer, q_THD[real], k_TGD[real], v_TGD[real])
         return output_THD
+
+    def fused(
+        self, layer: int, qkv_TK: Tensor, cos_TD: Tensor, sin_TD: Tensor, heads: int
+    ) -> Tensor:
+        """See ``model.phi3v.decoder_gpu.FusedAttention``."""
+        attend: Any = self._attend
+        real = slice(self._count)
+        attended = attend.fused(layer, qkv_TK[real], cos_TD[real], sin_TD[real], heads)
+        output = attended.new_zeros(len(qkv_TK), attended.shape[1])
+        output[real] = attended
+        return output

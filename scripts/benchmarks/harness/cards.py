@@ -18,6 +18,7 @@ leaves the card partly idle for about a microsecond and a half.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from model.phi3v.configuration import Phi3VConfig
@@ -25,6 +26,7 @@ from scripts.benchmarks.harness.arithmetic import weight_shapes
 
 GB, TERA = 1e9, 1e12
 ITEM = 2  # bytes of a bfloat16 number
+SAME_MEMORY = 0.12  # torch sees a little less or more than the data sheet says
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,18 @@ class ModelCosts:
             kv_bytes=2 * width * shared * ITEM,
             attention_flops=4 * width,
         )
+
+
+def card_like(name: str, memory: float) -> Card | None:
+    """The card that torch calls ``name``, e.g. "NVIDIA H100 80GB HBM3"; None if it is not known.
+
+    Args:
+        name: as torch says.
+        memory: bytes, which tell variants of a card apart.
+    """
+    for card in CARDS.values():
+        model, _, _ = card.name.partition("-")  # without the size
+        is_named = re.search(rf"\b{model}\b", name) is not None
+        if is_named and abs(memory / card.memory - 1) < SAME_MEMORY:
+            return card
+    return None

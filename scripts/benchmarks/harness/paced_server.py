@@ -10,8 +10,8 @@ import sys
 import time
 from itertools import islice
 from typing import Any
+from unittest.mock import patch
 
-from model.engine import engine
 from model.engine.sampling.sampler import Sample
 from model.engine.scheduling.scheduler import Chunk
 from server.cli import main
@@ -44,5 +44,5 @@ def _samples(chunk: Chunk) -> Any:
 
 if __name__ == "__main__":
     PacedSteps.seconds_per_step = 1 / float(sys.argv[1])
-    engine.StepRunner = PacedSteps  # type: ignore[misc, assignment]
-    sys.exit(main(sys.argv[2:]))
+    with patch("model.engine.engine.StepRunner", PacedSteps):
+        sys.exit(main(sys.argv[2:]))

@@ -9,7 +9,8 @@ from torch.nn.functional import silu
 pytest.importorskip("triton")
 
 from model.gpu.gate import silu_gate
-from tests.support.closeness import assert_close, poisoned
+from scripts.gpu_checking.references import poisoned
+from tests.support.closeness import assert_close
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

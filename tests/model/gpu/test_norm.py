@@ -9,7 +9,8 @@ from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 pytest.importorskip("triton")
 
 from model.gpu.norm import add_rms_norm
-from tests.support.closeness import assert_close, poisoned
+from scripts.gpu_checking.references import poisoned
+from tests.support.closeness import assert_close
 
 DTYPES = [torch.float32, torch.float16]
 SHAPES = [(1, 3072), (3, 3072), (17, 96), (130, 40)]

@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 
 from model.gpu import paged_decode as module
 from model.gpu.paged_decode import DecodeScratch, paged_decode, scratch_shapes, split_count
-from tests.support.closeness import assert_close, poisoned
-from tests.support.paged_sequences import PagedSequences, paged_sequences
+from scripts.gpu_checking.references import PagedSequences, paged_sequences, poisoned
+from tests.support.closeness import assert_close
 
 EDGES = [1, 2, 15, 16, 17, 255, 256, 257]
 

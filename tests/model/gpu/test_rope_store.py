@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from model.gpu.rope_store import BLOCK, split_rope_store
 from model.phi3v.rope import rotate
-from tests.support.closeness import poisoned
+from scripts.gpu_checking.references import poisoned
 
 DTYPES = [torch.float32, torch.float16]
 SIZES = [(1, 32, 32, 96), (3, 32, 32, 96), (17, 8, 2, 64), (70, 6, 3, 80), (5, 4, 1, 128)]

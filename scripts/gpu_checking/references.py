@@ -1,4 +1,7 @@
-"""Sequences in a paged cache with poisoned gaps, and their attention as torch computes it."""
+"""What kernels must compute: torch's operators in float32 or float64, and random inputs.
+
+Shape suffixes as in ``model.gpu``; K columns of the fused projection, ``(H + 2 G) D``.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,54 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, silu
 
-from tests.support.closeness import poisoned
+from model.phi3v.rope import rotate
 
+# Largest difference from float32, for results up to 1; relative for larger ones.
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 BLOCK = 16
 NOWHERE = 2**30  # a table entry that must not be used
+
+
+def excess(actual: Tensor, expected: Tensor, scale: float = 1.0) -> float:
+    """The largest difference, as a multiple of the dtype's tolerance times ``scale``.
+
+    Args:
+        actual: of the dtype whose tolerance counts; NaN is infinitely far off.
+        expected: float32, of the same shape.
+        scale: of the tolerance.
+    """
+    allowed = scale * TOLERANCE[actual.dtype] * expected.abs().clamp(min=1)
+    difference = (actual.float() - expected).abs() / allowed
+    return difference.nan_to_num(nan=torch.inf).max().item() if actual.numel() else 0.0
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Memory whose use would show in any result."""
+    return torch.full(shape, torch.nan, dtype=dtype, device=device)
+
+
+def normed(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """RMS norm in float32."""
+    x_TE = x_TE.float()
+    mean_T1 = x_TE.square().mean(-1, keepdim=True)
+    return weight_E.float() * x_TE * torch.rsqrt(mean_T1 + eps)
+
+
+def gated(gate_up_TI2: Tensor) -> Tensor:
+    """The MLP's gate in float32, with silu rounded to the dtype as the model does."""
+    gate_TI, up_TI = gate_up_TI2.float().chunk(2, dim=-1)
+    return up_TI * silu(gate_TI).to(gate_up_TI2.dtype).float()
+
+
+def split_and_rotated(
+    qkv_TK: Tensor, cos_TD: Tensor, sin_TD: Tensor, heads: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries ``(T, H, D)`` and keys, and values ``(T, G, D)``, rounded as the model does."""
+    qkv = qkv_TK.view(len(qkv_TK), -1, cos_TD.shape[1])
+    q_THD, k_TGD, v_TGD = qkv.split([heads, groups, groups], dim=1)
+    return rotate(q_THD, cos_TD, sin_TD), rotate(k_TGD, cos_TD, sin_TD), v_TGD
 
 
 @dataclass
@@ -27,6 +72,13 @@ class PagedSequences:
     query_start_S1: Tensor
     max_query: int
     expected_THD: Tensor
+
+    def on(self, device: torch.device) -> PagedSequences:
+        """The same on a device."""
+        moved = {
+            name: value.to(device) for name, value in vars(self).items() if name != "max_query"
+        }
+        return PagedSequences(**moved, max_query=self.max_query)
 
     def subset(self, which: Sequence[int], width: int) -> PagedSequences:
         """Some of the sequences, in another order and with a table of another width."""
