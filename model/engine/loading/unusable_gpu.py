@@ -32,6 +32,8 @@ def failure(device: torch.device) -> str | None:
     """Why a GPU that torch finds computes nothing, and what to do; None if it does."""
     try:
         torch.ones(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:  # others use it; the memory plan says how much is free
+        return None
     except Exception as error:  # torch raises several kinds
         reason = first_line(error).rstrip(".")
         return f"torch {torch.__version__} cannot use {device}: {reason}; {_remedy()}"
