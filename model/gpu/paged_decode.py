@@ -30,6 +30,7 @@ MAX_SPLITS = 32
 MAX_QUERY = 16
 PIPELINE_BYTES = 48 * 1024  # of shared memory, so that two programs fit on a multiprocessor
 PROGRAMS = 8  # per multiprocessor
+FEW_SEQUENCES = 256  # up to which two compiled kernels serve steps of any number
 
 
 def scratch_shapes(
@@ -230,7 +231,8 @@ def paged_traffic(
 def _padded(sequences: int) -> int:
     """Length of the vector of all sequences; few lengths, so that few kernels are compiled."""
     return next(
-        (size for size in (16, 256) if sequences <= size), triton.next_power_of_2(sequences)
+        (size for size in (16, FEW_SEQUENCES) if sequences <= size),
+        triton.next_power_of_2(sequences),
     )
 
 

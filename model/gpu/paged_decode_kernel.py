@@ -11,10 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SIZES = ("sequences", "width", "splits", "max_rows")  # compiled once for all values
+# Compiled once for all values, and for all addresses of what may be a slice.
+SIZES = ("sequences", "width", "splits", "max_rows")
+SLICES = ("length_S", "query_start_S1")
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SLICES)
 def paged_decode_kernel(
     q_THD,
     cache_layer,

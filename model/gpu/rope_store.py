@@ -31,7 +31,7 @@ def split_rope_store(
     Args:
         qkv_T: ``(T, (H + 2 G) * D)``, contiguous: queries, keys, values.
         cos_TD: in the dtype of ``qkv_T``; the second half of a row equals the first.
-        slot_T: int64, block * 16 + offset; nothing is stored for a negative slot.
+        slot_T: int32, block * 16 + offset; nothing is stored for a negative slot.
         cache_layer: ``(N, 2, G, B, D)``, contiguous.
         q_out_THD: rotated queries, contiguous.
         k_out_TGD, v_out_TGD: also written if given, both or neither.
@@ -72,7 +72,7 @@ def split_rope_store(
     )
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["slot_T"])
 def split_rope_store_kernel(
     qkv_T,
     cos_TD,
@@ -122,7 +122,7 @@ def split_rope_store_kernel(
 
     stored = head - HEADS  # keys first, then values, as in the cache
     is_stored = inside & (stored >= 0)[None, :, None]
-    slot = tl.load(slot_T + token, mask=token < tokens, other=-1)
+    slot = tl.load(slot_T + token, mask=token < tokens, other=-1).to(tl.int64)
     place = (slot // SLOTS) * (2 * GROUPS * SLOTS * DIM) + (slot % SLOTS) * DIM
     at = cache_layer + place[:, None, None] + stored[None, :, None] * (SLOTS * DIM) + d
     has_slot = is_stored & (slot >= 0)[:, None, None]

@@ -13,9 +13,11 @@ import triton.language as tl
 # The bits of 1, the largest weight; and 1.5 * 2**11, which rounds a weight to 12 bits when added.
 ONE = tl.constexpr(0x3F800000)
 ROUNDER = tl.constexpr(3072.0)
+# What may be a slice: compiled once for all addresses.
+SLICES = ("temperature_R", "top_k_R", "top_p_R", "min_p_R", "seed_R", "position_R")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SLICES)
 def sample_kernel(
     logits_RV,
     temperature_R,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.gpu.gate import silu_gate
 from model.gpu.norm import add_rms_norm
-from model.gpu.paged_decode import DecodeScratch, paged_decode, scratch_shapes
+from model.gpu.paged_decode import FEW_SEQUENCES, DecodeScratch, paged_decode, scratch_shapes
 from model.gpu.rope_store import BLOCK, split_rope_store
 from model.gpu.sample import sample_rows
 from model.gpu.support import LARGEST_VOCABULARY, DecoderSizes
@@ -42,7 +42,7 @@ def compilations(
     groups = config.num_key_value_heads or heads
     width, inner, dim = config.hidden_size, config.intermediate_size, config.hidden_size // heads
     row, weight, q, kv = zeros(1, width), zeros(width), zeros(1, heads, dim), zeros(1, groups, dim)
-    cache, slot = zeros(1, 2, groups, BLOCK, dim), zeros(1, of=torch.int64)
+    cache, slot = zeros(1, 2, groups, BLOCK, dim), zeros(1, of=torch.int32)
     fused = (zeros(1, (heads + 2 * groups) * dim), zeros(1, dim), zeros(1, dim), slot, cache, q)
     gate_up, gated = zeros(1, 2 * inner), zeros(1, inner)
     return [
@@ -76,7 +76,8 @@ def _attention(
 
         return f"paged_decode, {sequences} x {query}", attend
 
-    return [form(n, query) for n in sorted({1, max_sequences}) for query in queries]
+    sizes = sorted({1, min(max_sequences, FEW_SEQUENCES), max_sequences})
+    return [form(sequences, query) for sequences in sizes for query in queries]
 
 
 def _sampling(vocabulary: int, device: torch.device | str) -> list[Compilation]:

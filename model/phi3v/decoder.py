@@ -47,7 +47,7 @@ class Decoder(Protocol):
     fuses_attention: bool
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embeddings ``(T, E)`` of int64 ``token_ids``."""
+        """Embeddings ``(T, E)`` of ``token_ids``, int64 or int32."""
         ...
 
     def __call__(

@@ -71,7 +71,8 @@ class LongRope:
             regime_T: integer ``RopeRegime`` of each token's sequence.
             dtype: of the results.
         """
-        angle_TD = position_T[:, None] * self.inv_freq_RD[regime_T]
+        # Indexing would convert int32 to int64 first, which is another kernel on a GPU.
+        angle_TD = position_T[:, None] * self.inv_freq_RD.index_select(0, regime_T)
         cos_TD, sin_TD = (torch.empty_like(angle_TD, dtype=dtype) for _ in range(2))
         torch.mul(angle_TD.cos(), self.scaling, out=cos_TD)
         torch.mul(angle_TD.sin(), self.scaling, out=sin_TD)

@@ -43,18 +43,21 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all captures, because torch keeps freed memory for the stream that used it.
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See ``Capture``."""
         # Warm up first, because a library's one-time setup must not be captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             compute()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may keep using the device.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             output = compute()
 
         def replay() -> Tensor:

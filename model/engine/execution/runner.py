@@ -14,7 +14,7 @@ from torch import Tensor
 from model.engine.kv_cache.base import PagedCache, Span
 from model.engine.policy import Policy
 from model.engine.scheduling.scheduler import Chunk, sampled_tokens
-from model.phi3v.decoder import Attention, Decoder
+from model.phi3v.decoder import Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device
 
@@ -137,9 +137,9 @@ class Runner:
 
 
 class _Padded:
-    """Attention that skips the padding rows after the first ``count``."""
+    """Attention that skips the padding rows after the first ``count``; fused if ``attend`` is."""
 
-    def __init__(self, attend: Attention, count: int) -> None:
+    def __init__(self, attend: Any, count: int) -> None:
         self._attend = attend
         self._count = count
 
@@ -153,9 +153,7 @@ class _Padded:
         self, layer: int, qkv_TK: Tensor, cos_TD: Tensor, sin_TD: Tensor, heads: int
     ) -> Tensor:
         """See ``model.phi3v.decoder_gpu.FusedAttention``."""
-        attend: Any = self._attend
         real = slice(self._count)
-        attended = attend.fused(layer, qkv_TK[real], cos_TD[real], sin_TD[real], heads)
-        output = attended.new_zeros(len(qkv_TK), attended.shape[1])
-        output[real] = attended
-        return output
+        output_TE = self._attend.fused(layer, qkv_TK[real], cos_TD[real], sin_TD[real], heads)
+        padding = len(qkv_TK) - self._count
+        return torch.cat([output_TE, output_TE.new_zeros(padding, output_TE.shape[1])])

@@ -6,6 +6,7 @@ Nothing here changes a sequence, so a step can be retried.
 from __future__ import annotations
 
 import logging
+import traceback
 from itertools import islice
 
 import torch
@@ -92,7 +93,9 @@ class StepRunner:
         except Exception as error:
             sequences = "1 sequence" if len(chunks) == 1 else f"{len(chunks)} sequences"
             logger.exception("a step of %s failed", sequences)
-            return error
+            # The traceback's frames hold the step's tensors, whose memory the retry may need.
+            traceback.clear_frames(error.__traceback__)
+            return error.with_traceback(None)
         left = iter(samples)
         return [
             (chunk, [] if chunk.sequence.is_late else list(islice(left, chunk.num_sampled)))

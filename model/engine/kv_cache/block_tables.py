@@ -46,18 +46,22 @@ class BlockTables:
         rows = self._find(tables)
         places: list[np.ndarray] = []
         blocks: list[int] = []
-        for row, table in zip(rows, tables, strict=True):
+        changed: list[int] = []
+        for index, (row, table) in enumerate(zip(rows, tables, strict=True)):
             count = len(self._written[row])
             if table[:count] != self._written[row]:  # recomputed, or a shared block was copied
                 count = 0
             if len(table) > count:
                 places.append(np.arange(count, len(table)) + row * self.table_NW.shape[1])
                 blocks += table[count:]
-                self._written[row] = table.copy()
+                changed.append(index)
         if places:
             changes = np.stack([np.concatenate(places), np.array(blocks)])
             place_C, block_C = to_device(torch.from_numpy(changes), self.table_NW.device)
             self.table_NW.view(-1).index_copy_(0, place_C, block_C.to(torch.int32))
+        # Only now: a step that fails before, for want of memory, is tried again.
+        for index in changed:
+            self._written[rows[index]] = tables[index].copy()
         return rows
 
     def rows(self, row_S: Tensor) -> Tensor:

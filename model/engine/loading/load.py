@@ -21,7 +21,7 @@ from model.engine.kv_cache.choice import on_cuda
 from model.engine.loading.machine import has_bfloat16, probe
 from model.engine.loading.memory_plan import MemoryPlan, plan_memory, texts
 from model.engine.loading.placement import device_map
-from model.engine.loading.unusable_gpu import unusable_gpu, why_none
+from model.engine.loading.unusable_gpu import failure, unusable_gpu, usable_gpus, why_none
 from model.engine.loading.warm_up import compile_kernels, warm_up
 from model.engine.loading.weights import load_weights, unloadable
 from model.errors import CheckpointError
@@ -175,7 +175,7 @@ def effective_headers(stored: Mapping[str, Header], adapter: Adapter | None) -> 
 
 def _how_many_would_do(plan_on: Callable[[int], Any], devices: list[torch.device]) -> str:
     """Advice to use more GPUs, if the machine has enough of them for the model to fit."""
-    there_are = torch.cuda.device_count() if on_cuda(devices[0]) else 0
+    there_are = usable_gpus() if on_cuda(devices[0]) else 0
     for count in range(len(devices) + 1, there_are + 1):
         with suppress(CheckpointError):
             plan_on(count)
@@ -188,18 +188,23 @@ def devices_for(options: LoadOptions) -> list[torch.device]:
 
     Raises:
         CheckpointError: torch cannot use as many GPUs as asked for, or none of those in the machine. In
-            the latter case the demo model runs on the CPU, with a warning.
+            the latter case ``auto`` runs the demo model on the CPU, with a warning.
     """
-    wanted, found = options.pipeline_parallel_size, torch.cuda.device_count()
+    wanted, found = options.pipeline_parallel_size, usable_gpus()
     if options.device == "cuda" and not found:
         raise CheckpointError(
             f"--device cuda: torch finds no CUDA device: {why_none()}; or use --device cpu"
         )
-    if options.device == "auto" and not found and (reason := unusable_gpu()):
-        if options.model != DEMO:
+    gpus = 0 if options.device == "cpu" else found
+    if options.device == "auto" and not found:
+        reason = unusable_gpu()
+    else:
+        reason = next(filter(None, map(failure, _gpus(min(wanted, gpus)))), None)
+    if reason is not None:
+        if options.model != DEMO or options.device == "cuda":
             raise CheckpointError(f"{reason}; or use --device cpu, which is slow")
         logger.warning("running on the CPU: %s", reason)
-    gpus = 0 if options.device == "cpu" else found
+        gpus = 0
     if wanted > max(gpus, 1):
         raise CheckpointError(
             f"--pipeline-parallel-size {wanted} needs {wanted} GPUs, but {gpus} can be used here"

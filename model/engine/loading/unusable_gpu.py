@@ -1,4 +1,4 @@
-"""Finds GPUs that a machine has but torch cannot use, so that nobody serves on the CPU unawares."""
+"""Tells GPUs that torch can use from those that it cannot, so that nobody serves on the CPU unawares."""
 
 from __future__ import annotations
 
@@ -17,6 +17,27 @@ HIDDEN = {
     "HIP_VISIBLE_DEVICES": ("", "-1"),
     "NVIDIA_VISIBLE_DEVICES": ("", "none", "void"),  # as container runtimes set it
 }
+
+
+def usable_gpus() -> int:
+    """How many GPUs torch finds.
+
+    ``torch.cuda.device_count`` asks the driver's library for management, which also counts GPUs whose
+    driver is too old for torch.
+    """
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def failure(device: torch.device) -> str | None:
+    """Why a GPU that torch finds computes nothing, and what to do; None if it does."""
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:  # others use it; the memory plan says how much is free
+        return None
+    except Exception as error:  # torch raises several kinds
+        reason = first_line(error).rstrip(".")
+        return f"torch {torch.__version__} cannot use {device}: {reason}; {_remedy()}"
+    return None
 
 
 def unusable_gpu(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -45,10 +66,16 @@ def why_none() -> str:
         reason = "it finds no device"
     except Exception as error:  # torch raises several kinds
         reason = first_line(error).rstrip(".")
+    return f"{reason}; {_remedy()}"
+
+
+def _remedy() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"{reason}; install a build of torch for this GPU"
+        return "install a build of torch for this GPU"
     wanted = f"CUDA {torch.version.cuda}" if torch.version.hip is None else "ROCm"
-    return f"{reason}; install a driver that supports {wanted}, or a build of torch for the driver"
+    return (
+        f"install a driver that supports {wanted}, or a build of torch for this GPU and its driver"
+    )
 
 
 def _device_file(root: Path) -> Path | None:

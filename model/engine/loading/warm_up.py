@@ -10,7 +10,6 @@ from tqdm import tqdm
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.engine.kv_cache.choice import on_cuda
-from model.engine.policy import Policy
 from model.engine.request import SamplingParams
 from model.errors import CheckpointError, ModelError, RequestError
 from model.phi3v.inputs.chat import Message, MessageImage
@@ -19,6 +18,7 @@ from model.phi3v.inputs.processing import PromptInputs
 from model.phi3v.network import Network
 
 WARM_UP = SamplingParams(temperature=0, max_tokens=1)
+QUERIES = (1, 2, 4, 8, 16)  # tokens of a sequence that attention has kernels for
 
 
 def compile_kernels(network: Network, config: EngineConfig) -> None:
@@ -33,9 +33,8 @@ def compile_kernels(network: Network, config: EngineConfig) -> None:
         return
     from model.gpu.warm_up import compilations
 
-    queries = sorted({tokens for _, tokens in Policy.of(config).graph_sizes})
     rows = config.max_num_seqs
-    forms = compilations(network.config, network.dtype, decoder.device, rows, queries)
+    forms = compilations(network.config, network.dtype, decoder.device, rows, QUERIES)
     for _, compile_kernel in tqdm(forms, desc="Compiling GPU kernels"):
         compile_kernel()
 

@@ -1,8 +1,8 @@
 """Chooses the tokens of the next step: decoding first, then prefill up to a budget.
 
-First come, first served, but for priorities among the requests of a caller. A sequence is admitted when blocks for all its tokens are free; the youngest is
-preempted (and recomputed later) when running sequences need more. Cached prefixes are not recomputed.
-Handles neither tensors nor text.
+First come, first served, but for priorities among the requests of a caller. A sequence is admitted when
+blocks for all its tokens are free; the youngest is preempted (and recomputed later) when running
+sequences need more. Cached prefixes are not recomputed. Handles neither tensors nor text.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def test_rotates_and_stores(
     qkv = torch.randn(tokens, (heads + 2 * groups) * dim).to(dtype)
     cos, sin = angles(tokens, dim, dtype)
     blocks = tokens // BLOCK + 3
-    slot = torch.randperm(blocks * BLOCK)[:tokens]
+    slot = torch.randperm(blocks * BLOCK, dtype=torch.int32)[:tokens]
     cache = poisoned(blocks, 2, groups, BLOCK, dim, dtype=dtype)
     q_out = poisoned(tokens, heads, dim, dtype=dtype)
     k_out, v_out = (poisoned(tokens, groups, dim, dtype=dtype) for _ in range(2))
@@ -56,7 +56,8 @@ def test_stores_nothing_for_a_negative_slot() -> None:
     cache = poisoned(2, 2, 2, BLOCK, 16, dtype=torch.float32)
     qkv = torch.randn(3, 6 * 16)
     q_out = torch.empty(3, 2, 16)
-    split_rope_store(qkv, *angles(3, 16, torch.float32), torch.tensor([-1, 20, -1]), cache, q_out)
+    slot = torch.tensor([-1, 20, -1], dtype=torch.int32)
+    split_rope_store(qkv, *angles(3, 16, torch.float32), slot, cache, q_out)
     assert not cache[1, :, :, 4].isnan().any()
     assert int((~cache.isnan()).sum()) == 2 * 2 * 16
     assert not q_out.isnan().any()

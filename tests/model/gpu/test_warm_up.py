@@ -41,6 +41,13 @@ def test_every_form_is_launched() -> None:
     assert kernels == [name.split(",")[0].replace("sample_rows", "sample") for name in names]
 
 
+def test_steps_of_more_sequences_than_usual_have_all_kernels() -> None:
+    forms = compilations(sizes(200), torch.float32, "cpu", max_sequences=300)
+    assert [name for name, _ in forms if name.startswith("paged_decode")] == [
+        f"paged_decode, {sequences} x 1" for sequences in (1, 256, 300)
+    ]
+
+
 def test_a_vocabulary_too_large_for_the_sampler_is_sampled_without_it() -> None:
     names = [name for name, _ in compilations(sizes(40_000), torch.float32, "cpu")]
     assert names

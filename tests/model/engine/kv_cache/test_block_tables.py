@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
+from model.engine.kv_cache import block_tables
 from model.engine.kv_cache.block_tables import BlockTables
 
 
@@ -49,3 +51,16 @@ def test_a_sequence_keeps_its_row() -> None:
     assert check(tables, [second, first]) == rows[::-1]
     second.clear()
     assert check(tables, [first, third])[0] == rows[0]
+
+
+def test_what_could_not_be_written_is_written_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails for want of memory is tried again."""
+    tables = BlockTables(2, 4, torch.device("cpu"))
+    first, second = [1, 2], [3]
+    check(tables, [first])
+    first.append(4)
+    with monkeypatch.context() as full:
+        full.setattr(block_tables, "to_device", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tables.rows_of([first, second])
+    check(tables, [first, second])

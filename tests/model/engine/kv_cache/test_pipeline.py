@@ -256,7 +256,8 @@ def test_more_cards_than_there_are(tiny: Path) -> None:
 
 def test_advice_to_take_more_cards(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 0
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr("model.engine.loading.load.usable_gpus", lambda: 3)
+    monkeypatch.setattr("model.engine.loading.load.failure", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
     monkeypatch.setattr("model.engine.loading.load.read_headers", lambda directory: HEADERS)
     monkeypatch.setattr("model.engine.loading.load.Phi3VConfig", lambda **raw: FULL)

@@ -103,6 +103,32 @@ def test_an_old_driver_is_refused_in_torchs_words(
         assert "--device cpu" in sentence
 
 
+def test_a_driver_too_old_for_torch_is_no_gpu(
+    with_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's library for management works, so torch counts its GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(CheckpointError, match="this machine has a GPU"):
+        load.devices_for(LoadOptions("someone/model"))
+    with pytest.raises(CheckpointError, match="--device cuda: torch finds no CUDA device"):
+        load.devices_for(LoadOptions("someone/model", device="cuda"))
+
+
+def test_a_gpu_that_computes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one that this build of torch has no kernels for."""
+    monkeypatch.setattr(load, "usable_gpus", lambda: 1)
+    for device in ("auto", "cuda"):
+        with pytest.raises(CheckpointError, match=r"cannot use cuda:0: .*; install .*--device cpu"):
+            load.devices_for(LoadOptions("someone/model", device=device))
+    assert load.devices_for(LoadOptions("someone/model", device="cpu")) == [torch.device("cpu")]
+    assert load.devices_for(LoadOptions("demo")) == [torch.device("cpu")]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(CheckpointError, match="cannot use cuda:0"):
+        load.devices_for(LoadOptions("demo", device="cuda"))
+
+
 def test_the_demo_is_served_on_the_cpu_with_a_warning(
     with_gpu: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
