@@ -88,7 +88,11 @@ def parse_chat(body: object, extra_policy: ExtraPolicy, max_messages: int) -> Pa
     refuse_message_fields(request.messages, extra_policy == "ignore")
     call = forced_call(request.tools or (), request.tool_choice)
     params = _sampling_params(request, call)
-    return ParsedChat(request, params, call, (*dropped, *ignored_parameters(request)))
+    ignored = [*dropped, *ignored_parameters(request)]
+    wanted = request.response_format
+    if call is not None and wanted is not None and wanted.type != "text":
+        ignored.append("response_format")  # it is for text
+    return ParsedChat(request, params, call, tuple(ignored))
 
 
 def validated(kind: type[Request], body: dict[str, Any], ignore_unknown: bool) -> Request:

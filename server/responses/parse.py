@@ -13,7 +13,7 @@ from pydantic import BaseModel
 import model
 from server.chat.parameters import unknown_fields
 from server.chat.parse import ExtraPolicy, ParsedChat, bounded, parse_chat, validated
-from server.errors import Loc, invalid_parameter, not_supported, short_name
+from server.errors import Loc, dotted, invalid_parameter, not_supported, short_name
 from server.responses.field_names import FieldNames
 from server.responses.items import Item, to_messages
 from server.schemas.responses_object import ResponseObject, TextConfig
@@ -39,7 +39,12 @@ OTHER_FORMS = {
     "verbosity": "use text.verbosity",
     "n": "send the request several times",
 }
-HARMLESS: dict[str, Any] = {"logprobs": False, "n": 1}
+HARMLESS: dict[str, Any] = {
+    "logprobs": False,
+    "n": 1,
+    "reasoning_effort": "none",
+    "verbosity": "medium",
+}
 # Unsupported parameters: values that are harmless, and why others are refused.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "background": ((False,), "send the request without it and wait, or use stream"),
@@ -134,7 +139,8 @@ def to_chat(
     body = {**others, **chat_parameters(request), "messages": messages}
     with names.in_errors():
         chat = parse_chat(body, extra_policy, max_messages)
-    ignored = dict.fromkeys([*chat.ignored, *ignored_parameters(request)])
+    of_chat = (dotted(names.path((name,))) for name in chat.ignored)
+    ignored = dict.fromkeys([*of_chat, *ignored_parameters(request)])
     return chat._replace(ignored=tuple(ignored)), names
 
 

@@ -283,6 +283,19 @@ NO_EFFECT: list[tuple[dict[str, Any], list[str]]] = [
         ["input.output.tint"],
     ),
     ({"mm_processor_kwargs": {"colour": 1}}, ["mm_processor_kwargs.colour"]),
+    ({"verbosity": "medium", "reasoning_effort": "none"}, []),
+    (
+        {
+            "tools": [FUNCTION],
+            "tool_choice": "required",
+            "text": {"format": {"type": "json_object"}},
+        },
+        ["text.format"],
+    ),
+    (
+        {"tools": [FUNCTION], "tool_choice": "required", "text": {"format": {"type": "text"}}},
+        [],
+    ),
 ]
 OUTPUT_ITEMS: list[dict[str, Any]] = [
     {
