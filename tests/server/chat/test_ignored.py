@@ -173,6 +173,17 @@ def test_so_it_is_in_messages(server: LiveServer, field: dict[str, Any]) -> None
     check_error(refused, 422, "parameter_not_supported", ["messages", 1, name])
 
 
+def test_a_refusal_is_text(server: LiveServer) -> None:
+    def tokens(part: dict[str, str]) -> int:
+        said = {"role": "assistant", "content": [part]}
+        answer = chat(server, OPENAI, messages=[*HELLO, said, *HELLO])
+        assert ignored(answer) == []
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    refusal = {"type": "refusal", "refusal": "I will not."}
+    assert tokens(refusal) == tokens({"type": "text", "text": "I will not."})
+
+
 def test_tokenize_takes_the_body_of_a_chat(server: LiveServer) -> None:
     body: dict[str, Any] = {"messages": [say(id="1")], "temperature": 0, "max_tokens": 3}
     counted = httpx2.post(f"{server.url}/tokenize", json=body, headers=AUTHORIZED)
