@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import model
 from server.errors import Loc, invalid_parameter
 from server.images.urls import Images
-from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, TextPart
+from server.schemas.messages import ChatMessage, ImagePart, OtherMediaPart, RefusalPart, TextPart
 from server.schemas.requests import ChatCompletionRequest, TokenizeRequest
 from server.schemas.tools import ToolCall
 
@@ -114,9 +114,10 @@ def _content(
     offset = 0  # characters of the texts so far, each with a newline
     for i, part in enumerate(message.content):
         loc: Loc = ("messages", position, "content", i)
-        if isinstance(part, TextPart):
-            offset += len(part.text) + 1
-            texts.append(part.text)
+        if isinstance(part, TextPart | RefusalPart):
+            text = part.text if isinstance(part, TextPart) else part.refusal
+            offset += len(text) + 1
+            texts.append(text)
         elif isinstance(part, OtherMediaPart):
             raise model.ModalityError(
                 f"messages.{position}.content.{i} has the type {part.type!r}; Phi-3-vision "

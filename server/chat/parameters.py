@@ -25,6 +25,7 @@ MOST_REMEMBERED = 1024  # names, since clients may invent them
 EMPTY: tuple[Any, ...] = (None, [], {})  # clients send back responses with such fields
 TEXT_ONLY = "the model generates only text"
 USE_TOOLS = "it is the old name of tools and tool_choice; use these"
+OTHER_SAMPLER = "use temperature, top_p, top_k or min_p"
 ONE_PER_PROMPT = "the engine samples each answer once; use n for several"
 OWN_TEMPLATE = "the model has one chat template, which ends with the generation prompt"
 # Unsupported parameters: values that are harmless, and why others are refused.
@@ -36,7 +37,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "moderation": ((None,), "this server has no moderation"),
     "prediction": ((None,), "the engine does not use predicted outputs"),
     "reasoning_effort": ((None, "none"), "this is not a reasoning model"),
-    "verbosity": ((None,), "ask for a short or a long answer in the prompt"),
+    "verbosity": ((None, "medium"), "ask for a short or a long answer in the prompt"),
     "web_search_options": ((None,), "this server has no web search"),
 }
 # The same for parameters of other servers.
@@ -49,19 +50,31 @@ UNSUPPORTED_EXTRAS: dict[str, tuple[tuple[Any, ...], str]] = {
     "chat_template": ((), OWN_TEMPLATE),
     "continue_final_message": ((False,), OWN_TEMPLATE),
     "documents": (([],), "put their text into a message"),
+    "dry_multiplier": ((0,), OTHER_SAMPLER),
+    "ebnf": (("",), "use guided_grammar"),
     "echo": ((False,), "the prompt is not part of the answer"),
+    "grammar": (("",), "use guided_grammar"),
     "guided_json_object": ((False,), "use response_format"),
     "guided_whitespace_pattern": ((), "white space in JSON is fixed"),
     "include_stop_str_in_output": ((False,), "the stop string is not part of the answer"),
+    "json_schema": (({},), "use response_format or guided_json"),
     "logits_processors": (([],), "use logit_bias or a grammar"),
     "max_new_tokens": ((), "use max_tokens"),
     "min_new_tokens": ((0,), "use min_tokens"),
+    "mirostat": ((0,), OTHER_SAMPLER),
+    "n_predict": ((-1,), "use max_tokens"),
     "prompt_logprobs": ((False,), "only the answer has log probabilities"),
+    "regex": (("",), "use guided_regex"),
+    "repeat_penalty": ((1,), "use repetition_penalty"),
     "return_token_ids": ((False,), "use /tokenize"),
     "return_tokens_as_token_ids": ((False,), "use /tokenize"),
+    "stop_sequences": (([],), "use stop"),
     "suffix": (("",), "the model does not fill in"),
-    "typical_p": ((1,), "use top_p"),
+    "tfs_z": ((1,), OTHER_SAMPLER),
+    "top_a": ((0,), OTHER_SAMPLER),
+    "typical_p": ((1,), OTHER_SAMPLER),
     "use_beam_search": ((False,), ONE_PER_PROMPT),
+    "xtc_probability": ((0,), OTHER_SAMPLER),
 }
 # The same in messages.
 UNSUPPORTED_IN_MESSAGES: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -91,7 +104,7 @@ def refuse_unsupported(request: ChatCompletionRequest) -> None:
         harmless, why = UNSUPPORTED_EXTRAS.get(name, ((value,), ""))
         if value not in harmless:
             refuse(name, value, why)
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         refuse("top_logprobs", request.top_logprobs, "it requires logprobs to be true")
 
 
@@ -120,10 +133,10 @@ def ignored_parameters(request: BaseModel) -> tuple[str, ...]:
     options = getattr(request, "stream_options", None)
     if options is not None and options.include_obfuscation:
         named.append("stream_options.include_obfuscation")
-    return tuple(dict.fromkeys([*named, *_unknown(request, "")]))
+    return tuple(dict.fromkeys([*named, *unknown_fields(request)]))
 
 
-def _unknown(part: BaseModel, path: str) -> Iterator[str]:
+def unknown_fields(part: BaseModel, path: str = "") -> Iterator[str]:
     """Paths of undeclared fields that are not empty, without positions in lists."""
     for name, value in (part.model_extra or {}).items():
         if value not in EMPTY:
@@ -132,7 +145,7 @@ def _unknown(part: BaseModel, path: str) -> Iterator[str]:
         if name in type(part).model_fields:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, BaseModel):
-                    yield from _unknown(item, f"{path}{name}.")
+                    yield from unknown_fields(item, f"{path}{name}.")
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

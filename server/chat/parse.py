@@ -80,17 +80,22 @@ def parse_chat(body: object, extra_policy: ExtraPolicy, max_messages: int) -> Pa
             (extras[0],),
             given[extras[0]],
         )
-    if extra_policy == "drop":
+    dropped = [short_name(name) for name in extras] if extra_policy == "drop" else []
+    if dropped:
         given = {name: value for name, value in given.items() if name in KNOWN}
-    request = _validated(ChatCompletionRequest, given, extra_policy == "ignore")
+    request = validated(ChatCompletionRequest, given, extra_policy == "ignore")
     refuse_unsupported(request)
     refuse_message_fields(request.messages, extra_policy == "ignore")
     call = forced_call(request.tools or (), request.tool_choice)
     params = _sampling_params(request, call)
-    return ParsedChat(request, params, call, ignored_parameters(request))
+    ignored = [*dropped, *ignored_parameters(request)]
+    wanted = request.response_format
+    if call is not None and wanted is not None and wanted.type != "text":
+        ignored.append("response_format")  # it is for text
+    return ParsedChat(request, params, call, tuple(ignored))
 
 
-def _validated(kind: type[Request], body: dict[str, Any], ignore_unknown: bool) -> Request:
+def validated(kind: type[Request], body: dict[str, Any], ignore_unknown: bool) -> Request:
     """Validate a body; raises a 422 ApiError.
 
     Args:
@@ -114,7 +119,7 @@ def _names(extras: list[str]) -> list[str]:
 
 def parse_tokenize(body: object, max_messages: int) -> tuple[TokenizeRequest, ForcedCall | None]:
     """Validate the body of a tokenize request; unknown fields are kept. Raises a 422 ApiError."""
-    request = _validated(TokenizeRequest, bounded(body, max_messages), ignore_unknown=True)
+    request = validated(TokenizeRequest, bounded(body, max_messages), ignore_unknown=True)
     if (request.messages is None) == (request.prompt is None):
         raise invalid_parameter("send either messages or a prompt", ("messages",))
     refuse_message_fields(request.messages or (), ignore_unknown=True)
@@ -127,7 +132,7 @@ def parse_detokenize(body: object) -> DetokenizeRequest:
         raise invalid_parameter("the body must be a JSON object", value=body)
     if len(body) > MOST_KEYS:
         raise invalid_parameter(f"the body has {len(body)} keys; the limit is {MOST_KEYS}")
-    return _validated(DetokenizeRequest, body, ignore_unknown=True)
+    return validated(DetokenizeRequest, body, ignore_unknown=True)
 
 
 def bounded(body: object, max_messages: int, key: str = "messages") -> dict[str, Any]:

@@ -9,7 +9,7 @@ to; but where a call is required, a grammar makes its answer one:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -188,15 +188,16 @@ def forced_call(tools: Sequence[Tool], choice: ToolChoice | None) -> ForcedCall 
         )
         for position, tool in enumerate(tools)
     ]
+    by_name = {function.name: function for function in functions}
     if isinstance(choice, AllowedToolsChoice):
-        return _force_allowed(functions, choice)
+        return _force_allowed(by_name, choice)
     if isinstance(choice, ToolReference):
         loc = ("tool_choice", "function", "name")
-        return force([_find(functions, choice.function.name, loc)], is_named=True)
+        return force([_find(by_name, choice.function.name, loc)], is_named=True)
     return force(functions)
 
 
-def _force_allowed(functions: list[Function], choice: AllowedToolsChoice) -> ForcedCall:
+def _force_allowed(functions: Mapping[str, Function], choice: AllowedToolsChoice) -> ForcedCall:
     allowed = choice.allowed_tools
     loc: Loc = ("tool_choice", "allowed_tools")
     if allowed.mode == "auto":
@@ -212,9 +213,8 @@ def _force_allowed(functions: list[Function], choice: AllowedToolsChoice) -> For
     return force([_find(functions, name, where) for name, where in wanted.items()])
 
 
-def _find(functions: list[Function], name: str, loc: Loc) -> Function:
-    for function in functions:
-        if function.name == name:
-            return function
+def _find(functions: Mapping[str, Function], name: str, loc: Loc) -> Function:
+    if name in functions:
+        return functions[name]
     where = ".".join(map(str, loc))
     raise invalid_parameter(f"{where} is {short_name(name)!r}, which is not in tools", loc, name)

@@ -90,7 +90,8 @@ class StoredResponses:
 async def _items(responses: Iterable[StoredResponse]) -> list[Item]:
     """All items of the responses; parsed within the limits of a request's body."""
     lists = [items[1:-1] for stored in responses for items in (stored.input, stored.output)]
-    parsed = await parse_json(b"[" + b",".join(lists) + b"]", "the stored conversation")
+    together = b",".join(filter(None, lists))  # the input may be empty
+    parsed = await parse_json(b"[" + together + b"]", "the stored conversation")
     return cast("list[Item]", parsed.value)
 
 

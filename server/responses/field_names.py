@@ -70,6 +70,8 @@ class FieldNames:
                 return ("text", "format", *inside)
             case ("tools", int(position), "function", *inside):
                 return ("tools", position, *inside)
+            case ("tool_choice", "allowed_tools", "tools", int(position), "function", *inside):
+                return ("tool_choice", "tools", position, *inside)
             case ("tool_choice", "function" | "allowed_tools", *inside):
                 return ("tool_choice", *inside)
         return (*RENAMED.get(loc[:1], loc[:1]), *loc[1:])

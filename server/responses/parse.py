@@ -5,18 +5,17 @@ What both APIs have is checked by ``server.chat.parse``; here is only what chat 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 import model
-from server.chat.parse import ExtraPolicy, ParsedChat, bounded, parse_chat
-from server.errors import Loc, from_validation_error, invalid_parameter, not_supported, short_name
+from server.chat.parameters import unknown_fields
+from server.chat.parse import ExtraPolicy, ParsedChat, bounded, parse_chat, validated
+from server.errors import Loc, dotted, invalid_parameter, not_supported, short_name
 from server.responses.field_names import FieldNames
 from server.responses.items import Item, to_messages
-from server.schemas.requests import KNOWN
-from server.schemas.responses_items import Lenient
 from server.schemas.responses_object import ResponseObject, TextConfig
 from server.schemas.responses_request import (
     LOGPROBS,
@@ -29,15 +28,22 @@ from server.schemas.responses_request import (
 )
 
 FIELDS = set(ResponsesRequest.model_fields)
-# Parameters of chat completions that have another name in the Responses API.
-OTHER_NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "logprobs": f"include with {LOGPROBS}",
-    "reasoning_effort": "reasoning.effort",
-    "verbosity": "text.verbosity",
+# Parameters of chat completions that the Responses API has in another form, and values that are harmless.
+OTHER_FORMS = {
+    "messages": "use input",
+    "max_tokens": "use max_output_tokens",
+    "max_completion_tokens": "use max_output_tokens",
+    "response_format": "use text.format",
+    "logprobs": f"use include with {LOGPROBS}",
+    "reasoning_effort": "use reasoning.effort",
+    "verbosity": "use text.verbosity",
+    "n": "send the request several times",
+}
+HARMLESS: dict[str, Any] = {
+    "logprobs": False,
+    "n": 1,
+    "reasoning_effort": "none",
+    "verbosity": "medium",
 }
 # Unsupported parameters: values that are harmless, and why others are refused.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -50,11 +56,14 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def parse_request(body: object, max_messages: int) -> tuple[ResponsesRequest, dict[str, Any]]:
+def parse_request(
+    body: object, extra_policy: ExtraPolicy, max_messages: int
+) -> tuple[ResponsesRequest, dict[str, Any]]:
     """Validate a parsed JSON body.
 
     Args:
         body: the JSON value.
+        extra_policy: how to handle parameters that OpenAI does not define.
         max_messages: maximum number of input items.
 
     Returns:
@@ -65,17 +74,15 @@ def parse_request(body: object, max_messages: int) -> tuple[ResponsesRequest, di
     """
     body = bounded(body, max_messages, "input")
     given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name in KNOWN and name not in FIELDS:
-            remedy = f"use {OTHER_NAMES[name]}" if name in OTHER_NAMES else "remove it"
+    for name, remedy in OTHER_FORMS.items():
+        if name in given and given[name] != HARMLESS.get(name):
             reason = f"{name} is a parameter of chat completions, not of responses; {remedy}"
             raise invalid_parameter(reason, (name,), given[name])
     own = {name: value for name, value in given.items() if name in FIELDS}
-    try:
-        request = ResponsesRequest.model_validate(own)
-    except ValidationError as error:
-        raise from_validation_error(error, own) from error
+    request = validated(ResponsesRequest, own, extra_policy == "ignore")
     _refuse_unsupported(request)
+    if not request.model_fields_set & {"input", "previous_response_id"}:
+        raise invalid_parameter("input is missing; send a text, or a list of items", ("input",))
     return request, {name: value for name, value in given.items() if name not in FIELDS}
 
 
@@ -131,7 +138,10 @@ def to_chat(
     names = FieldNames(places)
     body = {**others, **chat_parameters(request), "messages": messages}
     with names.in_errors():
-        return parse_chat(body, extra_policy, max_messages), names
+        chat = parse_chat(body, extra_policy, max_messages)
+    of_chat = (dotted(names.path((name,))) for name in chat.ignored)
+    ignored = dict.fromkeys([*of_chat, *ignored_parameters(request)])
+    return chat._replace(ignored=tuple(ignored)), names
 
 
 def chat_parameters(request: ResponsesRequest) -> dict[str, Any]:
@@ -139,7 +149,7 @@ def chat_parameters(request: ResponsesRequest) -> dict[str, Any]:
     found = {name: getattr(request, name) for name in SHARED & request.model_fields_set}
     found["max_completion_tokens"] = request.max_output_tokens
     if request.stream_options is not None:
-        found["stream_options"] = request.stream_options.model_dump()
+        found["stream_options"] = request.stream_options.model_dump(include={"include_obfuscation"})
     if LOGPROBS in request.include:
         found |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     if request.text is not None:
@@ -155,6 +165,18 @@ def chat_parameters(request: ResponsesRequest) -> dict[str, Any]:
     return found
 
 
+def ignored_parameters(request: ResponsesRequest) -> Iterator[str]:
+    """Names of what was sent but is ignored, besides what chat completions ignore."""
+    if request.max_tool_calls is not None:
+        yield "max_tool_calls"
+    if request.top_logprobs and LOGPROBS not in request.include:
+        yield "top_logprobs"
+    for name, value in request.reasoning or ():
+        if name != "effort" and value is not None:
+            yield f"reasoning.{name}"
+    yield from unknown_fields(request)
+
+
 def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
     if wanted is None:
         return None
@@ -164,14 +186,18 @@ def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
         raise invalid_parameter(
             "text.format.schema is missing; it must be a JSON schema", ("text", "format", "schema")
         )
-    described = wanted.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
+    described = wanted.model_dump(
+        include={"name", "description", "json_schema", "strict"}, exclude_none=True, by_alias=True
+    )
     return {"type": "json_schema", "json_schema": described}
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:
     return {
         "type": "function",
-        "function": tool.model_dump(exclude={"type"}, exclude_none=True),
+        "function": tool.model_dump(
+            include={"name", "description", "parameters", "strict"}, exclude_none=True
+        ),
     }
 
 
@@ -210,7 +236,7 @@ def echoed(
         top_logprobs=request.top_logprobs,
         text=TextConfig(format=described),
         tools=[tool.model_dump() for tool in request.tools],
-        tool_choice=choice.model_dump() if isinstance(choice, Lenient) else choice or "auto",
+        tool_choice=choice.model_dump() if isinstance(choice, BaseModel) else choice or "auto",
         parallel_tool_calls=request.parallel_tool_calls,
         store=stored,
         metadata=request.metadata,

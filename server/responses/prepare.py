@@ -78,7 +78,7 @@ async def convert(
         ApiError: the request is invalid or not supported.
     """
     most = backend.settings.max_messages
-    request, others = await body.validate(lambda value: parse_request(value, most))
+    request, others = await body.validate(lambda value: parse_request(value, extra_policy, most))
     conversation = Conversation()
     if stored is None:
         refuse_stored(request, why_none)

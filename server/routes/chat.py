@@ -52,21 +52,22 @@ ROUTE: dict[str, Any] = {
 }
 
 
-def _route(default: str) -> dict[str, Any]:
-    """The documentation of a route; ``default`` is that of the header for extra parameters."""
+def body_with_extras(schema: str, default: str) -> dict[str, Any]:
+    """Document a body and the header for extra parameters; see ``documented_body``."""
     extra_parameters = {
         "name": "extra-parameters",
         "in": "header",
-        "description": "how to handle parameters that Azure's API does not define; without the header, "
+        "description": "how to handle parameters that the API does not define; without the header, "
         f"{default}",
         "schema": {"enum": ["error", "drop", "pass-through"]},
     }
-    extra = {**documented_body("ChatCompletionRequest"), "parameters": [extra_parameters]}
-    return {**ROUTE, "openapi_extra": extra}
+    return {**documented_body(schema), "parameters": [extra_parameters]}
 
 
-AZURE_ROUTE = _route("they are an error")
-OPENAI_ROUTE = _route("the engine's own are honoured and unknown ones ignored")
+OPENAI_DEFAULT = "the engine's own are honoured and unknown ones ignored"
+SCHEMA = "ChatCompletionRequest"
+AZURE_ROUTE = {**ROUTE, "openapi_extra": body_with_extras(SCHEMA, "they are an error")}
+OPENAI_ROUTE = {**ROUTE, "openapi_extra": body_with_extras(SCHEMA, OPENAI_DEFAULT)}
 AzurePolicy = Annotated[ExtraPolicy, Depends(azure_policy)]
 OpenAIPolicy = Annotated[ExtraPolicy, Depends(openai_policy)]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth.limits import Caller
-from server.chat.parameters import ignored_header
+from server.chat.parameters import IGNORED_HEADER, ignored_header
 from server.chat.parse import ExtraPolicy
 from server.errors import ApiError, not_supported, responses
 from server.http.dependencies import (
@@ -18,7 +18,6 @@ from server.http.dependencies import (
     ImagesOf,
     JsonBody,
     ServiceOf,
-    documented_body,
     openai_policy,
     project_name,
     require_caller,
@@ -30,6 +29,7 @@ from server.responses.conversations import StoredResponses
 from server.responses.pages import DEFAULT_PAGE, LARGEST_PAGE, input_items, page_of
 from server.responses.prepare import convert, prepare_response
 from server.responses.store import ResponseStore
+from server.routes.chat import IGNORED, OPENAI_DEFAULT, body_with_extras
 from server.schemas.responses_object import DeletedResponse, InputItemList, ResponseObject
 
 PREFIXES = ("/v1", "/openai/v1", "/openai")
@@ -51,11 +51,12 @@ CREATE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The response, or with `stream` its events as server-sent events",
+            "headers": {IGNORED_HEADER: IGNORED},
             "content": {"text/event-stream": {"itemSchema": EVENT}},
         },
         **responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
     },
-    "openapi_extra": documented_body("ResponsesRequest"),
+    "openapi_extra": body_with_extras("ResponsesRequest", OPENAI_DEFAULT),
 }
 CANCEL = responses(400, 401, 403, 404, 503)
 STORED: dict[str, Any] = {"responses": responses(401, 403, 404, 422, 503)}

@@ -26,6 +26,13 @@ class TextPart(Body):
     text: str
 
 
+class RefusalPart(Body):
+    """An assistant's refusal, which counts as its text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class ImageUrl(Body):
     """An image URL; ``low`` detail uses the whole image as a single crop, with fewer tokens."""
 
@@ -60,6 +67,7 @@ def _part_kind(part: Any) -> str | None:
 # Tags appear in pydantic's error paths; the brackets distinguish them from keys of the body.
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
+    | Annotated[RefusalPart, Tag("<refusal>")]
     | Annotated[ImagePart, Tag("<image_url>")]
     | Annotated[OtherMediaPart, Tag("<other>")],
     Discriminator(

@@ -101,6 +101,7 @@ NULL = WithJsonSchema({"type": "null"})
 NONE = WithJsonSchema({"const": "none"})
 NOTHING = WithJsonSchema({"type": "array", "maxItems": 0})
 TEXT = WithJsonSchema({"const": ["text"]})
+MEDIUM = WithJsonSchema({"const": "medium"})
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
@@ -155,7 +156,7 @@ class ChatCompletionRequest(Body):
     moderation: Annotated[Any, NULL] = None
     prediction: Annotated[Any, NULL] = None
     reasoning_effort: Annotated[Any, NONE] = None
-    verbosity: Annotated[Any, NULL] = None
+    verbosity: Annotated[Any, MEDIUM] = None
     web_search_options: Annotated[Any, NULL] = None
     # The engine's own parameters.
     top_k: Integer = Field(0, ge=-1, description="0 or -1 considers all tokens")

@@ -1,45 +1,45 @@
 """Input items of the Responses API: messages, function calls and their outputs.
 
-Clients send back whole output items, and each SDK adds fields of its own, so unknown fields are ignored.
+Clients send back whole output items, so the fields of output items are declared, also those without effect.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
+from server.schemas.tools import FunctionName
 from server.schemas.values import Body
 
-
-class Lenient(Body):
-    """An object whose undeclared fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
+# Fields that clients copy from responses.
+Copied = Annotated[Any, Field(description="no effect")]
 
 
-class InputText(Lenient):
+class InputText(Body):
     """A text part of any message but the assistant's."""
 
     type: Literal["input_text"]
     text: str
 
 
-class OutputText(Lenient):
+class OutputText(Body):
     """A text part of an assistant message."""
 
     type: Literal["output_text"]
     text: str
+    annotations: Copied = None
+    logprobs: Copied = None
 
 
-class Refusal(Lenient):
+class Refusal(Body):
     """An assistant's refusal, which counts as its text."""
 
     type: Literal["refusal"]
     refusal: str
 
 
-class InputImage(Lenient):
+class InputImage(Body):
     """An image; ``low`` detail uses the whole image as a single crop, with fewer tokens."""
 
     type: Literal["input_image"]
@@ -100,27 +100,35 @@ Parts = Annotated[
 ]
 
 
-class InputMessage(Lenient):
+class _Item(Body):
+    """An item of a conversation."""
+
+    id: Copied = None
+    status: Copied = None
+
+
+class InputMessage(_Item):
     """A message; the ``type`` may be missing."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts
+    phase: Copied = None
 
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class FunctionCall(Lenient):
+class FunctionCall(_Item):
     """A call of a function by the model."""
 
     type: Literal["function_call"]
     call_id: Name
-    name: Name
+    name: FunctionName
     arguments: str = Field(description="JSON")
 
 
-class FunctionCallOutput(Lenient):
+class FunctionCallOutput(_Item):
     """What a function returned."""
 
     type: Literal["function_call_output"]
@@ -128,7 +136,7 @@ class FunctionCallOutput(Lenient):
     output: Parts
 
 
-class ItemReference(Lenient):
+class ItemReference(Body):
     """An item of a stored response, by its id; the ``type`` may be missing."""
 
     type: Literal["item_reference"] = "item_reference"

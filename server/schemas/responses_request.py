@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
 
 from server.schemas.requests import EXTRAS
-from server.schemas.responses_items import Input, Lenient
+from server.schemas.responses_items import Input
+from server.schemas.tools import FunctionName
 from server.schemas.values import Body, Count, Flag, IsNumber, Number
 
 # JSON schemas for unsupported parameters; all other values are refused.
@@ -30,7 +31,7 @@ Includable = Literal[
 LOGPROBS: Includable = "message.output_text.logprobs"
 
 
-class TextFormat(Lenient):
+class TextFormat(Body):
     """The format of the answer; ``name`` to ``strict`` are for ``json_schema``."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -40,7 +41,7 @@ class TextFormat(Lenient):
     strict: Flag | None = None
 
 
-class TextOptions(Lenient):
+class TextOptions(Body):
     """Options of the answer's text."""
 
     format: TextFormat | None = None
@@ -49,29 +50,34 @@ class TextOptions(Lenient):
     )
 
 
-class Reasoning(Lenient):
+class Reasoning(Body):
     """Options of reasoning models, which this one is not."""
 
     effort: Any = Field(None, description="only null and none are supported")
+    # Accepted without effect.
+    context: Any = None
+    generate_summary: Any = None
+    mode: Any = None
+    summary: Any = None
 
 
-class ResponseStreamOptions(Lenient):
+class ResponseStreamOptions(Body):
     """Options of streams."""
 
     include_obfuscation: Flag = False
 
 
-class FunctionTool(Lenient):
+class FunctionTool(Body):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: Flag | None = None
 
 
-class HostedTool(Lenient):
+class HostedTool(BaseModel):
     """A tool that OpenAI runs; this server refuses it."""
 
     type: str
@@ -88,14 +94,14 @@ Tool = Annotated[
 ]
 
 
-class NamedTool(Lenient):
+class NamedTool(Body):
     """The choice of one function."""
 
     type: Literal["function"]
     name: str
 
 
-class AllowedTools(Lenient):
+class AllowedTools(Body):
     """The choice of several functions."""
 
     type: Literal["allowed_tools"]
@@ -135,7 +141,7 @@ class ResponsesRequest(Body):
     Lists are validated up to the first error, so that long invalid ones do not produce a million errors.
     """
 
-    input: Input
+    input: Input = Field([], description="may be missing with previous_response_id")
     model: str | None = Field(None, description="ignored: the server has one model")
     instructions: str | None = Field(
         None, description="a system message, for this response only, in front of the conversation"
@@ -190,10 +196,18 @@ class ResponsesRequest(Body):
     ignore_eos: Passed = None
     min_tokens: Passed = None
     stop_token_ids: Passed = None
+    structured_outputs: Passed = None
+    guided_json: Passed = None
     guided_regex: Passed = None
     guided_choice: Passed = None
     guided_grammar: Passed = None
     cache_salt: Passed = None
+    skip_special_tokens: Passed = None
+    num_crops: Passed = None
+    mm_processor_kwargs: Passed = None
+    truncate_prompt_tokens: Passed = None
+    priority: Passed = None
+    chat_template_kwargs: Passed = None
 
 
 # Parameters that chat completions have under the same name.
@@ -202,5 +216,5 @@ SHARED = {
     *("user", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("presence_penalty", "frequency_penalty", "seed", "stop", "logit_bias"),
-    *(EXTRAS & set(ResponsesRequest.model_fields)),
+    *EXTRAS,
 }

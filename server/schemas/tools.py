@@ -68,7 +68,8 @@ ToolChoice = Annotated[
     Discriminator(
         _choice_kind,
         custom_error_type="invalid_tool_choice",
-        custom_error_message="tool_choice must be 'none', 'required', a function or allowed_tools",
+        custom_error_message="must be 'none', 'auto', 'required', or an object of the type 'function' "
+        "or 'allowed_tools'",
     ),
 ]
 

@@ -260,6 +260,7 @@ SET = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": Tr
 AUTO = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named("f")]}}
 IN_MODE = ["tool_choice", "allowed_tools", "mode"]
 # (body, code, location of the field)
+LOOP = {"properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}
 BAD: dict[str, tuple[dict[str, Any], str, list[Any]]] = {
     "tools alone": ({"tools": [tool()]}, "parameter_not_supported", ["tools"]),
     "auto": (
@@ -302,6 +303,14 @@ BAD: dict[str, tuple[dict[str, Any], str, list[Any]]] = {
         {"tools": [tool(parameters={"$ref": "#/$defs/x"})], "tool_choice": "required"},
         "invalid_grammar",
         ["tools", 0, "function", "parameters"],
+    ),
+    "a loop": (
+        {
+            "tools": [tool(parameters={"$defs": {"a": {"$ref": "#/$defs/a"}}, **LOOP})],
+            "tool_choice": "required",
+        },
+        "invalid_grammar",
+        ["tools"],
     ),
     "a thousand": (
         {"tools": [tool(f"f{i}") for i in range(1000)], "tool_choice": "required"},

@@ -36,6 +36,7 @@ from model.engine.grammars.source import BrokenGrammarError, culprit, to_llguida
 
 PROCESS_BYTES = 4 << 20  # of a worker without its grammar
 LONGEST_REASON = 1000  # characters
+NOTHING_MATCHES = "NoExtensionBias"  # what llguidance says then
 EXCERPT = re.compile(r"\n *[0-9]+ \| ")  # a line of the grammar
 MOST_AT_ONCE = 20  # tokens
 # Limits of llguidance per grammar: about 10 ms to start and 3 ms per token.
@@ -128,8 +129,10 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 def _refuse(connection: Connection, told: str) -> None:
     """Send llguidance's error without the copy of the grammar that it contains."""
-    reason = EXCERPT.split(told)[0].removesuffix("<non-verbose/>").strip()
+    reason = EXCERPT.split(told)[0].replace("<non-verbose/>", "").strip()
     reason = reason.rpartition("JSON schema: ")[2]
+    if reason == NOTHING_MATCHES:
+        reason = "no text matches it"
     if len(reason) > LONGEST_REASON:
         reason = reason[:LONGEST_REASON] + "..."
     connection.send_bytes(json.dumps({"error": reason}).encode())

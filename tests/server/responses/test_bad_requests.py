@@ -151,6 +151,31 @@ BODIES: dict[str, tuple[Any, int, str, list[Any]]] = {
     ),
     "chat's messages": ({"messages": []}, 422, INVALID, ["messages"]),
     "chat's n": ({"input": "x", "n": 2}, 422, INVALID, ["n"]),
+    "chat's logprobs": ({"input": "x", "logprobs": True}, 422, INVALID, ["logprobs"]),
+    "chat's functions": ({"input": "x", "functions": [{}]}, 422, REFUSED, ["functions"]),
+    "call of a bad name": (
+        {
+            "input": [
+                {"type": "function_call", "call_id": "1", "name": "a b", "arguments": "{}"},
+            ]
+        },
+        422,
+        INVALID,
+        ["input", 0, "name"],
+    ),
+    "unknown allowed function": (
+        tools(
+            FUNCTION,
+            tool_choice={
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "g"}],
+            },
+        ),
+        422,
+        INVALID,
+        ["tool_choice", "tools", 0, "name"],
+    ),
     "auto": (tools(FUNCTION), 422, REFUSED, ["tools"]),
     "unknown function": (
         tools(FUNCTION, tool_choice={"type": "function", "name": "g"}),

@@ -37,6 +37,7 @@ NAMES = FieldNames(
         ("response_format", "text.format"),
         ("tools.3.function.parameters.type", "tools.3.parameters.type"),
         ("tool_choice.function.name", "tool_choice.name"),
+        ("tool_choice.allowed_tools.tools.1.function.name", "tool_choice.tools.1.name"),
         ("reasoning_effort", "reasoning.effort"),
         ("verbosity", "text.verbosity"),
         ("temperature", "temperature"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.chat.parse import parse_chat
+from server.chat.parse import ExtraPolicy, ParsedChat, parse_chat
 from server.errors import ApiError
 from server.responses.ids import response_id
 from server.responses.items import Item, normalized, to_messages
@@ -18,7 +18,7 @@ URL = "data:image/png;base64,AAAA"
 
 
 def parsed(**body: Any) -> tuple[ResponsesRequest, dict[str, Any]]:
-    return parse_request({"input": "hello", **body}, 100)
+    return parse_request({"input": "hello", **body}, "ignore", 100)
 
 
 def messages(given: Any, **body: Any) -> list[dict[str, Any]]:
@@ -257,6 +257,102 @@ def test_what_only_chat_knows_is_its_to_judge() -> None:
     with pytest.raises(ApiError) as refused:
         to_chat(request, others, [], items, "error", 100)
     assert (refused.value.code, refused.value.loc) == ("extra_forbidden", ("colour",))
+
+
+IMAGE = {"type": "input_image", "image_url": URL, "tint": 1}
+# A part of a request, and what of it is named as ignored.
+NO_EFFECT: list[tuple[dict[str, Any], list[str]]] = [
+    ({"text": {"colour": 1}}, ["text.colour"]),
+    ({"text": {"format": {"type": "text", "colour": 1}}}, ["text.format.colour"]),
+    ({"reasoning": {"summary": "auto", "colour": 1}}, ["reasoning.summary", "reasoning.colour"]),
+    ({"stream_options": {"include_usage": True}}, ["stream_options.include_usage"]),
+    ({"max_tool_calls": 3, "top_logprobs": 2}, ["max_tool_calls", "top_logprobs"]),
+    ({"top_logprobs": 2, "include": ["message.output_text.logprobs"]}, []),
+    ({"top_logprobs": 0, "n": 1, "logprobs": False, "functions": [], "modalities": ["text"]}, []),
+    (
+        {
+            "tools": [{**FUNCTION, "defer_loading": True}],
+            "tool_choice": {"type": "function", "name": "f", "colour": 1},
+        },
+        ["tools.defer_loading", "tool_choice.colour"],
+    ),
+    ({"input": [{"role": "user", "content": "a", "colour": 1}]}, ["input.colour"]),
+    ({"input": [{"role": "user", "content": [IMAGE]}]}, ["input.content.tint"]),
+    (
+        {"input": [{"type": "function_call_output", "call_id": "1", "output": [IMAGE]}]},
+        ["input.output.tint"],
+    ),
+    ({"mm_processor_kwargs": {"colour": 1}}, ["mm_processor_kwargs.colour"]),
+    ({"verbosity": "medium", "reasoning_effort": "none"}, []),
+    (
+        {
+            "tools": [FUNCTION],
+            "tool_choice": "required",
+            "text": {"format": {"type": "json_object"}},
+        },
+        ["text.format"],
+    ),
+    (
+        {"tools": [FUNCTION], "tool_choice": "required", "text": {"format": {"type": "text"}}},
+        [],
+    ),
+]
+OUTPUT_ITEMS: list[dict[str, Any]] = [
+    {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "a", "annotations": [1], "logprobs": [1]}],
+        "phase": "final_answer",
+    },
+    {
+        "id": "fc_1",
+        "type": "function_call",
+        "call_id": "1",
+        "name": "f",
+        "arguments": "{}",
+        "status": "completed",
+    },
+]
+
+
+def chat_of(policy: ExtraPolicy, **body: Any) -> ParsedChat:
+    request, others = parse_request({"input": "hello", **body}, policy, 100)
+    items = normalized(request.input, ID, {})
+    return to_chat(request, others, [], items, policy, 100)[0]
+
+
+@pytest.mark.parametrize(("given", "named"), NO_EFFECT)
+def test_what_has_no_effect_is_named(given: dict[str, Any], named: list[str]) -> None:
+    assert list(chat_of("ignore", **given).ignored) == named
+
+
+@pytest.mark.parametrize("policy", ["ignore", "error", "drop", "pass-through"])
+def test_output_items_may_be_sent_back(policy: ExtraPolicy) -> None:
+    assert chat_of(policy, input=OUTPUT_ITEMS).ignored == ()
+
+
+@pytest.mark.parametrize("policy", ["error", "pass-through"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"text": {"colour": 1}},
+        {"tools": [{**FUNCTION, "colour": 1}], "tool_choice": "none"},
+        {"input": [{"role": "user", "content": "a", "colour": 1}]},
+        {"input": [{"role": "user", "content": [IMAGE]}]},
+    ],
+)
+def test_strictness_holds_inside_others(policy: ExtraPolicy, given: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        chat_of(policy, **given)
+    assert refused.value.code == "extra_forbidden"
+    assert refused.value.loc[-1] in ("colour", "tint")
+
+
+def test_a_continued_conversation_needs_no_input() -> None:
+    request, _ = parse_request({"previous_response_id": "resp_1"}, "ignore", 100)
+    assert request.input == []
 
 
 def test_the_response_repeats_the_request() -> None:

@@ -57,6 +57,15 @@ def test_other_callers_responses_are_unknown(small: LiveServer) -> None:
     assert ask(small, "GET", own, "alice").status_code == 200
 
 
+def test_a_conversation_may_go_on_without_input(small: LiveServer) -> None:
+    one = create(small, input="short").json()["id"]
+    headers = {"api-key": "key-of-alice"}
+    body = {"previous_response_id": one, "max_output_tokens": 2}
+    two = httpx2.post(f"{small.url}/v1/responses", json=body, headers=headers).json()["id"]
+    assert ask(small, "GET", f"{two}/input_items", "alice").json()["data"] == []
+    assert create(small, previous_response_id=two).status_code == 200
+
+
 def test_a_conversation_is_bounded_like_a_body(small: LiveServer) -> None:
     long = create(small, input="word " * 1500)
     for _ in range(2):

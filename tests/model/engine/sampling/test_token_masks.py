@@ -188,6 +188,8 @@ def test_expressions_and_grammars(engine: Engine, kind: Any, source: str, patter
             "unclosed",
         ),
         (schema_spec({"$ref": "#/$defs/no"}), "", "no"),
+        (schema_spec({"$ref": "#"}), "", "no text matches it"),
+        (GrammarSpec("regex", r"[^\s\S]", ("schema",)), "", "no text matches it"),
         (schema_spec({"type": "string", "minLength": 5, "maxLength": 3}), "", "minLength"),
         (schema_spec({"type": "integer", "multipleOf": 999983}), "", "multipleOf"),
         (schema_spec({"enum": ["x" * 1000] * 500}), "", "characters"),
