@@ -166,13 +166,13 @@ class VisionRunner:
         images: dict[bytes, ImageInputs] = {}
         crops = 0
         for digest, image in wanted.items():
-            crops += len(image.pixels)
+            crops += image.num_crops
             if images and (crops > self._tower.crops_per_pass or digest in self._alone):
                 break
             images[digest] = image
             if self._single_images or digest in self._alone:
                 break
-        pixels = [image.pixels for image in images.values()]
+        pixels = [image.crops(self._tower.device) for image in images.values()]
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
 
 

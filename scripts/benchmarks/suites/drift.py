@@ -171,7 +171,9 @@ def _logits(engine: Engine, text: Text) -> Tensor:
     token_T = torch.tensor(ids, device=decoder.device)
     hidden_TE = decoder.embed(token_T.clamp(min=0))
     if images:
-        embeddings = network.vision([i.pixels for i in images], [i.grid for i in images])
+        embeddings = network.vision(
+            [i.crops(decoder.device) for i in images], [i.grid for i in images]
+        )
         hidden_TE[token_T < 0] = torch.cat(embeddings).to(hidden_TE)
     cache = make_kv_cache(
         network.config,

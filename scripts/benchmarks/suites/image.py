@@ -91,7 +91,7 @@ def ask(engine: Engine, messages: list[Message]) -> Turn:
     counted = None
     if inputs.images:
         config, (image,) = engine.network.config, inputs.images
-        counted = operations(config, len(image.pixels), image.num_tokens, len(inputs.token_ids))
+        counted = operations(config, image.num_crops, image.num_tokens, len(inputs.token_ids))
     tokenizer = engine.processor.tokenizer
     said = b"".join(map(tokenizer.token_bytes, found.token_ids)).decode("utf-8", "replace")
     return Turn(prepared, prepared + found.ttft, len(inputs.token_ids), counted, said)

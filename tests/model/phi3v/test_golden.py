@@ -65,7 +65,7 @@ def test_image_features(
     if not images:
         return
     (image,) = images
-    (features,) = network.model.vision_embed_tokens([image.pixels], [image.grid])
+    (features,) = network.model.vision_embed_tokens([image.crops()], [image.grid])
     torch.testing.assert_close(
         features, logits[f"{case['name']}/image_features"], atol=1e-4, rtol=0
     )

@@ -225,7 +225,7 @@ def test_images_in_company_have_fewer_crops(
     def tiles(*parts: dict[str, Any]) -> list[int]:
         inputs = inputs_of([{"role": "user", "content": list(parts)}], processor)
         assert len(inputs.token_ids) > sum(image.num_tokens for image in inputs.images)
-        return [len(image.pixels) - 1 for image in inputs.images]
+        return [image.num_crops - 1 for image in inputs.images]
 
     assert tiles(image) == [alone]
     assert tiles(image, image) == [together] * 2

@@ -17,7 +17,7 @@ def tower_inputs(prompt: PromptInputs) -> dict[str, Any]:
         return {}
     images = prompt.images
     return {
-        "pixel_values": [image.pixels for image in images],
+        "pixel_values": [image.crops() for image in images],
         "image_grids": [image.grid for image in images],
     }
 
