@@ -135,7 +135,8 @@ class VisionRunner:
         """Results of one pass; None if it is not finished within the slice."""
         if self._pass is None or not self._pass.images.keys() & wanted.keys():
             self._pass = self._start(wanted)
-        digests = list(self._pass.images)
+        images = self._pass.images
+        digests = list(images)
         embeddings: list[Tensor] = []
         try:
             while True:
@@ -147,8 +148,8 @@ class VisionRunner:
         except torch.AcceleratorError:  # not caused by an image; see StepRunner
             raise
         except Exception as error:
-            images = "1 image" if len(digests) == 1 else f"{len(digests)} images"
-            logger.exception("the vision tower failed on %s", images)
+            failed = "1 image" if len(digests) == 1 else f"{len(digests)} images"
+            logger.exception("the vision tower failed on %s", failed)
             self._pass = None
             if len(digests) == 1:
                 return {digests[0]: error}
@@ -158,7 +159,7 @@ class VisionRunner:
         self.num_images += len(digests)
         self._alone.difference_update(digests)
         for digest, embedding in zip(digests, embeddings, strict=True):
-            self.cache.put(digest, embedding)
+            self.cache.put(digest, embedding, images[digest].num_pixels)
         return dict(zip(digests, embeddings, strict=True))
 
     def _start(self, wanted: dict[bytes, ImageInputs]) -> _Pass:

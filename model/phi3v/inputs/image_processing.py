@@ -62,15 +62,22 @@ class ImageInputs:
     Attributes:
         pixels: ``(height, width, 3)`` uint8, whole tiles.
         levels: ``(3, 256)`` float32, the normalized value of each 8-bit value, by channel.
+        num_pixels: of the image before scaling.
         num_tokens: positions that the image takes in the prompt.
-        digest: SHA-256 of the decoded pixels and all parameters of the crops; equal digests mean
-            equal embeddings.
+        digest: SHA-256 of the decoded pixels or the file, and of all parameters of the crops; equal
+            digests mean equal embeddings.
     """
 
     pixels: Tensor
     levels: Tensor
+    num_pixels: int
     num_tokens: int
     digest: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes while it waits."""
+        return self.pixels.nbytes
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -99,6 +106,26 @@ class ImageInputs:
         tiles = image.view(3, rows, TILE, columns, TILE).permute(1, 3, 0, 2, 4)
         crops[1:].view(rows, columns, 3, TILE, TILE).copy_(tiles)
         return crops
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedImage:
+    """An image whose embedding is cached. The cache keeps the embedding as long as this object lives.
+
+    Attributes:
+        embedding: ``(image tokens, hidden)``.
+        num_pixels, digest: see ``ImageInputs``.
+    """
+
+    embedding: Tensor
+    num_pixels: int
+    digest: bytes
+    num_bytes = 0  # the cache's own
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the image takes in the prompt."""
+        return len(self.embedding)
 
 
 class ImageProcessor:
@@ -149,7 +176,7 @@ class ImageProcessor:
         """
         long_side, short_side = max(width, height), min(width, height)
         ratio = long_side / short_side
-        most_tiles = min(num_crops or self.num_crops, self.num_crops)
+        most_tiles = self._most_tiles(num_crops)
         scale = 1
         while scale * math.ceil(scale / ratio) <= most_tiles:
             scale += 1
@@ -162,8 +189,22 @@ class ImageProcessor:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))
         return CropPlan((new_long, new_short), (tiles_short, tiles_long))
 
-    def __call__(self, image: Image.Image, num_crops: int | None = None) -> ImageInputs:
-        """Scale and pad an image of any PIL mode; for ``num_crops`` see ``plan``.
+    def file_digest(self, file: bytes, num_crops: int | None = None) -> bytes:
+        """The digest that stands for an image file; for ``num_crops`` see ``plan``."""
+        digest = hashlib.sha256(self._signature)
+        digest.update(repr(("file", self._most_tiles(num_crops))).encode())
+        digest.update(file)
+        return digest.digest()
+
+    def __call__(
+        self, image: Image.Image, num_crops: int | None = None, digest: bytes | None = None
+    ) -> ImageInputs:
+        """Scale and pad an image of any PIL mode.
+
+        Args:
+            image: the image.
+            num_crops: see ``plan``.
+            digest: of its file; by default the pixels' digest.
 
         Raises:
             ImageError: it is too elongated, or PIL cannot convert it.
@@ -176,11 +217,19 @@ class ImageProcessor:
             ) from error
         plan = self.plan(*image.size, num_crops)
         padded = pad_to_tiles(resize(image, plan), plan)
+        pixels = torch.from_numpy(np.array(padded))
+        digest = digest or self._pixel_digest(image, plan)
+        num_pixels = image.width * image.height
+        return ImageInputs(pixels, self._levels, num_pixels, plan.num_tokens, digest)
+
+    def _pixel_digest(self, image: Image.Image, plan: CropPlan) -> bytes:
         digest = hashlib.sha256(self._signature)
         digest.update(repr((image.size, plan)).encode())
         digest.update(image.tobytes())
-        pixels = torch.from_numpy(np.array(padded))
-        return ImageInputs(pixels, self._levels, plan.num_tokens, digest.digest())
+        return digest.digest()
+
+    def _most_tiles(self, num_crops: int | None) -> int:
+        return min(num_crops or self.num_crops, self.num_crops)
 
 
 def resize(image: Image.Image, plan: CropPlan) -> Image.Image:

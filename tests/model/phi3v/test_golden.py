@@ -60,7 +60,7 @@ def test_image_features(
     network: Phi3VForCausalLM,
     logits: dict[str, torch.Tensor],
 ) -> None:
-    images = golden_inputs(case, golden).images
+    images = golden_inputs(case, golden).decoded
     assert len(images) == (case["image"] is not None)
     if not images:
         return

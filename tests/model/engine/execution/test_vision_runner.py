@@ -25,7 +25,7 @@ def test_an_image_that_fails_in_company_fails_alone(
     engine = make_engine(prefill_chunk=2048)
     in_parts = engine.network.vision.in_parts
     prompts = [image_prompt(engine, colour) for colour in ("red", "green", "blue")]
-    (bad,) = prompts[1].images
+    (bad,) = prompts[1].decoded
 
     def sometimes(
         pixels: list[torch.Tensor], grids: list[tuple[int, int]]
