@@ -38,7 +38,7 @@ from model.errors import (
     TooManyImagesError,
 )
 from model.hub import OFFICIAL, abandon_downloads, find_adapter
-from model.phi3v.inputs.chat import Message, MessageImage, Role
+from model.phi3v.inputs.chat import ImageFile, Message, MessageImage, Role
 from model.phi3v.inputs.pictures import check_sides, to_rgb
 from model.starting import find_and_load, find_checkpoint, set_environment
 
@@ -65,6 +65,7 @@ __all__ = [
     "GrammarSpec",
     "Histogram",
     "ImageError",
+    "ImageFile",
     "LoadOptions",
     "Message",
     "MessageImage",

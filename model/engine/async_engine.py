@@ -28,7 +28,7 @@ from model.engine.request import Output, SamplingParams
 from model.engine.stats import Diagnostics, Stats
 from model.errors import EngineDeadError, ModelError, StepFailedError, TookTooLongError
 from model.phi3v.inputs.chat import Message
-from model.phi3v.inputs.processing import PromptInputs
+from model.phi3v.inputs.processing import PromptInputs, Seen, nothing_seen
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class AsyncEngine:
 
     async def tokenize(self, messages: Sequence[Message], caller: str = "") -> list[int]:
         """Token ids of the prompt that ``generate`` would use; raises the same errors."""
-        return (await self._prepare_only(self._prompt(messages, caller))).token_ids
+        return (await self._prepare_only(self._prompt(messages, caller, nothing_seen))).token_ids
 
     async def tokenize_text(self, text: str, special: bool, caller: str = "") -> list[int]:
         """Token ids of a plain text; ``special`` prepends the tokens that start every prompt (``<s>``).
@@ -192,14 +192,17 @@ class AsyncEngine:
             work = partial(self._engine.compile, params, unwanted)
             grammar = await self._grammars.run(caller, work, unwanted)
         keep = self._engine.config.kept_prompt(params.truncate_prompt_tokens, params.max_tokens)
-        return await self._prompt(messages, caller, keep), grammar
+        seen = self._engine.seen(params.cache_salt)
+        return await self._prompt(messages, caller, seen, keep), grammar
 
     async def _prompt(
-        self, messages: Sequence[Message], caller: str, keep: int | None = None
+        self, messages: Sequence[Message], caller: str, seen: Seen, keep: int | None = None
     ) -> PromptInputs:
         work = partial(self._engine.processor.draft, messages, self.max_model_len - 1, keep)
         draft = await self._texts.run(caller, work)
-        return await self._images.run(caller, draft.finish) if draft.images else draft.finish()
+        if not draft.images:
+            return draft.finish()
+        return await self._images.run(caller, partial(draft.finish, seen))
 
     async def _prepare(self, n: int, work: Coroutine[Any, Any, T]) -> T:
         """Count ``n`` more sequences as in flight and run ``work``; an error takes them out again.

@@ -32,6 +32,7 @@ from model.engine.sampling.drawing import make_draw
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
 from model.engine.scheduling.pacing import Pacing, pauses_on
+from model.engine.scheduling.prefix_hash import salt_digest
 from model.engine.scheduling.scheduler import Chunk, Scheduler
 from model.engine.scheduling.sequence import Sequence
 from model.engine.scheduling.sequence_factory import SequenceFactory
@@ -39,7 +40,7 @@ from model.engine.stats import Diagnostics, Stats, Totals
 from model.errors import ModelError, StepFailedError
 from model.phi3v.decoder import Decoder
 from model.phi3v.inputs.chat import Message
-from model.phi3v.inputs.processing import Processor, PromptInputs
+from model.phi3v.inputs.processing import Processor, PromptInputs, Seen
 from model.phi3v.network import Network
 from model.phi3v.rope import LongRope
 
@@ -134,7 +135,12 @@ class Engine:
         """
         grammar = self.compile(params)
         keep = self.config.kept_prompt(params.truncate_prompt_tokens, params.max_tokens)
-        return self.processor(messages, self.config.max_model_len - 1, keep), grammar
+        draft = self.processor.draft(messages, self.config.max_model_len - 1, keep)
+        return draft.finish(self.seen(params.cache_salt)), grammar
+
+    def seen(self, salt: str) -> Seen:
+        """Finds the images that requests with this cache salt need not prepare again. Any thread."""
+        return partial(self.vision.cache.lend, salt_digest(salt))
 
     def compile(
         self, params: SamplingParams, unwanted: threading.Event | None = None

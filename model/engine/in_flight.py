@@ -42,7 +42,7 @@ class Footprint:
         Raises:
             RequestError: the request asks for too many log probabilities.
         """
-        image_bytes = sum(image.pixels.nbytes for image in inputs.images)
+        image_bytes = sum(image.num_bytes for image in inputs.images)
         alternatives = 0
         if params.logprobs is not None:
             alternatives = params.n * longest * (1 + params.logprobs)

@@ -75,10 +75,14 @@ class Phi3VImageEmbedding(nn.Module):
         return images
 
     @property
+    def device(self) -> torch.device:
+        """The device that computes it."""
+        return self.glb_GN.device
+
+    @property
     def crops_per_pass(self) -> int:
         """Number of crops that the tower computes together."""
-        on_cpu = self.glb_GN.device.type == "cpu"
-        return CROPS_PER_PASS_CPU if on_cpu else CROPS_PER_PASS_GPU
+        return CROPS_PER_PASS_CPU if self.device.type == "cpu" else CROPS_PER_PASS_GPU
 
     def patch_features(self, pixels: Tensor) -> Generator[None, None, Tensor]:
         """CLIP ``hidden_states[-2]`` without class token, ``(C, N, W)``; yields after each layer."""

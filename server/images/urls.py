@@ -1,4 +1,4 @@
-"""Turns image URLs into decoded pictures. Unsupported URLs are refused before any work is done."""
+"""Turns image URLs into image files. Unsupported URLs are refused before any work is done."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Images:
         self._fetcher = fetcher
         self._hold = hold
         self._last: deque[DataUrl | RemoteUrl] = deque(maxlen=images_per_prompt)
-        self._pixels: dict[DataUrl | RemoteUrl, int] = {}  # of the images decoded so far
+        self._pixels: dict[DataUrl | RemoteUrl, int] = {}  # of the images so far
 
-    def add(self, url: str, loc: Loc) -> Callable[[], Image.Image]:
-        """Add an image; returns the function that decodes it.
+    def add(self, url: str, loc: Loc) -> Callable[[], model.ImageFile]:
+        """Add an image; returns the function that reads its file.
 
-        Call that after ``fetch``, on any thread; it raises model.ImageError.
+        Call that after ``fetch``, on any thread; it raises model.ImageError, like the file's ``decode``.
 
         Args:
             url: ``data:image/...;base64,...``, or ``https://...`` of an allowed host.
@@ -61,13 +61,9 @@ class Images:
         Raises:
             model.ModalityError: the URL is neither.
         """
-        image: DataUrl | RemoteUrl
-        if HTTP.match(url):
-            image = RemoteUrl(url, self._fetcher, self._decode_pool, loc)
-        else:
-            image = DataUrl(url, self._decode_pool, loc)
+        image = RemoteUrl(url, self._fetcher, loc) if HTTP.match(url) else DataUrl(url, loc)
         self._last.append(image)
-        return partial(self._decode, image)
+        return partial(self._open, image)
 
     async def fetch(self) -> None:
         """Fetch those of the last images that are remote; raises model.ImageError."""
@@ -81,17 +77,25 @@ class Images:
             for fetch in fetches:
                 fetch.cancel()
 
-    def _decode(self, image: DataUrl | RemoteUrl) -> Image.Image:
-        """Decode an image; raises model.ImageError, also if all so far are too large together."""
-        decoded = image.decode()
-        self._pixels[image] = decoded.width * decoded.height
+    def _open(self, image: DataUrl | RemoteUrl) -> model.ImageFile:
+        return model.ImageFile(
+            image.read(), partial(self._decode, image), partial(self._count, image)
+        )
+
+    def _decode(self, image: DataUrl | RemoteUrl, file: bytes) -> Image.Image:
+        decoded = self._decode_pool(file)
+        self._count(image, decoded.width * decoded.height)
+        return decoded
+
+    def _count(self, image: DataUrl | RemoteUrl, num_pixels: int) -> None:
+        """Raise model.ImageError if all images so far are too large together."""
+        self._pixels[image] = num_pixels
         total, limit = sum(self._pixels.values()), self._decode_pool.max_pixels
         if total > limit:
             raise model.ImageError(
                 f"the images of the conversation have {total} pixels or more together; the limit is "
                 f"{limit} (--max-image-pixels); scale them down or send fewer"
             )
-        return decoded
 
 
 class RemoteUrl:
@@ -101,13 +105,12 @@ class RemoteUrl:
         model.ModalityError: the URL may not be fetched.
     """
 
-    def __init__(self, url: str, fetcher: Fetcher, decode_pool: DecodePool, loc: Loc) -> None:
+    def __init__(self, url: str, fetcher: Fetcher, loc: Loc) -> None:
         try:
             self._url: httpx2.URL = fetcher.allowed(url)
         except model.ModalityError as error:
             raise model.ModalityError(error.message, loc, url) from error
         self._fetcher = fetcher
-        self._decode_pool = decode_pool
         self._loc = loc
         self._file = b""
 
@@ -118,19 +121,19 @@ class RemoteUrl:
         except model.ImageError as error:
             raise type(error)(error.message, self._loc) from error
 
-    def decode(self) -> Image.Image:
-        """Decode the image to RGB; raises model.ImageError."""
-        return self._decode_pool(self._file)
+    def read(self) -> bytes:
+        """The fetched file."""
+        return self._file
 
 
 class DataUrl:
-    """A data URL of an image; ``decode`` validates its data.
+    """A data URL of an image; ``read`` validates its base64.
 
     Raises:
         model.ModalityError: the URL is not a data URL of an image.
     """
 
-    def __init__(self, url: str, decode_pool: DecodePool, loc: Loc) -> None:
+    def __init__(self, url: str, loc: Loc) -> None:
         match = DATA_URL.match(url)
         if match is None:
             raise model.ModalityError(
@@ -141,25 +144,19 @@ class DataUrl:
             )
         self._url = url
         self._start = match.end()
-        self._decode_pool = decode_pool
 
-    def decode(self) -> Image.Image:
-        """Decode the image to RGB; slow for large ones.
-
-        Raises:
-            model.ImageError: the image is unreadable or too large.
-        """
+    def read(self) -> bytes:
+        """The file; slow for large ones. Raises model.ImageError if the base64 is invalid."""
         try:
             # On bytes, because removing white space from a str would hold the GIL for seconds.
             characters = self._url[self._start :].encode("ascii")
             if b"%" in characters:  # percent-encoding
                 characters = unquote_to_bytes(characters)
-            data = _from_base64(characters)
+            return _from_base64(characters)
         except ValueError as error:
             raise model.ImageError(
                 f"the image's base64 is invalid or truncated ({error}); encode the whole file again"
             ) from error
-        return self._decode_pool(data)
 
 
 def _from_base64(characters: bytes) -> bytes:

@@ -104,7 +104,7 @@ def check_file(data: bytes) -> bool:
 
 def check_url(url: str) -> bool:
     try:
-        DataUrl(url, decoded, ("url",)).decode()  # type: ignore[arg-type]
+        decoded(DataUrl(url, ("url",)).read())
     except (ImageError, ModalityError) as error:
         return refused(error)
     return True

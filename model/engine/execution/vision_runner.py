@@ -135,7 +135,8 @@ class VisionRunner:
         """Results of one pass; None if it is not finished within the slice."""
         if self._pass is None or not self._pass.images.keys() & wanted.keys():
             self._pass = self._start(wanted)
-        digests = list(self._pass.images)
+        images = self._pass.images
+        digests = list(images)
         embeddings: list[Tensor] = []
         try:
             while True:
@@ -147,8 +148,8 @@ class VisionRunner:
         except torch.AcceleratorError:  # not caused by an image; see StepRunner
             raise
         except Exception as error:
-            images = "1 image" if len(digests) == 1 else f"{len(digests)} images"
-            logger.exception("the vision tower failed on %s", images)
+            failed = "1 image" if len(digests) == 1 else f"{len(digests)} images"
+            logger.exception("the vision tower failed on %s", failed)
             self._pass = None
             if len(digests) == 1:
                 return {digests[0]: error}
@@ -158,7 +159,7 @@ class VisionRunner:
         self.num_images += len(digests)
         self._alone.difference_update(digests)
         for digest, embedding in zip(digests, embeddings, strict=True):
-            self.cache.put(digest, embedding)
+            self.cache.put(digest, embedding, images[digest].num_pixels)
         return dict(zip(digests, embeddings, strict=True))
 
     def _start(self, wanted: dict[bytes, ImageInputs]) -> _Pass:
@@ -166,13 +167,13 @@ class VisionRunner:
         images: dict[bytes, ImageInputs] = {}
         crops = 0
         for digest, image in wanted.items():
-            crops += len(image.pixels)
+            crops += image.num_crops
             if images and (crops > self._tower.crops_per_pass or digest in self._alone):
                 break
             images[digest] = image
             if self._single_images or digest in self._alone:
                 break
-        pixels = [image.pixels for image in images.values()]
+        pixels = [image.crops(self._tower.device) for image in images.values()]
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.phi3v.inputs.image_processing import ImageInputs
-from model.phi3v.inputs.processing import PromptInputs
+from model.phi3v.inputs.image_processing import EmbeddedImage, ImageInputs
+from model.phi3v.inputs.processing import PromptImage, PromptInputs
 
 
 class PlacedImage:
@@ -15,20 +15,25 @@ class PlacedImage:
 
     Attributes:
         digest: of the image, with its request's salt.
-        inputs: its crops, until the tower has run.
-        embedding: ``(image tokens, hidden)``, set by the tower.
+        inputs: its pixels, until the tower has run.
+        embedding: ``(image tokens, hidden)``, set by the tower unless the image was seen before.
     """
 
-    def __init__(self, start: int, inputs: ImageInputs, salt: bytes) -> None:
+    def __init__(self, start: int, image: PromptImage, salt: bytes) -> None:
         self.start = start
-        self.end = start + inputs.num_tokens
+        self.end = start + image.num_tokens
         # Salted, because the embedding cache and the vision runner use it as a key too.
-        self.digest = salt + inputs.digest
-        self.inputs: ImageInputs | None = inputs
+        self.digest = salt + image.digest
+        self.inputs: ImageInputs | None = None
         self.embedding: Tensor | None = None
+        self._lent: EmbeddedImage | None = None  # keeps the embedding in its cache
+        if isinstance(image, ImageInputs):
+            self.inputs = image
+        else:
+            self._lent, self.embedding = image, image.embedding
 
     def embed(self, embedding: Tensor) -> None:
-        """Replace the crops by their embedding."""
+        """Replace the pixels by their embedding."""
         self.embedding, self.inputs = embedding, None
 
     def embeddings(self, start: int, end: int) -> Tensor:
@@ -45,7 +50,7 @@ def place_images(prompt: PromptInputs, salt: bytes) -> Sequence[PlacedImage]:
         salt: of its request, from ``salt_digest``.
     """
     placed: list[PlacedImage] = []
-    for number, inputs in enumerate(prompt.images, 1):
+    for number, image in enumerate(prompt.images, 1):
         after = placed[-1].end if placed else 0
-        placed.append(PlacedImage(prompt.token_ids.index(-number, after), inputs, salt))
+        placed.append(PlacedImage(prompt.token_ids.index(-number, after), image, salt))
     return placed

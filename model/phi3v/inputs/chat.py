@@ -22,11 +22,27 @@ USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 
 @dataclass(frozen=True)
-class MessageImage:
-    """An image in a message, decoded lazily, because only a conversation's last images are used.
+class ImageFile:
+    """An image file, decoded only if the image was not seen before.
 
     Attributes:
-        open: decodes the image; raises ImageError. Called on a worker thread.
+        data: the file.
+        decode: decodes it; raises ImageError. Called on a worker thread.
+        count: called instead of ``decode`` for an image seen before, with its number of pixels; raises
+            ImageError if the prompt's images are too large together.
+    """
+
+    data: bytes
+    decode: Callable[[bytes], Image.Image]
+    count: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class MessageImage:
+    """An image in a message, opened lazily, because only a conversation's last images are used.
+
+    Attributes:
+        open: returns the image or its file; raises ImageError. Called on a worker thread.
         num_crops: maximum number of crops beside the global view, for fewer tokens; None is the
             checkpoint's.
         loc: path of its field in the request, for errors.
@@ -34,7 +50,7 @@ class MessageImage:
             unless the text ends; used with several images per prompt.
     """
 
-    open: Callable[[], Image.Image]
+    open: Callable[[], Image.Image | ImageFile]
     num_crops: int | None = None
     loc: tuple[str | int, ...] = ()
     offset: int = 0

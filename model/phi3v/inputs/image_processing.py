@@ -4,6 +4,9 @@ The crop plan depends only on the size: the image is scaled to cover at most ``n
 336 x 336, padded with white to whole tiles, normalized, and cut. A 336 x 336 view of the whole image
 (the global view) comes first.
 
+A waiting image is held as 8-bit pixels, a quarter of its crops' size. They are normalized and cut on the
+tower's device when it needs them.
+
 Shape suffixes: C crops.
 """
 
@@ -18,11 +21,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from model.errors import CheckpointError, ImageError
 from model.phi3v.checkpoint import read_json
 from model.phi3v.inputs.pictures import check_sides, to_rgb
+from model.phi3v.transfer import to_device
 
+CPU = torch.device("cpu")
 TILE = 336  # side of a crop, in pixels
 TOKENS_PER_SIDE = 12  # merged patches along a crop's side
 
@@ -54,28 +60,83 @@ class ImageInputs:
     """An image ready for the vision tower.
 
     Attributes:
-        pixels: ``(C, 3, 336, 336)`` float32, normalized, global view first.
-        grid: rows and columns of the tiles after the global view.
+        pixels: ``(height, width, 3)`` uint8, whole tiles.
+        levels: ``(3, 256)`` float32, the normalized value of each 8-bit value, by channel.
+        num_pixels: of the image before scaling.
         num_tokens: positions that the image takes in the prompt.
-        digest: SHA-256 of the decoded pixels and all parameters of the crops; equal digests mean
-            equal embeddings.
+        digest: SHA-256 of the decoded pixels or the file, and of all parameters of the crops; equal
+            digests mean equal embeddings.
     """
 
     pixels: Tensor
-    grid: tuple[int, int]
+    levels: Tensor
+    num_pixels: int
     num_tokens: int
     digest: bytes
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes while it waits."""
+        return self.pixels.nbytes
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tiles."""
+        height, width, _ = self.pixels.shape
+        return height // TILE, width // TILE
+
+    @property
+    def num_crops(self) -> int:
+        """Number of tiles, and one for the global view."""
+        rows, columns = self.grid
+        return rows * columns + 1
+
+    def crops(self, device: torch.device = CPU) -> Tensor:
+        """The normalized crops on a device, ``(C, 3, 336, 336)`` float32, global view first."""
+        pixels, levels = to_device(self.pixels, device), to_device(self.levels, device)
+        image = torch.empty(3, *pixels.shape[:2], device=device)
+        # A table is exact on every device; on a GPU, torch multiplies by the reciprocal of 255.
+        for channel in range(3):
+            values = pixels[..., channel].int().flatten()
+            torch.index_select(levels[channel], 0, values, out=image[channel].view(-1))
+        rows, columns = self.grid
+        crops = torch.empty(self.num_crops, 3, TILE, TILE, device=device)
+        # Like the original: bicubic on the normalized tensor, without antialiasing.
+        crops[:1] = interpolate(image[None], size=(TILE, TILE), mode="bicubic")
+        tiles = image.view(3, rows, TILE, columns, TILE).permute(1, 3, 0, 2, 4)
+        crops[1:].view(rows, columns, 3, TILE, TILE).copy_(tiles)
+        return crops
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedImage:
+    """An image whose embedding is cached. The cache keeps the embedding as long as this object lives.
+
+    Attributes:
+        embedding: ``(image tokens, hidden)``.
+        num_pixels, digest: see ``ImageInputs``.
+    """
+
+    embedding: Tensor
+    num_pixels: int
+    digest: bytes
+    num_bytes = 0  # the cache's own
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the image takes in the prompt."""
+        return len(self.embedding)
+
 
 class ImageProcessor:
-    """Cuts images into crops, with the parameters of ``preprocessor_config.json``."""
+    """Scales images to whole tiles, with the parameters of ``preprocessor_config.json``."""
 
     def __init__(
         self, num_crops: int, image_mean: tuple[float, ...], image_std: tuple[float, ...]
     ) -> None:
         self.num_crops = num_crops
-        self._mean = torch.tensor(image_mean).view(3, 1, 1)
-        self._std = torch.tensor(image_std).view(3, 1, 1)
+        mean, std = torch.tensor(image_mean), torch.tensor(image_std)
+        self._levels = (torch.arange(256) / 255 - mean[:, None]) / std[:, None]
         self._signature = repr((image_mean, image_std)).encode()
 
     @classmethod
@@ -115,7 +176,7 @@ class ImageProcessor:
         """
         long_side, short_side = max(width, height), min(width, height)
         ratio = long_side / short_side
-        most_tiles = min(num_crops or self.num_crops, self.num_crops)
+        most_tiles = self._most_tiles(num_crops)
         scale = 1
         while scale * math.ceil(scale / ratio) <= most_tiles:
             scale += 1
@@ -128,8 +189,22 @@ class ImageProcessor:
             return CropPlan((new_short, new_long), (tiles_long, tiles_short))
         return CropPlan((new_long, new_short), (tiles_short, tiles_long))
 
-    def __call__(self, image: Image.Image, num_crops: int | None = None) -> ImageInputs:
-        """Cut an image of any PIL mode into normalized crops; for ``num_crops`` see ``plan``.
+    def file_digest(self, file: bytes, num_crops: int | None = None) -> bytes:
+        """The digest that stands for an image file; for ``num_crops`` see ``plan``."""
+        digest = hashlib.sha256(self._signature)
+        digest.update(repr(("file", self._most_tiles(num_crops))).encode())
+        digest.update(file)
+        return digest.digest()
+
+    def __call__(
+        self, image: Image.Image, num_crops: int | None = None, digest: bytes | None = None
+    ) -> ImageInputs:
+        """Scale and pad an image of any PIL mode.
+
+        Args:
+            image: the image.
+            num_crops: see ``plan``.
+            digest: of its file; by default the pixels' digest.
 
         Raises:
             ImageError: it is too elongated, or PIL cannot convert it.
@@ -142,24 +217,19 @@ class ImageProcessor:
             ) from error
         plan = self.plan(*image.size, num_crops)
         padded = pad_to_tiles(resize(image, plan), plan)
-        array = torch.from_numpy(np.array(padded)).permute(2, 0, 1).contiguous()
-        normalised = (array.float() / 255 - self._mean) / self._std
-        # Like the original: bicubic on the normalized tensor, without antialiasing.
-        global_view = torch.nn.functional.interpolate(
-            normalised[None], size=(TILE, TILE), mode="bicubic"
-        )
-        rows, columns = plan.grid
-        tiles = (
-            normalised.reshape(3, rows, TILE, columns, TILE)
-            .permute(1, 3, 0, 2, 4)
-            .reshape(-1, 3, TILE, TILE)
-        )
+        pixels = torch.from_numpy(np.array(padded))
+        digest = digest or self._pixel_digest(image, plan)
+        num_pixels = image.width * image.height
+        return ImageInputs(pixels, self._levels, num_pixels, plan.num_tokens, digest)
+
+    def _pixel_digest(self, image: Image.Image, plan: CropPlan) -> bytes:
         digest = hashlib.sha256(self._signature)
         digest.update(repr((image.size, plan)).encode())
         digest.update(image.tobytes())
-        return ImageInputs(
-            torch.cat([global_view, tiles]), plan.grid, plan.num_tokens, digest.digest()
-        )
+        return digest.digest()
+
+    def _most_tiles(self, num_crops: int | None) -> int:
+        return min(num_crops or self.num_crops, self.num_crops)
 
 
 def resize(image: Image.Image, plan: CropPlan) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Converts messages to prompt inputs: token ids with image positions, and the images' crops.
+"""Converts messages to prompt inputs: token ids with image positions, and the images.
 
 Pure computation on the CPU; the engine runs it in worker threads.
 """
@@ -12,11 +12,31 @@ from itertools import pairwise
 from pathlib import Path
 
 from model.errors import ContextLengthError, ImageError, RequestError
-from model.phi3v.inputs.chat import Message, MessageImage, Piece, Prompt, Text, render
-from model.phi3v.inputs.image_processing import SMALLEST_IMAGE, ImageInputs, ImageProcessor
+from model.phi3v.inputs.chat import (
+    ImageFile,
+    Message,
+    MessageImage,
+    Piece,
+    Prompt,
+    Text,
+    render,
+)
+from model.phi3v.inputs.image_processing import (
+    SMALLEST_IMAGE,
+    EmbeddedImage,
+    ImageInputs,
+    ImageProcessor,
+)
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
 
 SEVERAL_CROPS = 4  # tiles of an image that is not alone, as the model's authors advise
+
+PromptImage = ImageInputs | EmbeddedImage
+Seen = Callable[[bytes], EmbeddedImage | None]  # finds an image seen before, by its digest
+
+
+def nothing_seen(digest: bytes) -> None:
+    """Find no image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +50,12 @@ class PromptInputs:
     """
 
     token_ids: list[int]
-    images: tuple[ImageInputs, ...] = ()
+    images: tuple[PromptImage, ...] = ()
+
+    @property
+    def decoded(self) -> list[ImageInputs]:
+        """The images that were decoded: all, unless some were seen before."""
+        return [image for image in self.images if isinstance(image, ImageInputs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +65,22 @@ class Draft:
     Attributes:
         pieces: token ids before, between and after the images.
         images: the images between the pieces.
-        crops: decodes an image and cuts it into crops.
+        prepare: finds an image that was seen before; decodes and scales any other.
         max_tokens: maximum length of a prompt.
         keep: number of tokens at the end of a longer prompt to keep; None keeps all.
     """
 
     pieces: list[list[int]]
     images: tuple[MessageImage, ...]
-    crops: Callable[[MessageImage], ImageInputs]
+    prepare: Callable[[MessageImage, Seen], PromptImage]
     max_tokens: int
     keep: int | None = None
 
-    def finish(self) -> PromptInputs:
+    def finish(self, seen: Seen = nothing_seen) -> PromptInputs:
         """Complete the prompt, one image after the other; slow if there are any.
+
+        Args:
+            seen: finds images seen before, which are not decoded again.
 
         Raises:
             ImageError: an image cannot be decoded or cut.
@@ -63,9 +91,9 @@ class Draft:
         length = sum(map(len, self.pieces)) + left * SMALLEST_IMAGE
         self._check(length, left)
         token_ids = list(self.pieces[0])
-        images: list[ImageInputs] = []
+        images: list[PromptImage] = []
         for number, (image, piece) in enumerate(zip(self.images, self.pieces[1:], strict=True), 1):
-            inputs = self.crops(image)
+            inputs = self.prepare(image, seen)
             left -= 1
             length += inputs.num_tokens - SMALLEST_IMAGE
             self._check(length, left)
@@ -80,7 +108,7 @@ class Draft:
             length = min(length, self.keep)
         check_length(length, self.max_tokens, at_least=images_left > 0)
 
-    def _cut(self, token_ids: list[int], images: list[ImageInputs]) -> PromptInputs:
+    def _cut(self, token_ids: list[int], images: list[PromptImage]) -> PromptInputs:
         """Drop all but the last ``keep`` tokens, and the images before them."""
         cut = 0 if self.keep is None else max(0, len(token_ids) - self.keep)
         if cut == 0:
@@ -132,7 +160,7 @@ class Processor:
     def __call__(
         self, messages: Sequence[Message], max_tokens: int, keep: int | None = None
     ) -> PromptInputs:
-        """Tokenize a conversation and cut its last images into crops.
+        """Tokenize a conversation and scale its last images.
 
         Args:
             messages: the conversation.
@@ -154,7 +182,7 @@ class Processor:
         num_crops = self.image_processor.num_crops
         if len(prompt.images) > 1:
             num_crops = min(num_crops, SEVERAL_CROPS)
-        return Draft(pieces, prompt.images, partial(self._crops, num_crops), max_tokens, keep)
+        return Draft(pieces, prompt.images, partial(self._prepare, num_crops), max_tokens, keep)
 
     def encode_text(self, text: str, special: bool, max_tokens: int) -> list[int]:
         """Tokenize plain text; ``special`` prepends the prefix of every piece (``<s>``).
@@ -193,10 +221,18 @@ class Processor:
         # An image's name is that of the official prompt format.
         return f"<|image_{-token_id}|>" if token_id < 0 else self.tokenizer.token_text(token_id)
 
-    def _crops(self, num_crops: int, image: MessageImage) -> ImageInputs:
-        """Decode and cut an image; adds its path in the request to an ImageError."""
+    def _prepare(self, num_crops: int, image: MessageImage, seen: Seen) -> PromptImage:
+        """Find, or decode and scale, an image; adds its path in the request to an ImageError."""
+        process, num_crops = self.image_processor, image.num_crops or num_crops
         try:
-            return self.image_processor(image.open(), image.num_crops or num_crops)
+            opened = image.open()
+            if not isinstance(opened, ImageFile):
+                return process(opened, num_crops)
+            digest = process.file_digest(opened.data, num_crops)
+            if (found := seen(digest)) is not None:
+                opened.count(found.num_pixels)
+                return found
+            return process(opened.decode(opened.data), num_crops, digest)
         except ImageError as error:
             raise ImageError(error.message, image.loc, error.value) from error
 

@@ -167,11 +167,13 @@ def _compare(expected_TV: Tensor, logits_TV: Tensor, text: Text, found: Found) -
 def _logits(engine: Engine, text: Text) -> Tensor:
     """Logits that predict each token from ``start`` on."""
     decoder, network = engine.network.decoder, engine.network
-    ids, images = text.inputs.token_ids, text.inputs.images
+    ids, images = text.inputs.token_ids, text.inputs.decoded
     token_T = torch.tensor(ids, device=decoder.device)
     hidden_TE = decoder.embed(token_T.clamp(min=0))
     if images:
-        embeddings = network.vision([i.pixels for i in images], [i.grid for i in images])
+        embeddings = network.vision(
+            [i.crops(decoder.device) for i in images], [i.grid for i in images]
+        )
         hidden_TE[token_T < 0] = torch.cat(embeddings).to(hidden_TE)
     cache = make_kv_cache(
         network.config,

@@ -207,8 +207,8 @@ def test_sequences_take_turns_in_the_tower(
     monkeypatch.setattr(engine.network.vision, "in_parts", recorded)
     answers = run(engine, (many, GREEDY), (one, GREEDY))
     assert answers[1, 0] == expected(one)
-    order = [many.images[0], one.images[0], *many.images[1:]]
-    assert all(pixels is image.pixels for pixels, image in zip(seen, order, strict=True))
+    order = [many.decoded[0], one.decoded[0], *many.decoded[1:]]
+    assert all(torch.equal(p, image.crops()) for p, image in zip(seen, order, strict=True))
 
 
 def test_an_image_that_fails_ends_its_requests_once(
@@ -224,7 +224,7 @@ def test_an_image_that_fails_ends_its_requests_once(
     def sometimes(
         pixels: list[torch.Tensor], grids: list[tuple[int, int]]
     ) -> Generator[None, None, list[torch.Tensor]]:
-        if any(p is image.pixels for p in pixels for image in bad.images):
+        if any(torch.equal(p, image.crops()) for p in pixels for image in bad.decoded):
             raise RuntimeError("bad pixels")
         return (yield from in_parts(pixels, grids))
 
@@ -245,7 +245,7 @@ def test_an_image_that_fails_ends_its_requests_once(
 
 def test_all_images_count_as_memory_in_flight(prompt: Callable[..., PromptInputs]) -> None:
     one, three = prompt("red"), prompt("green", "red", "green")
-    (image,) = one.images
+    (image,) = one.decoded
     assert Footprint.of(one, GREEDY, 8).image_bytes == image.pixels.nbytes > 0
     assert Footprint.of(three, GREEDY, 8).image_bytes == 3 * image.pixels.nbytes
 

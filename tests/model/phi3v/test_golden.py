@@ -60,12 +60,12 @@ def test_image_features(
     network: Phi3VForCausalLM,
     logits: dict[str, torch.Tensor],
 ) -> None:
-    images = golden_inputs(case, golden).images
+    images = golden_inputs(case, golden).decoded
     assert len(images) == (case["image"] is not None)
     if not images:
         return
     (image,) = images
-    (features,) = network.model.vision_embed_tokens([image.pixels], [image.grid])
+    (features,) = network.model.vision_embed_tokens([image.crops()], [image.grid])
     torch.testing.assert_close(
         features, logits[f"{case['name']}/image_features"], atol=1e-4, rtol=0
     )

@@ -15,9 +15,9 @@ def tower_inputs(prompt: PromptInputs) -> dict[str, Any]:
     """The prompt's images as arguments of the model; none without images."""
     if not prompt.images:
         return {}
-    images = prompt.images
+    images = prompt.decoded
     return {
-        "pixel_values": [image.pixels for image in images],
+        "pixel_values": [image.crops() for image in images],
         "image_grids": [image.grid for image in images],
     }
 

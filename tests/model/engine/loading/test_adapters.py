@@ -62,7 +62,7 @@ def test_greedy_answers_equal_pefts_own_forward(tiny: Path, adapter: Path) -> No
     for prompt, ours in zip([*prompts(engine), long], answers(engine, long), strict=True):
         images: dict[str, Any] = {}
         if prompt.images:
-            pixels, grids = [i.pixels for i in prompt.images], [i.grid for i in prompt.images]
+            pixels, grids = [i.crops() for i in prompt.decoded], [i.grid for i in prompt.decoded]
             images = {"pixel_values": pixels, "image_grids": grids}
         assert ours == greedy(network, torch.tensor([prompt.token_ids]), COUNT, **images)
     assert answers(load(tiny, None)) != answers(engine)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from model.errors import ImageError
-from model.phi3v.inputs.image_processing import TILE, ImageProcessor
+from model.phi3v.inputs.image_processing import TILE, ImageProcessor, pad_to_tiles, resize
 from model.phi3v.inputs.pictures import to_rgb
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -34,17 +34,42 @@ def test_golden_rows(golden: Path) -> None:
     for row in rows:
         image = Image.open(golden / "images" / row["image"])
         made = processor(row["num_crops"])(image)
+        crops = made.crops()
         assert made.num_tokens == row["num_img_tokens"], row
-        assert len(made.pixels) == row["crops"], row
+        assert len(crops) == row["crops"], row
         assert [side * TILE for side in made.grid] == row["image_size_hw"], row
-        assert made.pixels.double().mean().item() == pytest.approx(row["mean"], abs=1e-5)
-        assert made.pixels.double().std(correction=0).item() == pytest.approx(row["std"], abs=1e-4)
-        means = made.pixels.double().mean(dim=(1, 2, 3)).tolist()
+        assert crops.double().mean().item() == pytest.approx(row["mean"], abs=1e-5)
+        assert crops.double().std(correction=0).item() == pytest.approx(row["std"], abs=1e-4)
+        means = crops.double().mean(dim=(1, 2, 3)).tolist()
         assert means == pytest.approx(row["crop_means"], abs=2e-6)
         key = f"{row['image']}/{row['num_crops']}"
-        for crop, name in ((made.pixels[0], "global"), (made.pixels[-1], "last")):
+        for crop, name in ((crops[0], "global"), (crops[-1], "last")):
             golden_crop = pixels[f"{key}/{name}_stride16"]
             torch.testing.assert_close(crop[:, ::16, ::16], golden_crop, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1900, 1069), (500, 1300), (336, 336), (20, 10)])
+@pytest.mark.parametrize("num_crops", [1, 4, 16])
+def test_crops_are_the_originals_arithmetic_bit_for_bit(
+    size: tuple[int, int], num_crops: int
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image, making = Image.fromarray(noise), processor(num_crops)
+    plan = making.plan(*size)
+    padded = np.array(pad_to_tiles(resize(image, plan), plan))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    expected = (torch.from_numpy(padded).permute(2, 0, 1).float() / 255 - mean) / std
+    view = torch.nn.functional.interpolate(expected[None], size=(TILE, TILE), mode="bicubic")
+    tiles = [tile for row in expected.split(TILE, 1) for tile in row.split(TILE, 2)]
+    made = making(image)
+    assert made.grid == plan.grid
+    assert torch.equal(made.crops(), torch.stack([view[0], *tiles]))
+
+
+def test_a_waiting_image_takes_a_byte_per_value() -> None:
+    made = processor()(Image.new("RGB", (1900, 1069)))
+    assert made.pixels.nbytes == 3 * 1008 * 1680
+    assert made.num_crops == 16
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([1, 4, 16]))
@@ -68,9 +93,9 @@ def test_plan_properties(width: int, height: int, num_crops: int) -> None:
 def test_any_mode(mode: str) -> None:
     grey = Image.new("L", (40, 30), 128).convert("RGB")
     image = grey.convert("L").convert(mode) if mode == "PA" else grey.convert(mode)
-    made = processor(1)(image)
-    assert made.pixels.shape == (2, 3, TILE, TILE)
-    assert made.pixels.isfinite().all()
+    crops = processor(1)(image).crops()
+    assert crops.shape == (2, 3, TILE, TILE)
+    assert crops.isfinite().all()
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
@@ -161,11 +186,11 @@ def test_fewer_crops() -> None:
     """As many as a checkpoint with that limit makes, bit for bit; never more than this one's."""
     picture = Image.linear_gradient("L").resize((1900, 1069)).convert("RGB")
     assert processor()(picture, 1).num_tokens == 313
-    for crops in (1, 2, 5, 9):
-        made, other = processor()(picture, crops), processor(crops)(picture)
+    for most in (1, 2, 5, 9):
+        made, other = processor()(picture, most), processor(most)(picture)
         assert made.grid == other.grid
         assert made.digest == other.digest
-        assert torch.equal(made.pixels, other.pixels)
+        assert torch.equal(made.crops(), other.crops())
     assert processor(4)(picture, 16).digest == processor(4)(picture).digest
 
 
