@@ -141,7 +141,7 @@ def _check_adapter(lora: Path, directory: Path, config: Phi3VConfig) -> Iterator
         return
     yield Finding(name, True, adapter.summary())
     if not adapter.is_for(str(config.name_or_path), directory.name):
-        text = f"was trained on {adapter.config.base[:200]}, by its {ADAPTER_CONFIG}"
+        text = f"was trained on {adapter.config.base}, by its {ADAPTER_CONFIG}"
         yield Finding(name, True, text, odd=True)
 
 

@@ -108,7 +108,7 @@ def _read_adapter(
         logger.warning(
             "the adapter %s was trained on %s, by its adapter_config.json",
             adapter.name,
-            adapter.config.base[:200],
+            adapter.config.base,
         )
     logger.info("merging the adapter %s, %s", adapter.name, adapter.summary())
     return adapter

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from model.errors import CheckpointError
@@ -104,10 +103,14 @@ def convert_adapter(directory: Path, out: Path) -> None:
     if not (directory / adapters.PICKLED_WEIGHTS).is_file():
         raise CheckpointError(f"{directory} has no {adapters.PICKLED_WEIGHTS} to convert")
     file = PickledFile(directory / adapters.PICKLED_WEIGHTS)
-    tensors = {name: file.tensor(name).contiguous().clone() for name in file.headers}
-    with _new_directory(out, sum(tensor.nbytes for tensor in tensors.values())) as folder:
-        save_file(tensors, folder / adapters.WEIGHTS, {"format": "pt"})
-        (folder / adapters.WEIGHTS).chmod(0o644)  # the library makes it readable only by its owner
+    for name, header in file.headers.items():
+        if header.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{name} has the dtype {header.dtype}; supported are {', '.join(DTYPES)}"
+            )
+    tensors = {name: (header.shape, header.dtype) for name, header in file.headers.items()}
+    with _new_directory(out, sum(nbytes(*of) for of in tensors.values())) as folder:
+        write_safetensors(folder / adapters.WEIGHTS, tensors, file.tensor)
         for name in (ADAPTER_CONFIG, *adapters.TRAINED_BESIDE):
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, folder / name)
