@@ -6,6 +6,7 @@ The output has the official names and file format. It appears under its name onl
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from model.errors import CheckpointError
 from model.phi3v.adapters import adapter as adapters
 from model.phi3v.adapters.adapter import Adapter
 from model.phi3v.adapters.configuration import CONFIG as ADAPTER_CONFIG
+from model.phi3v.adapters.configuration import MAX_SHOWN
 from model.phi3v.adapters.model_files import model_config, model_shapes, tokenizer_directory
 from model.phi3v.checkpoint import read_json
+from model.phi3v.modeling import is_ignored
 from model.phi3v.weights.files import (
     DTYPE_NAMES,
     DTYPES,
@@ -36,6 +39,8 @@ from model.phi3v.weights.files import (
 )
 from model.phi3v.weights.names import EMBEDDING, HEAD, Naming, naming
 from model.phi3v.weights.writing import nbytes, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 COPIED = {".json", ".jinja", ".md", ".model", ".py", ".txt"}
@@ -133,12 +138,19 @@ def _open(directory: Path, pickled: bool) -> list[TensorFile]:
 def _check_names(
     directory: Path, found: Naming, shapes: dict[str, tuple[int, ...]], files: list[TensorFile]
 ) -> None:
-    """Refuse a checkpoint that could not be served."""
+    """Refuse a checkpoint that could not be served; warn of tensors that are left out."""
     headers = {key: header for file in files for key, header in file.headers.items()}
     if found.unmerged:
         raise CheckpointError(
             f"{directory} contains an adapter that was not merged, e.g. {found.unmerged[0]}; save the "
             "adapter alone (PEFT's save_pretrained) and pass it with --lora"
+        )
+    unknown = sorted(name for name in found.names.keys() - shapes.keys() if not is_ignored(name))
+    if unknown:
+        logger.warning(
+            "not written, because they are no tensors of this model: %s%s",
+            ", ".join(name[:MAX_SHOWN] for name in unknown[:3]),
+            f" and {len(unknown) - 3} more" if len(unknown) > 3 else "",
         )
     for name, shape in shapes.items():
         header = headers.get(found.names.get(name, ""))
