@@ -199,7 +199,7 @@ def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Find
             tensors[name] = header
     if index is not None:
         yield from _check_index(index, tensors)
-    if config is not None and files:  # else all tensors are missing, which is one problem
+    if config is not None and (files or index):  # else all are missing, which is one problem
         yield from _check_tensors(tensors, config)
 
 
