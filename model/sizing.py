@@ -65,7 +65,8 @@ class Sizing:
             "KV cache": f"{plan.kv_cache / GIB:.2f} GiB for {self.tokens} tokens",
             "total": f"{plan.total / GIB:.2f} of {plan.available / GIB:.2f} GiB",
             "sequence": f"at most {plan.max_model_len} of {self.context_window} tokens",
-            "sequences": f"{self.sequences(tokens)} of {tokens} tokens at once",
+            "sequences": f"{self.sequences(tokens)} of {tokens} tokens fit; a step computes at most "
+            f"{plan.max_num_seqs}",
             "adapter": f"{self.adapter or 'any'}: merged into the weights, takes no memory",
         }
         return [f"{name:11}{text}" for name, text in rows.items()]

@@ -40,12 +40,11 @@ What fits on one GPU, by the memory that is free on it, at the default settings:
 
 - **longest** is the longest conversation, in tokens, prompt and answer together.
 - **sequences** is how many conversations of {picture:,} tokens fit at once: one picture at full detail (up to
-  2,650), a question and a short answer. `--max-num-seqs` limits how many answers are computed at once; further
-  ones wait their turn.
+  2,650), a question and a short answer.
+- **at once** is how many answers a step computes by default (`--max-num-seqs`); further ones wait their turn.
 - **LoRA.** An adapter is [merged into the weights](fine-tuned.md) while they load, before they are quantized.
   It takes no memory of its own, so the table is the same with one.
 - `float32` is the exact mode. `int8` and `int4` lose [some accuracy](checkpoints.md#quantization).
-- **at once** is how many answers a step computes by default (`--max-num-seqs`).
 - A card reports somewhat less free memory than its name says. Cards before Ampere (T4, V100) lack bfloat16: they
   serve in float16, which takes the same memory.
 - A CPU needs 16 GB of memory if it computes in bfloat16 (with AVX-512), and 32 GB if in float32.

@@ -5,7 +5,6 @@ Reports all problems, while loading stops at the first. Reads only the headers o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.defaults import GENERATION_CONFIG, default_parameters
 from model.phi3v.inputs.image_processing import ImageProcessor
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer
-from model.phi3v.modeling import IGNORED_ON_LOAD
+from model.phi3v.modeling import is_ignored
 from model.phi3v.weights.files import DTYPES, INDEX, Header, read_file_headers, weight_files
 from model.phi3v.weights.names import EMBEDDING, HEAD, Naming, naming
 from model.phi3v.weights.writing import nbytes
@@ -120,7 +119,12 @@ def _odd_config(raw: dict[str, Any], config: Phi3VConfig) -> Iterator[Finding]:
     """What differs from the official configuration, and is served."""
     dtype = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
     if dtype != "bfloat16":
-        text = f"torch_dtype is {dtype}; --dtype bfloat16 takes half of the memory of float32"
+        given = "is missing" if dtype == "None" else f"is {dtype}"
+        served = "float16 on a GPU, float32 on a CPU" if dtype == "float16" else "float32"
+        text = (
+            f"torch_dtype {given}, so it is served in {served}; --dtype bfloat16 takes half of the "
+            "memory of float32"
+        )
         yield Finding(CONFIG, True, text, odd=True)
     if config.vocab_size != VOCAB_SIZE:
         text = f"vocab_size is {config.vocab_size}, not {VOCAB_SIZE}, as after adding tokens"
@@ -141,7 +145,7 @@ def _check_adapter(lora: Path, directory: Path, config: Phi3VConfig) -> Iterator
         return
     yield Finding(name, True, adapter.summary())
     if not adapter.is_for(str(config.name_or_path), directory.name):
-        text = f"was trained on {adapter.config.base[:200]}, by its {ADAPTER_CONFIG}"
+        text = f"was trained on {adapter.config.base}, by its {ADAPTER_CONFIG}"
         yield Finding(name, True, text, odd=True)
 
 
@@ -195,7 +199,7 @@ def _check_weights(directory: Path, config: Phi3VConfig | None) -> Iterator[Find
             tensors[name] = header
     if index is not None:
         yield from _check_index(index, tensors)
-    if config is not None:
+    if config is not None and (files or index):  # else all are missing, which is one problem
         yield from _check_tensors(tensors, config)
 
 
@@ -223,14 +227,13 @@ def _check_tensors(tensors: dict[str, Header], config: Phi3VConfig) -> Iterator[
         expected[HEAD] = expected[EMBEDDING]
         yield Finding(HEAD, True, "is stored and read, although the config ties it", odd=True)
     yield from _odd_names(found)
-    ignored = [re.compile(pattern) for pattern in IGNORED_ON_LOAD]
     good = 0
     for name in sorted(expected.keys() | found.names.keys()):
         header = tensors.get(found.names.get(name, ""))
         if header is None:
             yield Finding(name, False, f"is missing; expected shape {list(expected[name])}")
         elif name not in expected:
-            if not any(pattern.search(name) for pattern in ignored):
+            if not is_ignored(name):
                 text = f"is not a tensor of this model ({header.file})"
                 yield Finding(found.names[name], False, text)
         elif header.shape != expected[name]:

@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises CheckpointError if there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not contain a JSON object")

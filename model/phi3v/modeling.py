@@ -8,6 +8,7 @@ with this class but runs the decoder itself (``model.phi3v.decoder``); tests com
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -124,6 +125,11 @@ def official_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
         name.replace("img_processor.", "img_processor.vision_model."): tuple(tensor.shape)
         for name, tensor in state.items()
     }
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor of a checkpoint, by its official name, is not loaded, and rightly so."""
+    return any(re.search(pattern, name) for pattern in IGNORED_ON_LOAD)
 
 
 AutoConfig.register("phi3_v", Phi3VConfig)

@@ -206,7 +206,8 @@ def test_check_names_what_is_odd_and_served(copy: Path, adapter: Path) -> None:
     assert odd.pop().startswith("receipts was trained on ")  # the adapter's base has another name
     assert odd == [
         "training_args.bin is a trainer's state, which is not read",
-        "config.json torch_dtype is float32; --dtype bfloat16 takes half of the memory of float32",
+        "config.json torch_dtype is float32, so it is served in float32; --dtype bfloat16 takes half of the "
+        "memory of float32",
         "names 6 are read under other names, e.g. base_model.model._orig_mod.model.layers.0."
         "input_layernorm.weight as model.layers.0.input_layernorm.weight",
         "model.vision_embed_tokens.wte.weight is a second copy of model.embed_tokens.weight; not read",
@@ -241,7 +242,7 @@ def test_plan(tiny: Path, adapter: Path) -> None:
     found = size(LoadOptions(model="microsoft/Phi-3-vision-128k-instruct", quantization="int8"), 24)
     assert f"{found.plan.weights / 2**30:.2f} GiB, int8" in done.stdout
     assert f"for {found.tokens} tokens" in done.stdout
-    assert f"{found.sequences(3000)} of 3000 tokens at once" in done.stdout
+    assert f"{found.sequences(3000)} of 3000 tokens fit; a step computes at most " in done.stdout
     assert "the model does not fit into memory" in one_sentence(run("plan", "--memory", "6"))
     own = run(
         "plan", "--memory", "2", "--device", "cpu", "--model", str(tiny), "--lora", str(adapter)

@@ -31,7 +31,9 @@ from model.phi3v.checkpoint import read_json
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.defaults import default_parameters
 from model.phi3v.inputs.processing import Processor
+from model.phi3v.modeling import is_ignored
 from model.phi3v.network import make_network
+from model.phi3v.weights.files import DTYPES as STORED_DTYPES
 from model.phi3v.weights.files import Header, read_headers
 from model.phi3v.weights.names import Naming, naming
 
@@ -108,7 +110,7 @@ def _read_adapter(
         logger.warning(
             "the adapter %s was trained on %s, by its adapter_config.json",
             adapter.name,
-            adapter.config.base[:200],
+            adapter.config.base,
         )
     logger.info("merging the adapter %s, %s", adapter.name, adapter.summary())
     return adapter
@@ -135,6 +137,12 @@ def _plan(
         raise unloadable(directory, error) from error
     names = naming(stored)
     headers = effective_headers(stored, adapter)
+    for name, header in headers.items():
+        if header.dtype not in STORED_DTYPES and not is_ignored(name):
+            raise CheckpointError(
+                f"{name} in {directory} has the dtype {header.dtype}; supported are "
+                f"{', '.join(STORED_DTYPES)}"
+            )
     merging = 0 if adapter is None else adapter.work_bytes()
 
     def plan_on(devices: list[torch.device]) -> tuple[MemoryPlan, str]:

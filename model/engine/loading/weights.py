@@ -20,6 +20,7 @@ from model.engine.config import LoadOptions
 from model.engine.loading.memory_plan import DTYPES
 from model.errors import CheckpointError
 from model.phi3v.adapters.adapter import Adapter
+from model.phi3v.adapters.configuration import CONFIG as ADAPTER_CONFIG
 from model.phi3v.checkpoint import first_line
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.modeling import Phi3VForCausalLM
@@ -105,9 +106,11 @@ def _load_model(
             f"{naming.unmerged[0]}; save the adapter alone and pass it with --lora"
         )
     try:
-        source = {} if naming.is_official else _renamed(directory, naming)
+        # Beside an adapter's configuration transformers would load the adapter and the base that it names.
+        as_it_is = naming.is_official and not (directory / ADAPTER_CONFIG).exists()
+        source = {} if as_it_is else _renamed(directory, naming)
         loaded: Any = Phi3VForCausalLM.from_pretrained(
-            directory if naming.is_official else None,
+            directory if as_it_is else None,
             dtype=dtype,
             device_map=places,
             output_loading_info=True,
@@ -138,7 +141,7 @@ def _load_model(
 
 
 def _renamed(directory: Path, naming: Naming) -> dict[str, Any]:
-    """Arguments to load a checkpoint whose tensors have other names; tensors are memory-mapped."""
+    """Arguments to load a checkpoint's tensors by their official names; they are memory-mapped."""
     files = list(open_all(directory))
     official = {name: official for official, name in naming.names.items()}
     tensors = {

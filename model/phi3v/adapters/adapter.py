@@ -24,6 +24,7 @@ from model.phi3v.weights.names import EMBEDDING, HEAD, official_name, unwrapped
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 TRAINED_BESIDE = ("non_lora_state_dict.bin", "non_lora_trainables.bin")
 MAX_TENSORS = 20_000
+MAX_NAME = 300  # characters; the official model's longest is 100
 TOWER = ".img_processor."
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -177,6 +178,11 @@ def _read_changes(
     changes: dict[str, Change] = {}
     for index, file in enumerate(files):
         for key, header in file.headers.items():
+            if len(key) > MAX_NAME or not key.isprintable():
+                raise CheckpointError(
+                    f"it has a tensor whose name is longer than {MAX_NAME} characters or not printable: "
+                    f"{key[:40]!r}"
+                )
             if header.dtype not in DTYPES:
                 raise CheckpointError(
                     f"{key} has the dtype {header.dtype}; supported are {', '.join(DTYPES)}"
@@ -244,7 +250,7 @@ def _add_replacement(
 
 
 def _other_model(key: str, config: AdapterConfig) -> CheckpointError:
-    trained_on = f"; it was trained on {config.base[:200]}" if config.base else ""
+    trained_on = f"; it was trained on {config.base}" if config.base else ""
     return CheckpointError(f"{key} is for a layer that this model does not have{trained_on}")
 
 
@@ -267,6 +273,12 @@ def _check_complete(changes: Mapping[str, Change], config: AdapterConfig, shapes
             config.has_target(layer, _is_linear(layer, shape))
             for layer in _spellings(name, changes)
         )
+    ]
+    missing += [
+        name
+        for name in shapes
+        if config.is_saved(name.rpartition(".")[0])
+        and not (name in changes and changes[name].replacement)
     ]
     if missing:
         raise CheckpointError(

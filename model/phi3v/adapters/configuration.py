@@ -15,6 +15,7 @@ from model.phi3v.checkpoint import read_json
 
 CONFIG = "adapter_config.json"
 MAX_RANK = 4096  # more than any layer of the official model can use
+MAX_SHOWN = 200  # characters of a name in the log
 MAX_PATTERNS = 1000  # several for each layer of the official model
 # Patterns are regular expressions by strangers: these bounds keep the time to match them short.
 MAX_PATTERN_LENGTH = 300
@@ -52,6 +53,7 @@ class AdapterConfig:
         rslora: scales by the root of the rank.
         dora: has a magnitude for each output.
         targets: names, or a pattern, of the layers that have an adapter; None if a layer may lack one.
+        saved: names of the modules that were trained as a whole.
     """
 
     base: str
@@ -61,7 +63,8 @@ class AdapterConfig:
     alphas: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
     dora: bool = False
-    targets: tuple[str, ...] | str | None = None
+    targets: frozenset[str] | str | None = None
+    saved: frozenset[str] = frozenset()
 
     def rank_of(self, layer: str) -> int:
         """The rank of a layer, by its name in the adapter's file."""
@@ -79,7 +82,19 @@ class AdapterConfig:
             if self.targets == ALL_LINEAR:
                 return linear and layer != "lm_head"
             return re.fullmatch(self.targets, layer) is not None
-        return any(layer == target or layer.endswith(f".{target}") for target in self.targets or ())
+        return self.targets is not None and not self.targets.isdisjoint(_endings(layer))
+
+    def is_saved(self, module: str) -> bool:
+        """Whether a module, or one that it is a part of, must have been saved as a whole."""
+        parts = module.split(".")
+        outer = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        return any(not self.saved.isdisjoint(_endings(name)) for name in outer)
+
+
+def _endings(layer: str) -> list[str]:
+    """The names by which a configuration may mean a layer: its own, and without the modules around it."""
+    parts = layer.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _matching(patterns: Mapping[str, Any], layer: str) -> str:
@@ -110,7 +125,7 @@ def read_config(directory: Path) -> AdapterConfig:
         )
     base = raw.get("base_model_name_or_path")
     return AdapterConfig(
-        base=base if isinstance(base, str) else "",
+        base=" ".join(base[:MAX_SHOWN].split()) if isinstance(base, str) else "",
         rank=_rank(raw.get("r"), "r"),
         alpha=_alpha(raw.get("lora_alpha"), "lora_alpha"),
         ranks={
@@ -124,6 +139,7 @@ def read_config(directory: Path) -> AdapterConfig:
         rslora=_flag(raw, "use_rslora"),
         dora=_flag(raw, "use_dora"),
         targets=_targets(raw),
+        saved=_saved(raw),
     )
 
 
@@ -197,10 +213,17 @@ def _check_expression(pattern: str, name: str) -> None:
         ) from error
 
 
-def _targets(raw: dict[str, Any]) -> tuple[str, ...] | str | None:
+def _saved(raw: dict[str, Any]) -> frozenset[str]:
+    saved = raw.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise _refused(f"has modules_to_save = {_short(saved)}; it must be names of modules")
+    return frozenset(saved)
+
+
+def _targets(raw: dict[str, Any]) -> frozenset[str] | str | None:
     targets = raw.get("target_modules")
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        known: tuple[str, ...] | str = tuple(targets)
+        known: frozenset[str] | str = frozenset(targets)
     elif isinstance(targets, str):
         known = targets
     else:

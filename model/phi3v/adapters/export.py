@@ -6,6 +6,7 @@ The output has the official names and file format. It appears under its name onl
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from model.errors import CheckpointError
 from model.phi3v.adapters import adapter as adapters
 from model.phi3v.adapters.adapter import Adapter
 from model.phi3v.adapters.configuration import CONFIG as ADAPTER_CONFIG
+from model.phi3v.adapters.configuration import MAX_SHOWN
 from model.phi3v.adapters.model_files import model_config, model_shapes, tokenizer_directory
 from model.phi3v.checkpoint import read_json
+from model.phi3v.modeling import is_ignored
 from model.phi3v.weights.files import (
     DTYPE_NAMES,
     DTYPES,
@@ -37,6 +39,8 @@ from model.phi3v.weights.files import (
 )
 from model.phi3v.weights.names import EMBEDDING, HEAD, Naming, naming
 from model.phi3v.weights.writing import nbytes, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 COPIED = {".json", ".jinja", ".md", ".model", ".py", ".txt"}
@@ -104,10 +108,14 @@ def convert_adapter(directory: Path, out: Path) -> None:
     if not (directory / adapters.PICKLED_WEIGHTS).is_file():
         raise CheckpointError(f"{directory} has no {adapters.PICKLED_WEIGHTS} to convert")
     file = PickledFile(directory / adapters.PICKLED_WEIGHTS)
-    tensors = {name: file.tensor(name).contiguous().clone() for name in file.headers}
-    with _new_directory(out, sum(tensor.nbytes for tensor in tensors.values())) as folder:
-        save_file(tensors, folder / adapters.WEIGHTS, {"format": "pt"})
-        (folder / adapters.WEIGHTS).chmod(0o644)  # the library makes it readable only by its owner
+    for name, header in file.headers.items():
+        if header.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{name} has the dtype {header.dtype}; supported are {', '.join(DTYPES)}"
+            )
+    tensors = {name: (header.shape, header.dtype) for name, header in file.headers.items()}
+    with _new_directory(out, sum(nbytes(*of) for of in tensors.values())) as folder:
+        write_safetensors(folder / adapters.WEIGHTS, tensors, file.tensor)
         for name in (ADAPTER_CONFIG, *adapters.TRAINED_BESIDE):
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, folder / name)
@@ -130,12 +138,19 @@ def _open(directory: Path, pickled: bool) -> list[TensorFile]:
 def _check_names(
     directory: Path, found: Naming, shapes: dict[str, tuple[int, ...]], files: list[TensorFile]
 ) -> None:
-    """Refuse a checkpoint that could not be served."""
+    """Refuse a checkpoint that could not be served; warn of tensors that are left out."""
     headers = {key: header for file in files for key, header in file.headers.items()}
     if found.unmerged:
         raise CheckpointError(
             f"{directory} contains an adapter that was not merged, e.g. {found.unmerged[0]}; save the "
             "adapter alone (PEFT's save_pretrained) and pass it with --lora"
+        )
+    unknown = sorted(name for name in found.names.keys() - shapes.keys() if not is_ignored(name))
+    if unknown:
+        logger.warning(
+            "not written, because they are no tensors of this model: %s%s",
+            ", ".join(name[:MAX_SHOWN] for name in unknown[:3]),
+            f" and {len(unknown) - 3} more" if len(unknown) > 3 else "",
         )
     for name, shape in shapes.items():
         header = headers.get(found.names.get(name, ""))

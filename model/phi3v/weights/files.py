@@ -98,6 +98,12 @@ class PickledFile:
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
             raise CheckpointError(f"{path.name} does not contain a dictionary of tensors only")
+        for name, value in content.items():
+            if not _is_plain(value):
+                raise CheckpointError(
+                    f"{name[:200]!r} in {path.name} is not a plain tensor: it is sparse, has no values, or "
+                    "repeats fewer values than it has places for"
+                )
         self._content: dict[str, Tensor] = content
         self.headers = {
             name: Header(path.name, tuple(value.shape), _dtype_name(value.dtype))
@@ -107,6 +113,13 @@ class PickledFile:
     def tensor(self, name: str) -> Tensor:
         """See ``TensorFile``."""
         return self._content[name].detach()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the file holds all of a tensor's values; else a small file could stand for any size."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

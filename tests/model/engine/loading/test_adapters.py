@@ -142,6 +142,29 @@ def test_checkpoints_under_trainers_names(tiny: Path, adapter: Path, tmp_path: P
     assert answers(load(tmp_path, adapter)) == answers(load(tiny, adapter))
 
 
+def test_an_adapter_in_the_checkpoints_folder_is_left_alone(
+    tiny: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Else transformers would load the base that the adapter names."""
+    for file in (*tiny.iterdir(), *adapter.iterdir()):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    change_json(tmp_path / "adapter_config.json", base_model_name_or_path=str(tmp_path / "nowhere"))
+    assert answers(load(tmp_path, None)) == answers(load(tiny, None))
+    assert answers(load(tmp_path, tmp_path)) == answers(load(tiny, adapter))
+
+
+def test_tensors_of_an_unsupported_dtype(tiny: Path, tmp_path: Path) -> None:
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    ids = "model.vision_embed_tokens.img_processor.vision_model.embeddings.position_ids"
+    change_tensors(tmp_path / "model.safetensors", **{ids: torch.arange(577)[None]})
+    assert answers(load(tmp_path, None)) == answers(load(tiny, None))  # old exports have them
+    norm = torch.ones(64, dtype=torch.int8)
+    change_tensors(tmp_path / "model.safetensors", **{"model.norm.weight": norm})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight in .* has the dtype I8"):
+        load(tmp_path, None)
+
+
 def test_a_head_that_is_tied_and_not_stored(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     for file in tiny.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -79,6 +79,10 @@ def _old_pickle(directory: Path) -> None:
 REFUSED: dict[str, tuple[Spoil, str]] = {
     "no config": (lambda d: (d / CONFIG).unlink(), "adapter_config.json cannot be read"),
     "no JSON": (lambda d: (d / CONFIG).write_text("{"), "adapter_config.json cannot be read"),
+    "deep JSON": (
+        lambda d: (d / CONFIG).write_text("[" * 100_000),
+        "adapter_config.json cannot be read",
+    ),
     "no weights": (lambda d: (d / WEIGHTS).unlink(), "adapter_model.safetensors is missing"),
     "nonsense": (lambda d: (d / WEIGHTS).write_bytes(b"nonsense"), "cannot be read"),
     "half a file": (_half_a_file, "adapter_model.safetensors cannot be read"),
@@ -97,9 +101,38 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "a pickle of code": (_beside({"x": Evil()}), "is not a file of plain tensors"),
     "an old pickle": (_old_pickle, "is not a file of plain tensors"),
     "a pickle of words": (_beside({"x": "y"}), "does not contain a dictionary of tensors only"),
+    "a sparse tensor beside": (
+        _beside({"model.norm.weight": torch.zeros(64).to_sparse()}),
+        "'model.norm.weight' in non_lora_state_dict.bin is not a plain tensor",
+    ),
+    "a tensor without values beside": (
+        _beside({"model.norm.weight": torch.zeros(64, device="meta")}),
+        "is not a plain tensor",
+    ),
+    "a small file that stands for gigabytes": (
+        _beside({"lm_head.weight": torch.zeros(1).expand(10**9, 64)}),
+        "repeats fewer values than it has places for",
+    ),
     "other weights beside": (
         _beside({"base_model.model.model.norm.weight": torch.zeros(3)}),
         "base_model.model.model.norm.weight has the shape [3], expected [64]",
+    ),
+    "a module that was not saved": (
+        config(modules_to_save=["lm_head"]),
+        "it lacks 1 of the layers that it was trained on, e.g. lm_head.weight",
+    ),
+    "modules of numbers": (config(modules_to_save=[1]), "modules_to_save = [1]"),
+    "a name of several lines": (tensors(**{"a\nb": torch.zeros(1)}), "not printable: 'a\\nb'"),
+    "a name of a megabyte": (
+        tensors(**{"a" * 10**6: torch.zeros(1)}),
+        "longer than 300 characters",
+    ),
+    "a base of several lines": (
+        lambda d: (
+            config(base_model_name_or_path="a\nb" + "c" * 10**6)(d),
+            tensors(x=torch.zeros(1))(d),
+        ),
+        "it was trained on a bccc",
     ),
     "another method": (config(peft_type="IA3"), "of the type 'IA3'; only LORA"),
     "another model": (
