@@ -31,9 +31,10 @@ from model.engine.sampling.acceptance import Acceptance
 from model.engine.sampling.drawing import make_draw
 from model.engine.sampling.token_masks import TokenMasks
 from model.engine.scheduling.block_manager import BlockManager
+from model.engine.scheduling.chunk import Chunk
 from model.engine.scheduling.pacing import Pacing, pauses_on
 from model.engine.scheduling.prefix_hash import salt_digest
-from model.engine.scheduling.scheduler import Chunk, Scheduler
+from model.engine.scheduling.scheduler import Scheduler
 from model.engine.scheduling.sequence import Sequence
 from model.engine.scheduling.sequence_factory import SequenceFactory
 from model.engine.stats import Diagnostics, Stats, Totals

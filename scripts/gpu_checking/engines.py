@@ -24,8 +24,8 @@ from model.engine.kv_cache.base import PagedCache
 from model.engine.loading.machine import probe
 from model.engine.loading.step_size import CHUNK, CHUNK_LARGE, LARGE_CARD, SMALLEST
 from model.engine.policy import Policy
+from model.engine.scheduling.chunk import Chunk
 from model.engine.scheduling.pacing import Pacing
-from model.engine.scheduling.scheduler import Chunk
 from model.gpu import support
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.decoder import Decoder

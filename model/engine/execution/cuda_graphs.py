@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.engine.kv_cache.gpu import GpuAttention, GpuKVCache, PagedReads
-from model.engine.scheduling.scheduler import Chunk, sampled_tokens
+from model.engine.scheduling.chunk import Chunk, sampled_tokens
 from model.phi3v.decoder_gpu import GpuDecoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.engine.kv_cache.base import PagedCache, Span
 from model.engine.policy import Policy
-from model.engine.scheduling.scheduler import Chunk, sampled_tokens
+from model.engine.scheduling.chunk import Chunk, sampled_tokens
 from model.phi3v.decoder import Decoder
 from model.phi3v.rope import LongRope
 from model.phi3v.transfer import to_device

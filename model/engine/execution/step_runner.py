@@ -16,7 +16,7 @@ from model.engine.execution.runner import Runner
 from model.engine.sampling.drawing import Draw
 from model.engine.sampling.sampler import Sample, sample
 from model.engine.sampling.token_masks import TokenMasks
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.phi3v.transfer import to_device
 
 logger = logging.getLogger(__name__)

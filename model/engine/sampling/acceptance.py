@@ -8,7 +8,8 @@ from array import array
 from model.engine.policy import MOST_TOGETHER
 from model.engine.request import FinishReason, TextDelta, TokenLogprob
 from model.engine.sampling.sampler import Sample
-from model.engine.scheduling.scheduler import Chunk, Scheduler
+from model.engine.scheduling.chunk import Chunk
+from model.engine.scheduling.scheduler import Scheduler
 from model.engine.scheduling.sequence import Sequence
 from model.engine.stats import Totals
 from model.errors import ModelError

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from model.engine.sampling.sampler import Sample
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from server.cli import main
 
 PROSE = 500  # ids of words and pieces of words, to be generated in turn

@@ -16,8 +16,9 @@ from model.engine.config import GIB, EngineConfig
 from model.engine.policy import Policy
 from model.engine.request import SamplingParams
 from model.engine.scheduling.block_manager import BlockManager
+from model.engine.scheduling.chunk import Chunk
 from model.engine.scheduling.pacing import Pacing
-from model.engine.scheduling.scheduler import Chunk, Scheduler
+from model.engine.scheduling.scheduler import Scheduler
 from model.engine.scheduling.sequence import Sequence
 from model.engine.scheduling.sequence_factory import SequenceFactory
 from model.phi3v.configuration import Phi3VConfig

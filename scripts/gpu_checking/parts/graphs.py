@@ -23,7 +23,7 @@ from model.engine.engine import Engine
 from model.engine.execution.runner import Runner
 from model.engine.request import SamplingParams
 from model.engine.sampling import sampler
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.errors import ModelError
 from model.phi3v.inputs.chat import Message, MessageImage
 from model.phi3v.inputs.processing import Processor, PromptInputs

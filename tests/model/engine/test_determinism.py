@@ -13,7 +13,7 @@ from model.engine.engine import Engine
 from model.engine.execution.runner import Runner
 from model.engine.loading.load import load_engine
 from model.engine.request import TextDelta
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.phi3v.inputs.processing import PromptInputs
 from tests.support.engines.engine_runs import BOUNDARY, GREEDY, image_prompt, run, text_prompt
 from tests.support.engines.without_kernels import without_kernels

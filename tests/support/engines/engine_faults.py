@@ -13,7 +13,7 @@ from model import GrammarSpec, SamplingParams
 from model.engine.execution.runner import Runner
 from model.engine.sampling.sampler import sample
 from model.engine.sampling.token_masks import TokenMasks
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.engine.scheduling.sequence import Sequence
 from model.engine.text.detokenizer import Detokenizer
 from model.phi3v.inputs.tokenizer import Phi3VTokenizer

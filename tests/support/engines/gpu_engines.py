@@ -17,8 +17,8 @@ from model.engine.kv_cache.base import PagedCache
 from model.engine.kv_cache.gpu import GpuKVCache
 from model.engine.policy import Policy
 from model.engine.request import SamplingParams, TextDelta
+from model.engine.scheduling.chunk import Chunk
 from model.engine.scheduling.pacing import Pacing
-from model.engine.scheduling.scheduler import Chunk
 from model.phi3v.decoder import Decoder
 from model.phi3v.decoder_gpu import GpuDecoder
 from model.phi3v.inputs.processing import Processor, PromptInputs

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from model.engine.execution.runner import Runner
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.errors import EngineDeadError
 from model.phi3v.inputs.processing import Processor
 from server.cli import main

@@ -10,7 +10,7 @@ import torch
 
 from model.engine.config import EngineConfig
 from model.engine.policy import Policy
-from model.engine.scheduling.scheduler import Chunk
+from model.engine.scheduling.chunk import Chunk
 from model.phi3v.modeling import Phi3VForCausalLM
 from tests.support.engines.gpu_engines import Runners, decode_step, logits_of, make_engine
 from tests.support.engines.gpu_stand_ins import Tape
