@@ -80,6 +80,12 @@ class Phi3VImageEmbedding(nn.Module):
         return self.glb_GN.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it converts pixels to."""
+        dtype: torch.dtype = self.img_processor.embeddings.patch_embedding.weight.dtype
+        return dtype
+
+    @property
     def crops_per_pass(self) -> int:
         """Number of crops that the tower computes together."""
         return CROPS_PER_PASS_CPU if self.device.type == "cpu" else CROPS_PER_PASS_GPU
@@ -87,8 +93,7 @@ class Phi3VImageEmbedding(nn.Module):
     def patch_features(self, pixels: Tensor) -> Generator[None, None, Tensor]:
         """CLIP ``hidden_states[-2]`` without class token, ``(C, N, W)``; yields after each layer."""
         tower = self.img_processor
-        weight = tower.embeddings.patch_embedding.weight
-        pixels = to_device(pixels, weight.device).to(weight.dtype)
+        pixels = to_device(pixels, self.device).to(self.dtype)
         parts = []
         for chunk in pixels.split(self.crops_per_pass):
             hidden = tower.pre_layrnorm(tower.embeddings(chunk))

@@ -173,7 +173,8 @@ class VisionRunner:
             images[digest] = image
             if self._single_images or digest in self._alone:
                 break
-        pixels = [image.crops(self._tower.device) for image in images.values()]
+        device, dtype = self._tower.device, self._tower.dtype
+        pixels = [image.crops(device).to(dtype) for image in images.values()]
         return _Pass(images, self._tower.in_parts(pixels, [i.grid for i in images.values()]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from model import (
     EngineDeadError,
     ImageError,
+    ImageFile,
     LoadOptions,
     Message,
     MessageImage,
@@ -100,6 +102,31 @@ def test_refused_requests_leave_nothing_behind(tiny: Path) -> None:
         with pytest.raises(ImageError):
             await engine.generate([Message("user", "x", (sliver,))], GREEDY)
         assert engine.describe().is_idle
+
+    with_engine(tiny, scenario)
+
+
+def test_a_follow_up_question_decodes_nothing(tiny: Path) -> None:
+    """Its image is found by the file; other callers' images, by cache salt, are not."""
+    decoded: list[bytes] = []
+
+    def decode(data: bytes) -> Image.Image:
+        decoded.append(data)
+        return Image.new("RGB", (300, 200), "red")
+
+    picture = MessageImage(lambda: ImageFile(b"a file", decode, lambda _: None), 1)
+    question = [Message("user", "x", (picture,))]
+
+    async def scenario(engine: AsyncEngine) -> None:
+        answer = await text(engine, question, GREEDY)
+        assert await text(engine, question, GREEDY) == answer
+        assert len(decoded) == 1
+        assert engine.stats().embedding_hits == 1
+        follow_up = [*question, Message("assistant", answer), Message("user", "and y?")]
+        await text(engine, follow_up, GREEDY)
+        assert len(decoded) == 1
+        assert await text(engine, question, replace(GREEDY, cache_salt="another")) == answer
+        assert len(decoded) == 2
 
     with_engine(tiny, scenario)
 
