@@ -19,6 +19,7 @@ QUESTION = "How many languages are in the world?"
 LOOK = "What is in this image?"
 # Long enough that no machine is so busy that a stream of it comes in one piece.
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 256}
+STOP = " "  # found in every answer of the tests' model
 REFUSED: dict[str, Any] = {"top_p": 2}  # beyond what the server accepts
 PICTURE: list[dict[str, Any]] = [
     {"type": "text", "text": LOOK},
@@ -28,6 +29,19 @@ WEATHER: dict[str, Any] = {
     "name": "weather",
     "description": "The weather at a place.",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+}
+PET: dict[str, Any] = {
+    "name": "pet",
+    "description": "A pet.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["cat", "dog"]},
+            "age": {"type": "integer", "minimum": 0, "maximum": 30},
+        },
+        "required": ["kind", "age"],
+        "additionalProperties": False,
+    },
 }
 
 
