@@ -59,7 +59,7 @@ def test_azures_schema_takes_the_file(tmp_path: Path) -> None:
 
     def load(text: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "deployment.yml").write_text(text, "utf-8")
-        command = [python, "-c", LOAD, tmp_path / "deployment.yml"]
+        command = [str(python), "-c", LOAD, str(tmp_path / "deployment.yml")]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     done = load(TEXT)

@@ -150,7 +150,7 @@ def test_llm(demo: LiveServer, folder: Path) -> None:
     models, command = section("llm")
     (folder / "extra-openai-models.yaml").write_text(models.replace(ADDRESS, demo.url), "utf-8")
     name, *arguments = shlex.split(command)
-    llm = [python_with("agents"), "-m", name, *arguments]
+    llm: list[str | Path] = [python_with("agents"), "-m", name, *arguments]
     assert json.loads(run(llm, folder, LLM_USER_PATH=str(folder))).keys() == {"circle", "square"}
 
 

@@ -31,7 +31,7 @@ def test_the_documented_run_has_no_errors(server: LiveServer, tiny: Path, tmp_pa
     report = tmp_path / "report.json"
     page = (ROOT / "docs" / "clients.md").read_text("utf-8")
     (documented,) = re.findall(r"```sh\n(guidellm .*?)```", page, re.DOTALL)
-    command = documented.replace("http://127.0.0.1:8000", server.url)
+    command = documented.replace("\\\n", "").replace("http://127.0.0.1:8000", server.url)
     command = command.replace("model=phi3v", f"model=phi3v,api_key={API_KEY}")
     command = command.replace("microsoft/Phi-3-vision-128k-instruct", str(tiny))
     command += f" --disable-console --output kind=json,path={report}"
