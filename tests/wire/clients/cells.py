@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 URL, KEY, IMAGE = sys.argv[1:]  # the server's root, its API key, a data URL
 WRONG_KEY = "wrong"
@@ -43,6 +44,23 @@ PET: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
+
+
+class AccessToken(NamedTuple):
+    """What azure-core's class of that name has."""
+
+    token: str
+    expires_on: int
+
+
+class Token:
+    """A credential as azure-identity's are, whose token is an API key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        return AccessToken(self.key, int(time.time()) + 3600)
 
 
 def result(pieces: list[str], prompt_tokens: Any, completion_tokens: Any) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from azure.core.credentials import AccessToken
 from cells import (
     IMAGE,
     KEY,
@@ -20,6 +18,7 @@ from cells import (
     URL,
     WEATHER,
     WRONG_KEY,
+    Token,
     report,
     result,
 )
@@ -62,16 +61,6 @@ def azure_openai_chat(key: str = KEY, **settings: Any) -> BaseChatModel:
     return AzureAIOpenAIApiChatModel(
         endpoint=f"{URL}/v1", credential=key, model=MODEL, use_responses_api=False, **settings
     )
-
-
-class Token:
-    """A credential as azure-identity's are, whose token is an API key."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        return AccessToken(self.key, int(time.time()) + 3600)
 
 
 def azure_project(key: str = KEY, **settings: Any) -> BaseChatModel:

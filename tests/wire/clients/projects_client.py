@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from azure.ai.projects import AIProjectClient
-from azure.core.credentials import AccessToken
-from cells import IMAGE, KEY, LOOK, MODEL, QUESTION, REFUSED, URL, WRONG_KEY, report, result
+from cells import IMAGE, KEY, LOOK, MODEL, QUESTION, REFUSED, URL, WRONG_KEY, Token, report, result
 
 GIVEN: dict[str, Any] = {
     "model": MODEL,
@@ -17,16 +15,6 @@ GIVEN: dict[str, Any] = {
     "max_output_tokens": 256,
 }
 CONTENT = [{"type": "input_text", "text": LOOK}, {"type": "input_image", "image_url": IMAGE}]
-
-
-class Token:
-    """A credential as azure-identity's are, whose token is an API key."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        return AccessToken(self.key, int(time.time()) + 3600)
 
 
 def client(key: str = KEY) -> Any:
