@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +15,20 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from tests.support.client_environments import node_directory, python_with
+from tests.support.client_environments import CLIENTS, node_directory, python_with
 from tests.support.programs import program
 from tests.support.servers.live_server import ROOT, LiveServer, start_server
 
 ADDRESS = "http://127.0.0.1:8000"
 EXAMPLES = ROOT / "examples"
 CIRCLE = "The circle is red."
+# The environment of a sample that imports one of these; others run in the project's own.
+FRAMEWORKS = {
+    **dict.fromkeys(("langchain_openai", "langchain_azure_ai", "litellm"), "frameworks"),
+    **dict.fromkeys(("llama_index", "azure.ai.projects"), "frameworks"),
+    **dict.fromkeys(("agent_framework", "agents", "pydantic_ai"), "agents"),
+    "instructor": "instructor",
+}
 BOTH = "The picture shows a red circle and a blue square."
 PRINTED = {
     "azure_chat.py": BOTH,
@@ -50,6 +59,13 @@ def in_language(language: str) -> list[Sample]:
 
 def parameters(chosen: list[Sample]) -> list[object]:
     return [pytest.param(s, id=f"{s.page}-{number}") for number, s in enumerate(chosen)]
+
+
+def section(title: str) -> list[str]:
+    """The blocks of code below a title of the clients' page."""
+    page = (ROOT / "docs" / "clients.md").read_text("utf-8")
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    return re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)
 
 
 CURL = [sample for sample in in_language("bash") if "curl" in sample.code]
@@ -88,7 +104,7 @@ def run(command: list[str | Path], folder: Path, given: str | None = None, **mor
 
 def test_samples_are_found() -> None:
     """Each block of code in a language that is run, but for shell lines that need more than a server."""
-    assert (len(CURL), len(PYTHON), len(in_language("javascript"))) == (5, 12, 1)
+    assert (len(CURL), len(PYTHON), len(in_language("javascript"))) == (5, 17, 1)
 
 
 @pytest.mark.parametrize("sample", parameters(CURL))
@@ -116,8 +132,9 @@ def test_curl_shows_errors(demo: LiveServer, server: LiveServer, folder: Path) -
 @pytest.mark.timeout(600)  # the first sample of a framework installs it
 @pytest.mark.parametrize("sample", parameters(PYTHON))
 def test_python(sample: Sample, demo: LiveServer, folder: Path) -> None:
-    framework = re.search(r"^from (langchain|litellm|llama_index)", sample.code, re.MULTILINE)
-    python = python_with("frameworks") if framework else Path(sys.executable)
+    names = "|".join(map(re.escape, FRAMEWORKS))
+    found = re.search(rf"^(?:from|import) ({names})\b", sample.code, re.MULTILINE)
+    python = python_with(FRAMEWORKS[found[1]]) if found else Path(sys.executable)
     output = run([python, "-c", sample.code.replace(ADDRESS, demo.url)], folder).strip()
     assert output == CIRCLE if sample.page == "README.md" else output
 
@@ -126,6 +143,15 @@ def test_python(sample: Sample, demo: LiveServer, folder: Path) -> None:
 def test_javascript(sample: Sample, demo: LiveServer) -> None:
     command: list[str | Path] = ["node", "--input-type=module"]
     assert run(command, node_directory(), sample.code.replace(ADDRESS, demo.url)).strip()
+
+
+@pytest.mark.timeout(600)  # the first sample of an environment installs it
+def test_llm(demo: LiveServer, folder: Path) -> None:
+    models, command = section("llm")
+    (folder / "extra-openai-models.yaml").write_text(models.replace(ADDRESS, demo.url), "utf-8")
+    name, *arguments = shlex.split(command)
+    llm: list[str | Path] = [python_with("agents"), "-m", name, *arguments]
+    assert json.loads(run(llm, folder, LLM_USER_PATH=str(folder))).keys() == {"circle", "square"}
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
@@ -153,9 +179,23 @@ def test_examples_are_listed() -> None:
 def test_every_client_of_the_table_has_a_sample() -> None:
     page = (ROOT / "docs" / "clients.md").read_text("utf-8")
     rows = re.findall(r"^\| \[(.+?)\]\(#(.+?)\)", page, re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 18
     for title, anchor in rows:
         assert anchor == title.lower().replace(",", "").replace(" ", "-")
         (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
         assert "```" in section
         assert ADDRESS in section
+
+
+def test_the_table_names_the_versions_that_are_tested() -> None:
+    files = [ROOT / "scripts" / "constraints.txt", *(CLIENTS / "environments").glob("*.txt")]
+    pins = {line for path in files for line in path.read_text("utf-8").splitlines()}
+    lock = json.loads((node_directory() / "package-lock.json").read_text("utf-8"))["packages"]
+    for place, package in lock.items():
+        pins.add(f"{place.removeprefix('node_modules/')}=={package.get('version')}")
+    page = (ROOT / "docs" / "clients.md").read_text("utf-8")
+    named = re.findall(r"`([\w@/-]+)` (\d[\w.-]*)(?:, (\d[\w.-]*))?", page.partition("## curl")[0])
+    assert len(named) > 15
+    for package, *versions in named:
+        for version in filter(None, versions):
+            assert f"{package}=={version}" in pins

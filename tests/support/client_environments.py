@@ -18,8 +18,8 @@ ENVIRONMENTS = ROOT / ".venv-clients"
 
 
 def python_with(name: str) -> Path:
-    """The Python that has what ``tests/wire/clients/NAME.txt`` pins; a changed file makes it anew."""
-    requirements = CLIENTS / f"{name}.txt"
+    """The Python with what ``tests/wire/clients/environments/NAME.txt`` pins, made anew if that changed."""
+    requirements = CLIENTS / "environments" / f"{name}.txt"
     directory = ENVIRONMENTS / name
     stamp = directory / "installed"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()

@@ -1,24 +1,22 @@
 """The matrix of clients: each one gets an answer, a stream, an image's answer, an error and a refusal.
 
 The programs in ``clients`` and ``node`` make the calls, in environments of their own.
-What a client tells its user is compared with what the server answers to a plain request.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
-
 import pytest
 
-from tests.support.client_environments import CLIENTS, node_directory, python_with
-from tests.support.servers.live_server import API_KEY, LiveServer
-from tests.support.servers.wire import chart, chat
+from tests.support.client_programs import (
+    MAX_TOKENS,
+    Row,
+    check_pet,
+    plain,
+    plain_image,
+    raised,
+    returned,
+)
+from tests.support.servers.live_server import LiveServer
 
 pytestmark = [
     pytest.mark.slow,  # in all
@@ -28,22 +26,24 @@ pytestmark = [
 AZURE_ERRORS = ("HttpResponseError", "ClientAuthenticationError")
 OPENAI_ERRORS = ("UnprocessableEntityError", "AuthenticationError")
 LITELLM_ERRORS = ("BadRequestError", "AuthenticationError")
-MAX_TOKENS = 256  # as the programs say
 OWN = None  # the project's own environment
 
 
-class Row(NamedTuple):
-    """A client: the environment and the program that run it, and what its errors are called."""
-
-    environment: str | None
-    program: str
-    client: str
-    errors: tuple[str, str]
-
-    def __str__(self) -> str:
-        return "-".join([self.program.partition(".")[0], self.environment or "own", self.client])
-
-
+LANGCHAIN_OPENAI = (
+    *("ChatOpenAI", "ChatOpenAI-responses", "AzureAIOpenAIApiChatModel"),
+    *("AzureAIOpenAIApiChatModel-chat", "AzureAIOpenAIApiChatModel-project"),
+)
+LANGCHAIN = [
+    *(
+        Row("frameworks", "langchain_client.py", client, OPENAI_ERRORS)
+        for client in LANGCHAIN_OPENAI
+    ),
+    Row("frameworks", "langchain_client.py", "AzureAIChatCompletionsModel", AZURE_ERRORS),
+]
+LITELLM = [
+    Row("frameworks", "litellm_client.py", client, LITELLM_ERRORS)
+    for client in ("azure_ai/", "openai/", "hosted_vllm/", "azure/")
+]
 ROWS = [
     *(
         Row(environment, "azure_client.py", client, AZURE_ERRORS)
@@ -56,61 +56,12 @@ ROWS = [
         for environment in (OWN, "frameworks")
         for client in ("OpenAI", "AzureOpenAI", "AsyncOpenAI", "AsyncAzureOpenAI")
     ),
-    Row("frameworks", "langchain_client.py", "ChatOpenAI", OPENAI_ERRORS),
-    Row("frameworks", "langchain_client.py", "AzureAIOpenAIApiChatModel", OPENAI_ERRORS),
-    Row("frameworks", "langchain_client.py", "AzureAIChatCompletionsModel", AZURE_ERRORS),
-    *(
-        Row("frameworks", "litellm_client.py", client, LITELLM_ERRORS)
-        for client in ("azure_ai/", "openai/", "hosted_vllm/", "azure/")
-    ),
+    *LANGCHAIN,
+    *LITELLM,
     Row("frameworks", "llama_index_client.py", "OpenAILike", OPENAI_ERRORS),
 ]
 NO_TOOLS = ("asyncio", "AsyncOpenAI", "AsyncAzureOpenAI", "OpenAILike")  # their programs send none
 each_client = pytest.mark.parametrize("row", ROWS, ids=str)
-
-
-@cache
-def results(environment: str | None, program: str, url: str) -> dict[str, Any]:
-    """What the program's clients returned and raised; a program is run once for all its cells."""
-    command: list[str | Path]
-    if environment == "node":
-        command = ["node", node_directory() / program]
-    else:
-        python = Path(sys.executable) if environment is None else python_with(environment)
-        command = [python, CLIENTS / program]
-    done = subprocess.run(
-        [*command, url, API_KEY, chart()],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # or it looks for one online
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def returned(row: Row, cell: str, server: LiveServer) -> Any:
-    outcome = results(row.environment, row.program, server.url)[row.client][cell]
-    assert "returned" in outcome, outcome["traceback"]
-    return outcome["returned"]
-
-
-def raised(row: Row, cell: str, server: LiveServer) -> Any:
-    outcome = results(row.environment, row.program, server.url)[row.client][cell]
-    assert "raised" in outcome, f"returned {outcome}"
-    return outcome
-
-
-def plain(server: LiveServer, *parts: dict[str, Any]) -> dict[str, Any]:
-    """The answer to the programs' question, without any client."""
-    content: Any = [*parts] if parts else "How many languages are in the world?"
-    messages = [{"role": "user", "content": content}]
-    answer = chat(server, messages=messages, temperature=0, max_tokens=MAX_TOKENS).json()
-    return {
-        "text": answer["choices"][0]["message"]["content"],
-        "prompt_tokens": answer["usage"]["prompt_tokens"],
-        "completion_tokens": answer["usage"]["completion_tokens"],
-    }
 
 
 @each_client
@@ -127,10 +78,7 @@ def test_stream(row: Row, server: LiveServer) -> None:
 
 @each_client
 def test_image(row: Row, server: LiveServer) -> None:
-    picture = {"type": "image_url", "image_url": {"url": chart()}}
-    expected = plain(server, {"type": "text", "text": "What is in this image?"}, picture)
-    assert expected["prompt_tokens"] > 700  # the tiny checkpoint takes four crops
-    assert returned(row, "image", server) == {"pieces": 1, **expected}
+    assert returned(row, "image", server) == {"pieces": 1, **plain_image(server)}
 
 
 @each_client
@@ -198,23 +146,30 @@ def test_langchain_batch_and_conversation(row: Row, server: LiveServer) -> None:
     assert returned(row, "conversation", server)["completion_tokens"] == MAX_TOKENS
 
 
-@rows_of("langchain_client", "ChatOpenAI", "AzureAIOpenAIApiChatModel")
+@rows_of("langchain_client", *LANGCHAIN_OPENAI)
 def test_langchain_image_blocks(row: Row, server: LiveServer) -> None:
     assert returned(row, "standard_image", server) == returned(row, "image", server)
 
 
 @rows_of("langchain_client")
 def test_langchain_structured_output(row: Row, server: LiveServer) -> None:
-    pet = returned(row, "structured", server)
-    assert pet.keys() == {"kind", "age"}
-    assert pet["kind"] in ("cat", "dog")
-    assert 0 <= pet["age"] <= 30
+    check_pet(returned(row, "structured", server))
+
+
+@pytest.mark.parametrize("row", [*LANGCHAIN, *LITELLM], ids=str)
+def test_forced_calls(row: Row, server: LiveServer) -> None:
+    check_pet(returned(row, "forced", server))
 
 
 @rows_of("litellm_client")
 def test_litellm_async_and_several_answers(row: Row, server: LiveServer) -> None:
     assert returned(row, "async", server) == returned(row, "answer", server)
     assert returned(row, "n", server) == 2
+
+
+@rows_of("litellm_client")
+def test_litellm_responses(row: Row, server: LiveServer) -> None:
+    assert returned(row, "responses", server) == returned(row, "answer", server)
 
 
 @rows_of("litellm_client", "azure_ai/")

@@ -273,6 +273,9 @@ def test_openais_client_for_javascript(server: LiveServer) -> None:
     assert result["kinds"][0] == "response.created"
     assert result["kinds"][-1] == "response.incomplete"
     Place.model_validate(result["parsed"])
+    kind, name, arguments = result["called"]
+    assert (kind, name) == ("function_call", "visit")
+    Place.model_validate(arguments)
     assert result["continued"] > result["input"]
     assert result["image"] > 700
     assert (result["deleted"], result["error"]) == (404, [422, "top_p"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 URL, KEY, IMAGE = sys.argv[1:]  # the server's root, its API key, a data URL
 WRONG_KEY = "wrong"
@@ -19,6 +20,7 @@ QUESTION = "How many languages are in the world?"
 LOOK = "What is in this image?"
 # Long enough that no machine is so busy that a stream of it comes in one piece.
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 256}
+STOP = " "  # found in every answer of the tests' model
 REFUSED: dict[str, Any] = {"top_p": 2}  # beyond what the server accepts
 PICTURE: list[dict[str, Any]] = [
     {"type": "text", "text": LOOK},
@@ -29,6 +31,36 @@ WEATHER: dict[str, Any] = {
     "description": "The weather at a place.",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
 }
+PET: dict[str, Any] = {
+    "name": "pet",
+    "description": "A pet.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["cat", "dog"]},
+            "age": {"type": "integer", "minimum": 0, "maximum": 30},
+        },
+        "required": ["kind", "age"],
+        "additionalProperties": False,
+    },
+}
+
+
+class AccessToken(NamedTuple):
+    """What azure-core's class of that name has."""
+
+    token: str
+    expires_on: int
+
+
+class Token:
+    """A credential as azure-identity's are, whose token is an API key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        return AccessToken(self.key, int(time.time()) + 3600)
 
 
 def result(pieces: list[str], prompt_tokens: Any, completion_tokens: Any) -> dict[str, Any]:

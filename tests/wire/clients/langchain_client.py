@@ -1,4 +1,4 @@
-"""LangChain's chat models: OpenAI's, and the two of Azure AI."""
+"""LangChain's chat models: OpenAI's and the two of Azure AI, with chat completions and responses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cells import (
     KEY,
     LOOK,
     MODEL,
+    PET,
     PICTURE,
     QUESTION,
     REFUSED,
@@ -17,6 +18,7 @@ from cells import (
     URL,
     WEATHER,
     WRONG_KEY,
+    Token,
     report,
     result,
 )
@@ -26,17 +28,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
-PET = {
-    "title": "pet",
-    "description": "A pet.",
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["cat", "dog"]},
-        "age": {"type": "integer", "minimum": 0, "maximum": 30},
-    },
-    "required": ["kind", "age"],
-    "additionalProperties": False,
-}
+SCHEMA = {"title": "pet", "description": PET["description"], **PET["parameters"]}
 
 
 def openai(key: str = KEY, **settings: Any) -> BaseChatModel:
@@ -50,9 +42,31 @@ def azure_inference(key: str = KEY, **settings: Any) -> BaseChatModel:
     return AzureAIChatCompletionsModel(endpoint=URL, credential=key, **settings)
 
 
+def openai_responses(key: str = KEY, **settings: Any) -> BaseChatModel:
+    return openai(key, use_responses_api=True, **settings)
+
+
 def azure_openai_api(key: str = KEY, **settings: Any) -> BaseChatModel:
+    """As Azure's pages have it: with an API version, and the Responses API, which is the default then."""
+    return AzureAIOpenAIApiChatModel(
+        endpoint=f"{URL}/openai/v1",
+        credential=key,
+        model=MODEL,
+        api_version="2025-05-12",
+        **settings,
+    )
+
+
+def azure_openai_chat(key: str = KEY, **settings: Any) -> BaseChatModel:
     return AzureAIOpenAIApiChatModel(
         endpoint=f"{URL}/v1", credential=key, model=MODEL, use_responses_api=False, **settings
+    )
+
+
+def azure_project(key: str = KEY, **settings: Any) -> BaseChatModel:
+    endpoint = f"{URL}/api/projects/any"
+    return AzureAIOpenAIApiChatModel(
+        project_endpoint=endpoint, credential=Token(key), model=MODEL, **settings
     )
 
 
@@ -63,14 +77,14 @@ def told(message: BaseMessage, pieces: list[str]) -> dict[str, Any]:
 
 def cells(make: Callable[..., BaseChatModel]) -> dict[str, Callable[[], Any]]:
     def whole(message: BaseMessage) -> dict[str, Any]:
-        return told(message, [str(message.content)])
+        return told(message, [str(message.text)])
 
     def stream() -> dict[str, Any]:
         chunks = list(make(**SETTINGS).stream(QUESTION))
         total = chunks[0]
         for chunk in chunks[1:]:
             total = total + chunk
-        return told(total, [str(chunk.content) for chunk in chunks if chunk.content])
+        return told(total, [str(chunk.text) for chunk in chunks if chunk.text])
 
     def image() -> dict[str, Any]:
         return whole(make(**SETTINGS).invoke([HumanMessage(PICTURE)]))
@@ -89,11 +103,16 @@ def cells(make: Callable[..., BaseChatModel]) -> dict[str, Callable[[], Any]]:
         return whole(model.invoke(messages))
 
     def structured() -> Any:
-        model = make(max_tokens=200).with_structured_output(PET, method="json_schema")
+        model = make(max_tokens=200).with_structured_output(SCHEMA, method="json_schema")
+        return model.invoke(QUESTION)
+
+    def forced() -> Any:
+        model = make(max_tokens=200).with_structured_output(SCHEMA, method="function_calling")
         return model.invoke(QUESTION)
 
     return {
         "structured": structured,
+        "forced": forced,
         "answer": lambda: whole(make(**SETTINGS).invoke(QUESTION)),
         "stream": stream,
         "image": image,
@@ -109,7 +128,10 @@ def cells(make: Callable[..., BaseChatModel]) -> dict[str, Callable[[], Any]]:
 report(
     {
         "ChatOpenAI": cells(openai),
+        "ChatOpenAI-responses": cells(openai_responses),
         "AzureAIChatCompletionsModel": cells(azure_inference),
         "AzureAIOpenAIApiChatModel": cells(azure_openai_api),
+        "AzureAIOpenAIApiChatModel-chat": cells(azure_openai_chat),
+        "AzureAIOpenAIApiChatModel-project": cells(azure_project),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import litellm
 from cells import (
     KEY,
     MODEL,
+    PET,
     PICTURE,
     QUESTION,
     REFUSED,
@@ -49,8 +51,28 @@ def cells(prefix: str, way: dict[str, Any]) -> dict[str, Callable[[], Any]]:
             usages[-1].completion_tokens,
         )
 
+    def forced() -> Any:
+        """The arguments of a forced call."""
+        tools = [{"type": "function", "function": PET}]
+        choice = {"type": "function", "function": {"name": PET["name"]}}
+        # LiteLLM refuses tool_choice for azure_ai/ unless it is told to let it pass.
+        allowed = ["tool_choice"] if prefix == "azure_ai/" else []
+        answer = complete(tools=tools, tool_choice=choice, allowed_openai_params=allowed)
+        (call,) = answer.choices[0].message.tool_calls
+        return json.loads(call.function.arguments)
+
+    def respond() -> dict[str, Any]:
+        """The Responses API, where the prefix has it; for others LiteLLM makes a chat of it."""
+        changed = {"input": QUESTION, "max_output_tokens": SETTINGS["max_tokens"]}
+        kept = {name: given[name] for name in ("model", "api_key", "temperature", *way)}
+        answer = litellm.responses(**kept, **changed)
+        text = answer.output[0].content[0].text
+        return result([text], answer.usage.input_tokens, answer.usage.output_tokens)
+
     return {
         "answer": lambda: told(complete()),
+        "forced": forced,
+        "responses": respond,
         "stream": stream,
         "image": lambda: told(complete(messages=[{"role": "user", "content": PICTURE}])),
         "error": lambda: complete(**REFUSED),

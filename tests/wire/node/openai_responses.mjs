@@ -43,6 +43,13 @@ for await (const event of stream) {
 const parsed = await client.responses.parse({ ...asked, max_output_tokens: 300, text: { format } });
 const more = await client.responses.create({ ...asked, previous_response_id: whole.id });
 const seen = await client.responses.create({ ...asked, input: [{ role: "user", content: shown }] });
+const tool = { type: "function", name: "visit", parameters: schema, strict: true };
+const called = await client.responses.create({
+  ...asked,
+  max_output_tokens: 300,
+  tools: [tool],
+  tool_choice: "required",
+});
 const retrieved = await client.responses.retrieve(whole.id);
 await client.responses.delete(whole.id);
 const deleted = await failure(() => client.responses.retrieve(whole.id));
@@ -57,6 +64,7 @@ console.log(
     input: whole.usage.input_tokens,
     continued: more.usage.input_tokens,
     image: seen.usage.input_tokens,
+    called: [called.output[0].type, called.output[0].name, JSON.parse(called.output[0].arguments)],
     deleted: deleted.status,
     error: [refused.status, refused.param],
   }),
