@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import torch
 
-from model.engine.config import LoadOptions, Quantization
+from model.engine.config import LoadOptions
 from model.engine.loading.machine import Machine
 from model.engine.loading.memory_plan import MemoryPlan, plan_memory
 from server.settings import Settings
@@ -93,39 +93,22 @@ def test_messages_are_the_programs_own() -> None:
     assert [text for text in ours if text not in said] == []
 
 
-def plan(gigabytes: int, quantization: Quantization = "none") -> MemoryPlan:
+def plan(gigabytes: int) -> MemoryPlan:
     """Of the official model on a GPU of its own."""
-    options = LoadOptions("", dtype="bfloat16", quantization=quantization)
+    options = LoadOptions("", dtype="bfloat16")
     total = int(gigabytes * 1e9)
     free = int(options.gpu_memory_utilization * total)
     return plan_memory(HEADERS, FULL, options, [Machine(torch.device("cuda"), free, "", total)])
 
 
-def thousands(found: MemoryPlan) -> str:
-    return f"{found.num_blocks * found.block_size / 1000:.0f},000"
-
-
-def test_sizes_are_computed_right() -> None:
-    found = plan(24)
-    slot = found.kv_cache // (found.num_blocks * found.block_size)
-    assert slot == 384 * 1024
-    sizes = re.findall(r"(\d+) GiB\s+for\s+(?:the whole window of )?([\d,]+)", SIZING)
-    assert len(sizes) == 2
-    for gib, tokens in sizes:
-        assert slot * int(tokens.replace(",", "")) == int(gib) << 30
+def test_what_follows_from_the_card_is_as_the_page_says() -> None:
+    """Its other numbers are written by ``scripts.sizing_page``."""
     choices = SIZING.partition("| CPU |")[2]
     for found, chunk in ((plan(24), "2,048"), (plan(80), "8,192")):
         assert f"{found.prefill_chunk:,}" == chunk
         assert chunk in choices
-    rows = re.findall(
-        r"^\| NVIDIA \w+ \| (\d+) GB \| ([\d,]+) \| (\d+) \| \d+ \|$", SIZING, re.MULTILINE
-    )
-    assert len(rows) == 4
-    for memory, tokens, conversations in rows:
-        assert tokens == thousands(plan(int(memory)))
-        assert int(conversations) == int(tokens.replace(",", "")) // 3000
-    less = re.findall(r"`--quantization int\d`[a-z ]* for ([\d,]+\d)", SIZING)
-    assert less == [thousands(plan(24, "int8")), thousands(plan(24, "int4"))]
+    assert plan(80).max_num_seqs == 256
+    assert "from 16 to 256" in choices
 
 
 def test_the_first_questions_are_answered(tiny: Path) -> None:
