@@ -42,7 +42,7 @@ class Row:
 
 def forms(dtype: torch.dtype) -> list[Compilation]:
     """The forms of kernels that a server of up to 256 sequences launches."""
-    return compilations(OfficialSizes(), dtype, "meta", max_sequences=256, queries=(1, 9))
+    return compilations(OfficialSizes(), dtype, "meta", max_sequences=256, queries=(1, 16))
 
 
 def dtype_for(architecture: int) -> torch.dtype:
