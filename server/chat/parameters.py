@@ -7,6 +7,7 @@ ones are ignored, and named in a response header.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -87,6 +88,8 @@ NO_EFFECT = (
     *("prompt_cache_retention", "safety_identifier", "chat_template_kwargs"),
 )
 
+# What looks like the name of a parameter, such as ``stream_options.include_obfuscation``.
+PARAMETER = re.compile(r"[a-z_]\w{0,60}(\.\w{1,60}){0,8}", re.ASCII)
 _logged: dict[str, None] = {}  # names, the oldest first
 
 
@@ -151,12 +154,13 @@ def unknown_fields(part: BaseModel, path: str = "") -> Iterator[str]:
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """The header that names what was ignored, if anything; each name is logged once.
 
-    Characters that a header cannot contain are percent-encoded, and only the first names fit.
+    Characters that a header cannot contain are percent-encoded, and only the first names fit. What does not
+    look like a parameter's name may be a client's content, which no log holds.
     """
     if not names:
         return {}
     shown = [quote(name, safe=".") for name in names[:MOST_PROBLEMS]]
-    if new := [name for name in shown if name not in _logged]:
+    if new := [name for name in shown if name not in _logged and PARAMETER.fullmatch(name)]:
         logger.info("ignored parameters", extra=fields(names=",".join(new)))
         _logged.update(dict.fromkeys(new))
         for oldest in list(_logged)[:-MOST_REMEMBERED]:

@@ -79,7 +79,7 @@ def test_little_of_what_was_sent_is_repeated(server: LiveServer) -> None:
         },
         {"tools": ["x" * 180_000]},
         {"messages": [{"role": "x" * 180_000, "content": ""}] * 10},
-        {"messages": [{"role": "user", "content": "x", "\U000e0001" * 90_000: 1}]},
+        {"messages": [{"role": "user", "content": [{"type": "\U000e0001" * 90_000}]}]},
     ],
 )
 def test_a_message_is_never_long(

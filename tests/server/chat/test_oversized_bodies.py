@@ -80,7 +80,7 @@ BODIES: dict[str, tuple[bytes, int, str | None]] = {
     "1 M unknown keys": (body(**keys(1_000_000)), 422, None),
     "70 k unknown keys": (body(**keys(70_000)), 422, None),
     "a choice of 2.9 M marks": (body(guided_choice=["." * 2_900_000]), 422, "guided_choice"),
-    "1000 unknown keys": (body(**keys(1000)), 422, "key0"),
+    "1000 unknown keys": (body(**keys(1000)), 200, None),
     "70 k keys in a message": (body(messages=[{**HELLO, **keys(70_000)}]), 422, "messages.0"),
     "70 k keys in a part": (
         parts({"type": "text", "text": "x", **keys(70_000)}),
@@ -89,8 +89,8 @@ BODIES: dict[str, tuple[bytes, int, str | None]] = {
     ),
     "1000 keys in each part": (
         parts(*[{"type": "text", "text": "x", **keys(1000)}] * 30),
-        422,
-        "messages.0.content.0.key0",
+        200,
+        None,
     ),
     "1024 x 256 parts": (empty_parts(1024, 256), 422, None),
     "1024 x 20 parts": (empty_parts(1024, 20), 422, "messages"),
@@ -109,11 +109,11 @@ BODIES: dict[str, tuple[bytes, int, str | None]] = {
         422,
         "messages.0.content.0.image_url.url",
     ),
-    "a key of 20 MB": (body(**{"k" * 20_000_000: 1}), 422, "k" * 100),
+    "a key of 20 MB": (body(**{"k" * 20_000_000: 1}), 200, None),
     "a key of 20 MB in a message": (
         body(messages=[{**HELLO, "k" * 20_000_000: 1}]),
-        422,
-        "messages.0." + "k" * 100,
+        200,
+        None,
     ),
     "a role of 20 MB": (
         body(messages=[{"role": "r" * 20_000_000, "content": "x"}]),
@@ -163,6 +163,7 @@ def test_oversized_bodies(server: LiveServer, arrivals: list[float], name: str) 
     assert response.status_code == status
     assert response.status_code == 200 or response.json()["error"]["param"] == param
     assert len(response.content) < 20_000
+    assert len(response.headers.get("x-ignored-parameters", "")) < 4000
 
 
 def test_as_many_values_as_a_conversation_needs(server: LiveServer) -> None:

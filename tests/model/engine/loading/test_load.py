@@ -236,7 +236,7 @@ def test_on_a_gpu_a_picture_is_answered_first(
         seen.append(self.num_images)
         return result
 
-    monkeypatch.setattr("model.engine.loading.load.on_cuda", lambda device: True)
+    monkeypatch.setattr("model.engine.loading.warm_up.on_cuda", lambda device: True)
     monkeypatch.setattr(VisionRunner, "advance", watch)
     engine = load_engine(tiny, replace(OPTIONS, max_model_len=window))
     assert max(seen, default=0) == images

@@ -84,6 +84,6 @@ def test_the_smallest_card_decides() -> None:
 
 def test_what_is_chosen_never_makes_the_model_too_large() -> None:
     """A card on which a long chunk does not fit gets a short one."""
-    found = plan(replace(OPTIONS, quantization="int4"), gpu(7.4))
+    found = plan(replace(OPTIONS, quantization="int4"), gpu(7.2))
     assert sizes(found) == (16, 512)
     assert sizes(plan(replace(OPTIONS, quantization="int4"), gpu(9))) == (16, 2048)
