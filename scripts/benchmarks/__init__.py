@@ -17,6 +17,8 @@
 | ``drift`` | next-token distributions in bfloat16, int8 and int4 | float32 |
 | ``quantized`` | decode and prefill time with int8 and int4 weights | unquantized weights |
 | ``kernels`` | decode and prefill time with the compiled CPU kernels | torch's operators |
+| ``gpu-plan`` | launches and bytes of a decode step on a GPU, counted; milliseconds predicted | weights, keys and values read once |
+| ``wire`` | processor time per event, and gaps, of up to 256 streams of a fast model | one core; the model's steps |
 | ``pacing`` | a long prompt beside streams on cards, predicted with a simulated clock | pacing with one cost per token; limits |
 | ``full`` | the server with a checkpoint of the official size: startup time, memory, one image, decoding | its files and KV cache; reading the weights once per step |
 
@@ -24,6 +26,7 @@
 
 The speed of a shared machine drifts by tens of percent within minutes. Each run therefore measures
 all sides in turn, one at a time, for several rounds, and compares the medians; do not compare figures
-of different runs. All benchmarks but ``pacing``, which computes nothing, run on random checkpoints.
+of different runs. All benchmarks but ``pacing`` and ``gpu-plan``, which compute nothing, and ``wire`` run on random
+checkpoints.
 They assert nothing: they print each figure next to its target, write it as JSON and plot it.
 """

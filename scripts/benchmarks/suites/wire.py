@@ -70,6 +70,7 @@ def run(options: Options) -> Report:
     """See the module."""
     streams = STREAMS[:2] if options.smoke else STREAMS
     rates = RATES[:1] if options.smoke else RATES
+    target = (streams[-1], rates[-1]) if options.smoke else TARGET
     report = Report(
         "wire",
         f"streams of events, with a model that only takes time; {describe()}",
@@ -101,10 +102,11 @@ def run(options: Options) -> Report:
                     ]
                 )
                 lines[f"{rate} steps/s"][count] = [found.cores]
-                if (count, rate) == TARGET:
+                if (count, rate) == target:
+                    name = f"{count} x {rate}"
                     report.figures += [
-                        Figure("256 x 60: server's cores", found.cores, "at most", MOST_CORES),
-                        Figure("256 x 60: gap, steps", found.gap, "at most", MOST_GAP),
+                        Figure(f"{name}: server's cores", found.cores, "at most", MOST_CORES),
+                        Figure(f"{name}: gap, steps", found.gap, "at most", MOST_GAP),
                     ]
         finally:
             server.stop()
