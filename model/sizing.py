@@ -11,7 +11,7 @@ from model.demo.random_checkpoint import PRESETS, config_for
 from model.engine.config import GIB, DType, LoadOptions
 from model.engine.loading.load import adapter_name, devices_for, dtype_for, effective_headers
 from model.engine.loading.machine import Machine
-from model.engine.loading.memory_parts import VISION
+from model.engine.loading.memory_parts import Weights
 from model.engine.loading.memory_plan import DTYPES, MemoryPlan, plan_memory
 from model.hub import OFFICIAL, find_adapter
 from model.phi3v.adapters.adapter import Adapter
@@ -108,11 +108,7 @@ def size(options: LoadOptions, memory: float) -> Sizing:
         options.quantization,
         config.context_window,
         None if adapter is None else adapter.name,
-        sum(
-            torch.Size(header.shape).numel() * DTYPES[options.dtype].itemsize
-            for name, header in merged.items()
-            if VISION in name
-        ),
+        Weights.of(merged, DTYPES[options.dtype], options.quantization).tower,
     )
 
 

@@ -23,10 +23,9 @@ from torch import Tensor
 from model.gpu.launch import INTERPRETED, Traffic, launch
 from model.gpu.paged_decode_kernel import paged_decode_kernel
 from model.gpu.rope_store import BLOCK
+from model.gpu.support import MAX_SPLITS, SPLIT
 
 TILE = 256 if INTERPRETED else 32  # positions that a program attends to at once
-SPLIT = 256  # tokens of a split; doubled until a sequence has at most MAX_SPLITS
-MAX_SPLITS = 32
 MAX_QUERY = 16
 PIPELINE_BYTES = 48 * 1024  # of shared memory, so that two programs fit on a multiprocessor
 PROGRAMS = 8  # per multiprocessor

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+# Tokens of a split of paged attention, doubled until a sequence has at most MAX_SPLITS.
+SPLIT, MAX_SPLITS = 256, 32
 SMALLEST_HEAD, LARGEST_HEAD = 16, 256
 LARGEST_VOCABULARY = 32768  # a row of logits stays in the registers of one program
 

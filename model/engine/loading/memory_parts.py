@@ -16,6 +16,7 @@ from model.engine.config import BLOCK_SIZE, Quantization
 from model.engine.kv_cache.choice import on_cuda, storage_dtype
 from model.engine.loading.step_size import StepSize
 from model.engine.policy import MOST_VERIFIED, graph_sizes
+from model.gpu.support import MAX_SPLITS, SPLIT
 from model.phi3v.configuration import Phi3VConfig
 from model.phi3v.vision import CROPS_PER_PASS_CPU, CROPS_PER_PASS_GPU
 from model.phi3v.weights.files import Header
@@ -23,9 +24,7 @@ from model.phi3v.weights.quantization import LAYERS, quantized_bytes
 
 VISION = ".vision_embed_tokens."
 LAYER = "model.layers."
-# The split attention of model.gpu, which only machines with its compiler can import.
-SPLIT_TOKENS, MOST_SPLITS = 256, 32
-LEAST_QUERIES = 256  # of its scratch memory, see kv_cache.gpu
+LEAST_QUERIES = 256  # of attention's scratch memory, see kv_cache.gpu, which imports Triton
 # Float32 copies of a step's logits on a GPU: those sampled, processed and masked; and of those with log
 # probabilities their own and the result.
 LOGITS_COPIES = 5
@@ -133,7 +132,7 @@ def split_scratch_bytes(rows: int, heads: int, head_dim: int, window: int) -> in
     sequence. A counter for each query and head tells how many are finished.
     """
     queries = max(rows, LEAST_QUERIES)  # a row that verifies guesses has several
-    splits = min(-(-window // SPLIT_TOKENS), MOST_SPLITS)
+    splits = min(-(-window // SPLIT), MAX_SPLITS)
     return queries * heads * (splits * (head_dim + 2) + 1) * 4
 
 
